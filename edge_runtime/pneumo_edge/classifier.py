@@ -1,0 +1,274 @@
+"""The way from a film to a verdict."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from math import exp, log
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumo_edge.backends import Backend, engine_versions, open_backend
+from pneumo_edge.bundle import DEFAULT_BUNDLE, ENGINE_OF_SUFFIX, LABELS, Bundle, read_bundle
+from pneumo_edge.errors import BundleError, ImageError, MissingExtraError, PneumoError, UsageError
+from pneumo_edge.plausibility import objections
+from pneumo_edge.preprocess import Film, Source, read_film
+
+ENGINE_ORDER = {"aarch64": ("tflite", "onnx"), "arm64": ("tflite", "onnx")}
+"""Which engine `auto` prefers, by processor; ("onnx", "tflite") elsewhere. A fixed order and no race: two devices of
+one kind, with the same packages, give the same answer. LiteRT's int8 kernels pay off on Arm alone."""
+
+_DECODED_AHEAD = 4
+"""Films that each worker may have ready before the engine asks for them: bounds the memory of a large folder."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one film."""
+
+    path: str
+    label: str | None
+    """"NORMAL" or "PNEUMONIA"; None where the verdict is withheld."""
+    probability: float
+    """Of pneumonia, calibrated, at the prevalence in force."""
+    logit: float
+    threshold: float
+    """On `probability`."""
+    operating_point: str
+    novelty: float
+    in_distribution: bool
+    warnings: tuple[str, ...]
+    model: str
+    file: str
+    milliseconds: dict[str, float]
+    heatmap: npt.NDArray[np.float32] = field(repr=False, compare=False)
+    """(h, w), positive is evidence for pneumonia; not part of the record."""
+
+    def record(self) -> dict[str, Any]:
+        """Returns the JSON record of the command line: everything but the heatmap."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "heatmap"}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that could not be judged, and why."""
+
+    path: str
+    error: str
+
+    def record(self) -> dict[str, Any]:
+        """Returns the JSON record of the command line."""
+        return {"path": self.path, "error": self.error}
+
+
+class Classifier:
+    """A model file in an engine, with its calibration. `predict` may be called from several threads.
+
+    Usable as a context manager; leaving it frees the engine.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        file: str,
+        *,
+        operating_point: str | None = None,
+        prevalence: float | None = None,
+        threads: int | None = None,
+        force_verdict: bool = False,
+    ) -> None:
+        """Opens one file of a bundle that `read_bundle` gave; `Classifier.load` is the usual way.
+
+        Raises:
+            BundleError: The file is not in the bundle, was changed, or is not accepted by its engine.
+            MissingExtraError: The engine of that file is not installed.
+            UsageError: No such operating point, or a prevalence outside (0, 1).
+        """
+        description = bundle.description
+        point = operating_point or description.default_operating_point
+        if point not in description.operating_points:
+            known = ", ".join(description.operating_points)
+            raise UsageError(f"{bundle.folder} has no operating point {point}: it has {known}")
+        if prevalence is not None and not 0 < prevalence < 1:
+            raise UsageError(f"a prevalence of {prevalence} is not between 0 and 1: give a share such as 0.2")
+        self.bundle, self.file = bundle, file
+        self.operating_point = point
+        self.threads = threads or usable_cores()
+        self._force = force_verdict
+        self._size = description.input.size
+        # Bayes: another prevalence adds the difference of the log odds to the logit, and moves the threshold with it,
+        # so that sensitivity and specificity, and hence the verdict, stay.
+        calibration = description.calibration
+        self._scale = calibration.scale
+        shift = 0.0 if prevalence is None else _log_odds(prevalence) - _log_odds(calibration.prevalence)
+        self._offset = calibration.offset + shift
+        self._cut = _log_odds(description.operating_points[point].threshold) + shift
+        data = bundle.read_file(file)
+        self._novelty_limit = description.files[file].novelty_limit
+        engine = ENGINE_OF_SUFFIX[Path(file).suffix]
+        self._backend: Backend | None = open_backend(engine, data, self._size, self.threads, str(bundle.folder / file))
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        *,
+        file: str | None = None,
+        engine: str = "auto",
+        operating_point: str | None = None,
+        prevalence: float | None = None,
+        threads: int | None = None,
+        force_verdict: bool = False,
+    ) -> Classifier:
+        """Opens a bundle; the one that comes with pneumo by default.
+
+        Args:
+            bundle: Folder that pneumo-export wrote.
+            file: One of its files, such as "model.int8.onnx"; chosen by `engine` otherwise.
+            engine: "onnx", "tflite", or "auto" for the best installed engine of this processor; int8 before fp32.
+            operating_point: Name of a threshold in the bundle; the bundle's default otherwise.
+            prevalence: Share of films with pneumonia where the model is used, in (0, 1); moves the probability and
+                the threshold by Bayes' rule. By default that of the validation films.
+            threads: Of one inference; as many as this process may use by default.
+            force_verdict: Give a label even to a picture that is not what the model was made for.
+
+        Raises:
+            BundleError, MissingExtraError, UsageError: See `Classifier`.
+        """
+        found = read_bundle(Path(bundle) if bundle is not None else DEFAULT_BUNDLE)
+        if file is None:
+            file = _choose_file(found, engine)
+        elif engine != "auto" and ENGINE_OF_SUFFIX.get(Path(file).suffix) != engine:
+            raise UsageError(f"{file} is not a file of the engine {engine}: leave out one of the two")
+        return cls(
+            found,
+            file,
+            operating_point=operating_point,
+            prevalence=prevalence,
+            threads=threads,
+            force_verdict=force_verdict,
+        )
+
+    def predict(self, source: Source, name: str | None = None) -> Prediction:
+        """Judges one film.
+
+        Args:
+            source: Path, or the bytes of an image file.
+            name: What the answer calls it; the path by default.
+
+        Raises:
+            ImageError: The picture cannot be read.
+            MissingExtraError: It is a DICOM file and the extra `dicom` is not installed.
+        """
+        name = name or ("-" if isinstance(source, bytes) else os.fspath(source))
+        return self._judge(name, *self._read(source, name))
+
+    def predict_batch(self, sources: Iterable[Source]) -> Iterator[Prediction | Failure]:
+        """Judges many films in order, decoding ahead in worker threads while the engine runs.
+
+        Yields:
+            A `Prediction` for each source, or a `Failure` where it cannot be read. Memory does not grow with their
+            number.
+        """
+        workers = usable_cores()
+        waiting: deque[tuple[str, Future[tuple[Film, float]]]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for source in sources:
+                    name = "-" if isinstance(source, bytes) else os.fspath(source)
+                    waiting.append((name, pool.submit(self._read, source, name)))
+                    if len(waiting) >= workers * _DECODED_AHEAD:
+                        yield self._answer(*waiting.popleft())
+                while waiting:
+                    yield self._answer(*waiting.popleft())
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _answer(self, name: str, read: Future[tuple[Film, float]]) -> Prediction | Failure:
+        try:
+            return self._judge(name, *read.result())
+        except (ImageError, MissingExtraError) as error:
+            return Failure(name, str(error))
+
+    def _read(self, source: Source, name: str) -> tuple[Film, float]:
+        start = time.perf_counter()
+        film = read_film(source, self._size, name)
+        return film, (time.perf_counter() - start) * 1e3
+
+    def _judge(self, name: str, film: Film, read_ms: float) -> Prediction:
+        if self._backend is None:
+            raise PneumoError("this Classifier has been closed: load it again")
+        start = time.perf_counter()
+        outputs = self._backend.run(film.pixels[np.newaxis])
+        infer_ms = (time.perf_counter() - start) * 1e3
+        logit, novelty = float(outputs.logit[0]), float(outputs.novelty[0])
+        doubts = objections(film)
+        # Written so that NaN counts as far away.
+        if not novelty <= self._novelty_limit:
+            doubts += ("the picture does not look like the chest films that the model has learned from",)
+        log_odds = self._scale * logit + self._offset
+        verdict = LABELS[log_odds >= self._cut]
+        return Prediction(
+            path=name,
+            label=verdict if not doubts or self._force else None,
+            probability=_sigmoid(log_odds),
+            logit=logit,
+            threshold=_sigmoid(self._cut),
+            operating_point=self.operating_point,
+            novelty=novelty,
+            in_distribution=not doubts,
+            warnings=doubts + film.warnings,
+            model=self.bundle.description.name,
+            file=self.file,
+            milliseconds={"read": round(read_ms, 3), "infer": round(infer_ms, 3)},
+            heatmap=outputs.heatmap[0],
+        )
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._backend = None
+
+
+def usable_cores() -> int:
+    """Returns how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _choose_file(bundle: Bundle, engine: str) -> str:
+    if engine == "auto":
+        versions = engine_versions()
+        order = ENGINE_ORDER.get(platform.machine().lower(), ("onnx", "tflite"))
+        present = [file for e in order if versions[e] for file in bundle.files_of_engine(e)]
+        # A bundle with TFLite files alone, and no LiteRT: the missing extra is named when the file is opened.
+        files = present or [file for e in order for file in bundle.files_of_engine(e)]
+    elif engine in ENGINE_OF_SUFFIX.values():
+        files = bundle.files_of_engine(engine)
+    else:
+        raise UsageError(f"there is no engine {engine}: choose auto, onnx or tflite")
+    if not files:
+        raise BundleError(f"{bundle.folder} has no file for the engine {engine}: export it with that format")
+    return files[0]
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + exp(-x)) if x >= 0 else exp(x) / (1 + exp(x))
+
+
+def _log_odds(p: float) -> float:
+    return log(p) - log(1 - p)

@@ -1,0 +1,109 @@
+"""What the four commands share: how an error ends, how progress is shown, where the version stands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from pneumo_edge.errors import PneumoError
+
+if TYPE_CHECKING:
+    import typer
+
+T = TypeVar("T")
+
+NOT_A_DIAGNOSIS = "For education and research. Not a diagnosis."
+
+DONE, FAILED, CANNOT_START, INTERRUPTED = 0, 1, 2, 130
+
+
+def say(text: str) -> None:
+    """Prints one line for the person at the terminal, on stderr: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(app: typer.Typer, name: str) -> NoReturn:
+    """Runs a command and exits: a `PneumoError` becomes one line and exit code 2, Ctrl-C becomes 130.
+
+    With `PNEUMO_DEBUG=1` in the environment an error keeps its traceback.
+    """
+    debug = os.environ.get("PNEUMO_DEBUG") == "1"
+    try:
+        app(prog_name=name)
+    except PneumoError as error:
+        if debug:
+            raise
+        say(f"{name}: {error}")
+        sys.exit(CANNOT_START)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: nothing more can be said to it, and the interpreter must not try.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except OSError as error:
+        if debug:
+            raise
+        where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
+        say(f"{name}: {error.strerror or error}{where}")
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        say(f"{name}: interrupted")
+        sys.exit(INTERRUPTED)
+    sys.exit(DONE)
+
+
+def print_version(wanted: bool) -> None:
+    """Callback of `--version`."""
+    if wanted:
+        import typer
+
+        from pneumo_edge import __version__
+
+        typer.echo(f"pneumo {__version__}")
+        raise typer.Exit
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a bar with an ETA on stderr while the block runs, if stderr is a terminal.
+
+    Yields:
+        A function to be called with the number of items done so far.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    # rich takes a third of a short inference to import: only where a bar will really be seen.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def tracked(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Yields the items and shows how many have gone by."""
+    with progress(what, total) as show:
+        for done, item in enumerate(items, start=1):
+            yield item
+            show(done)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table on stdout, as wide as it needs where stdout is no terminal."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, box=SIMPLE, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 240).print(table)

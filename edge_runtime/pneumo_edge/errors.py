@@ -1,0 +1,45 @@
+"""Every error that pneumo raises on purpose.
+
+    PneumoError
+    ├── ImageError         this picture cannot be read, or is nothing we can judge
+    ├── BundleError        this model folder is broken, incomplete or not ours
+    ├── DataError          this folder of films cannot be trained on or measured with
+    ├── RunError           this training run cannot be resumed, exported or measured
+    ├── MissingExtraError  a package of an optional extra is not installed
+    └── UsageError         options that contradict each other or ask for what is not there
+
+Each message is one sentence (or two) that names the file and the remedy: the commands print it as it is.
+"""
+
+from __future__ import annotations
+
+
+class PneumoError(Exception):
+    """Base of all errors that a user can mend. The commands exit with 2 unless the class says otherwise."""
+
+
+class ImageError(PneumoError):
+    """A picture that cannot be read or judged. One bad picture does not stop the others."""
+
+
+class BundleError(PneumoError):
+    """A model folder that is broken, incomplete or of another format version."""
+
+
+class DataError(PneumoError):
+    """A folder of films that cannot be trained on or measured with."""
+
+
+class RunError(PneumoError):
+    """A training run that cannot be resumed, exported or measured."""
+
+
+class MissingExtraError(PneumoError):
+    """A package that an optional extra brings is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}: pip install 'pneumo[{extra}]'")
+
+
+class UsageError(PneumoError):
+    """Options that contradict each other or ask for what is not there."""

@@ -1,0 +1,177 @@
+"""From an image file to the one array that the model takes. Training, export and inference all call this.
+
+The model's input is a grey film squashed to a square, 0 = black as an X-ray is viewed (air dark, bone light).
+Normalisation is inside the graph: a runtime cannot normalise wrongly what it does not normalise.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from pneumo_edge.errors import ImageError
+
+Source: TypeAlias = str | Path | bytes
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+VERSION = 1
+"""Changes whenever the same file would give another array: caches of prepared films carry it."""
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
+"""What a folder is searched for. A file that is named is tried whatever it is called."""
+
+MAX_PIXELS = 64_000_000
+"""The largest detectors in use give about 20 million; a header that claims more than this is refused unread."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+"""Pillow would also try EPS (a program for Ghostscript) and dozens more that no X-ray comes in."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what brings the picture upright."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """A picture as the model sees it, and what was noticed while reading it."""
+
+    pixels: Pixels
+    """uint8, shape (S, S, 1), 0 = black."""
+    width: int
+    """Of the file, in pixels."""
+    height: int
+    chroma: float
+    """Mean distance of the colours from grey, 0 to 255; 0 for a grey picture."""
+    warnings: tuple[str, ...]
+
+
+def read_film(source: Source, size: int, name: str | None = None) -> Film:
+    """Reads a picture and squashes it to `size` x `size`, aspect ratio not kept (bicubic, antialiased).
+
+    Args:
+        source: A path, or the bytes of a file.
+        size: S, the side of the square in pixels.
+        name: What errors call the picture; its path by default.
+
+    Raises:
+        ImageError: The file is missing, no picture, damaged, or larger than `MAX_PIXELS`.
+        MissingExtraError: It is a DICOM file and the extra `dicom` is not installed.
+    """
+    if isinstance(source, bytes):
+        data, name = source, name or "the image"
+    else:
+        data, name = _read_bytes(Path(source), name or str(source))
+    from pneumo_edge.dicom import is_dicom, read_dicom
+
+    if is_dicom(data[:512]):
+        film = read_dicom(data, name)
+        height, width = film.grey.shape
+        picture, chroma, warnings = Image.fromarray(film.grey), 0.0, film.warnings
+    else:
+        picture, (width, height), chroma, warnings = _decode(data, size, name)
+    squashed = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return Film(np.asarray(squashed)[:, :, np.newaxis], width, height, chroma, warnings)
+
+
+def _read_bytes(path: Path, name: str) -> tuple[bytes, str]:
+    try:
+        return path.read_bytes(), name
+    except FileNotFoundError:
+        raise ImageError(f"{name} does not exist: check the path") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name} is a folder, not an image: give the files in it") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _decode(data: bytes, size: int, name: str) -> tuple[Image.Image, tuple[int, int], float, tuple[str, ...]]:
+    """Returns a grey 8-bit picture (mode L), the file's (width, height), the chroma and warnings."""
+    if not data:
+        raise ImageError(f"{name} is empty: copy it again from where it came")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(
+                    f"{name} claims {width} x {height} pixels, more than any X-ray detector has: "
+                    f"scale it down to {MAX_PIXELS // 1_000_000} million"
+                )
+            warnings = ("the file holds several pictures; only the first was read",) if _has_more(picture) else ()
+            grey, chroma = _to_grey(picture, size, name)
+            return grey, (width, height), chroma, warnings
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{name} is not an image that can be read here: use PNG, JPEG, WebP, TIFF, BMP or DICOM"
+        ) from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name} claims more pixels than any X-ray detector has: scale it down") from None
+    except Exception as error:
+        # Hostile bytes make Pillow's plugins raise nearly anything (struct.error, zlib.error, SyntaxError ...).
+        raise ImageError(f"{name} is damaged and cannot be read ({error}): copy it again from where it came") from error
+
+
+def _has_more(picture: Image.Image) -> bool:
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except Exception:
+        # A garbled second page does not spoil the first.
+        return False
+
+
+def _to_grey(picture: Image.Image, size: int, name: str) -> tuple[Image.Image, float]:
+    if picture.format in {"JPEG", "MPO"} and picture.mode in {"L", "RGB"}:
+        # libjpeg scales by 1/2, 1/4, 1/8 while it decodes. At twice the wanted size the squashed film differs by
+        # 0.2 grey levels in the mean from a full decode, and takes two thirds of the time. YCbCr is how a colour
+        # JPEG is stored: its Y is the grey film without a conversion.
+        picture.draft("L" if picture.mode == "L" else "YCbCr", (2 * size, 2 * size))
+    turn = _UPRIGHT.get(_orientation(picture))
+    picture.load()
+    if turn is not None:
+        picture = picture.transpose(turn)
+    if picture.mode == "L":
+        return picture, 0.0
+    if picture.mode == "1":
+        return picture.convert("L"), 0.0
+    if picture.mode.startswith(("I", "F")):
+        return _from_own_range(np.asarray(picture, dtype=np.float64), name), 0.0
+    if picture.mode in {"LA", "PA", "RGBA", "La", "RGBa"} or "transparency" in picture.info:
+        # What shows through is black, as the background of a film is.
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
+    if picture.mode != "YCbCr":
+        picture = picture.convert("RGB").convert("YCbCr")
+    y, *colours = picture.split()
+    away = [np.abs(np.asarray(c.resize((64, 64), Image.Resampling.BOX), dtype=np.float32) - 128) for c in colours]
+    return y, float(np.mean(np.maximum(*away)))
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return int(picture.getexif().get(0x0112, 1))
+    except Exception:
+        # Garbled EXIF does not spoil the pixels; it cannot say how they lie either.
+        return 1
+
+
+def _from_own_range(values: npt.NDArray[np.float64], name: str) -> Image.Image:
+    """16-bit, 32-bit and float pictures have no agreed range: their own smallest and largest values give it."""
+    if not np.isfinite(values).all():
+        raise ImageError(f"{name} has pixels that are not numbers: export it again as 8 or 16 bits")
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
