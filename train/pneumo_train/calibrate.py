@@ -1,0 +1,80 @@
+"""From logits to probabilities that mean what they say, and the thresholds on them. Validation films only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumo_edge.bundle import Calibration
+from pneumo_edge.errors import DataError
+
+Floats = npt.NDArray[np.floating[Any]]
+Labels = npt.NDArray[np.int64]
+
+SCREENING_SENSITIVITY = 0.98
+
+
+def fit_calibration(labels: Labels, logits: Floats) -> Calibration:
+    """Fits probability = sigmoid(scale * logit + offset) by maximum likelihood.
+
+    Args:
+        labels: (N,), 0 or 1, both present.
+        logits: (N,).
+
+    Returns:
+        Scale, offset, and the share of label 1 for which they hold.
+
+    Raises:
+        DataError: The logits do not rise with the label at all: there is nothing to calibrate.
+
+    Source: Platt, "Probabilistic outputs for support vector machines" (1999), with its smoothed targets
+    (n1 + 1) / (n1 + 2) and 1 / (n0 + 2), which keep the scale finite where the classes do not overlap.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    n1 = int(labels.sum())
+    n0 = len(labels) - n1
+    # A smoothed target t is a film counted as positive with weight t and as negative with weight 1 - t.
+    high, low = (n1 + 1) / (n1 + 2), 1 / (n0 + 2)
+    targets = np.where(labels == 1, high, low)
+    x = np.concatenate([logits, logits]).astype(np.float64)[:, np.newaxis]
+    y = np.repeat([1, 0], len(labels))
+    fitted = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(
+        x, y, sample_weight=np.concatenate([targets, 1 - targets])
+    )
+    scale, offset = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    if scale <= 0:
+        raise DataError("the model's scores do not rise with pneumonia on the validation films: train longer")
+    return Calibration(scale, offset, n1 / len(labels))
+
+
+def probabilities(logits: Floats, calibration: Calibration) -> npt.NDArray[np.float64]:
+    """Returns (N,) calibrated probabilities of pneumonia in [0, 1]."""
+    return 1 / (1 + np.exp(-(calibration.scale * logits.astype(np.float64) + calibration.offset)))
+
+
+def choose_thresholds(labels: Labels, scores: Floats) -> dict[str, float]:
+    """Chooses the operating points on scores, each midway between two neighbouring scores.
+
+    Args:
+        labels: (N,), 0 or 1, both present.
+        scores: (N,), higher speaks for 1; a film counts as positive where score >= threshold.
+
+    Returns:
+        "balanced": largest sensitivity + specificity - 1 (Youden's index; the higher threshold of equals).
+        "screening": the highest threshold whose sensitivity is at least `SCREENING_SENSITIVITY`.
+    """
+    distinct, place = np.unique(scores, return_inverse=True)
+    positives = np.bincount(place, labels == 1)
+    negatives = np.bincount(place, labels == 0)
+    # Cutting below distinct[i] calls it and all above positive.
+    sensitivity = positives[::-1].cumsum()[::-1] / positives.sum()
+    specificity = np.concatenate([[0.0], negatives.cumsum()[:-1]]) / negatives.sum()
+    below = np.concatenate([[distinct[0] - 1.0], distinct[:-1]])
+    cuts = (distinct + below) / 2
+    youden = sensitivity + specificity - 1
+    balanced = len(youden) - 1 - int(np.argmax(youden[::-1]))
+    screening = int(np.flatnonzero(sensitivity >= SCREENING_SENSITIVITY)[-1])
+    return {"balanced": float(cuts[balanced]), "screening": float(cuts[screening])}

@@ -1,0 +1,97 @@
+"""pneumo-train: a folder of films in, a run folder out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from pneumo_edge.command_line import NOT_A_DIAGNOSIS, print_version, run, say
+from pneumo_edge.errors import UsageError
+from pneumo_train.backbones import BACKBONES
+from pneumo_train.films import KAGGLE_PATIENT
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(epilog=NOT_A_DIAGNOSIS)
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder with train/ and test/, each NORMAL/ and PNEUMONIA/; "
+            "kaggle downloads chest-xray-pneumonia; phantom draws a small synthetic set."
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder to make; by default runs/BACKBONE-HEAD-SIZE.")] = None,
+    backbone: Annotated[str, typer.Option(help=f"Network: {', '.join(BACKBONES)}.")] = "efficientnet_lite0",
+    head: Annotated[
+        str, typer.Option(help="gap: pooling and one unit; flatten: a hidden layer on the whole feature map.")
+    ] = "gap",
+    weights: Annotated[
+        str, typer.Option(help="What the backbone starts from: imagenet, none, or a Keras .h5 file, full or partial.")
+    ] = "imagenet",
+    size: Annotated[
+        int | None, typer.Option(help="Side of the input in pixels; 160 for the light backbones, 224 for the others.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training films.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Films in one step.")] = 32,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="Peak of the schedule; the backbone's own by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the order, the augmentation and the weights.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=20, help="Train and validate on about so many films, for a quick look.")
+    ] = None,
+    patient_regex: Annotated[
+        str, typer.Option(help="Finds the patient in a file name: the first group that matches.")
+    ] = KAGGLE_PATIENT,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, with its own settings.")
+    ] = None,
+    test: Annotated[
+        bool,
+        typer.Option("--test", help="Measure the test split at the end, or of the finished run given to --resume."),
+    ] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Fine-tunes a chest X-ray classifier, NORMAL against PNEUMONIA, and measures it."""
+    # TensorFlow's start-up chatter is for its developers. It must be silenced before the first import.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from pneumo_train.train import measure_test, resume_run, start_run
+
+    if (data is None) == (resume is None):
+        raise UsageError("give --data to start a run, or --resume RUN to go on with one")
+    if resume is not None:
+        folder = resume
+        resume_run(folder)
+    else:
+        side = f"-{size}" if size else ""
+        folder = output or Path("runs") / f"{backbone}-{head}{side}"
+        start_run(
+            folder,
+            data=str(data),
+            backbone=backbone,
+            head=head,
+            weights=weights,
+            size=size,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            limit=limit,
+            patient_rule=patient_regex,
+        )
+    if test:
+        measure_test(folder)
+    say(NOT_A_DIAGNOSIS)
+    print(folder / "report.html")
+
+
+def main() -> NoReturn:
+    """Entry point of `pneumo-train`."""
+    run(app, "pneumo-train")

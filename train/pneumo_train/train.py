@@ -1,0 +1,297 @@
+"""From a folder of films to a finished run: the steps in the order in which they happen."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pneumo_edge.atomic import write_json
+from pneumo_edge.bundle import LABELS, Calibration
+from pneumo_edge.command_line import progress, say
+from pneumo_edge.errors import DataError, MissingExtraError, RunError, UsageError
+from pneumo_edge.preprocess import Pixels
+from pneumo_train.backbones import build_model, find_backbone, freeze
+from pneumo_train.calibrate import Floats, choose_thresholds, fit_calibration, probabilities
+from pneumo_train.films import KAGGLE_PATIENT, FilmFile, index_films, index_hash, labels_of, prepare
+from pneumo_train.measure import measure
+from pneumo_train.perturb import perturb_all
+from pneumo_train.phantom import draw_phantoms
+from pneumo_train.pretrained import load_weights
+from pneumo_train.run import (
+    FORMAT_VERSION,
+    Config,
+    Films,
+    RunFilms,
+    load_films,
+    model_path,
+    read_config,
+    read_metrics,
+    read_rows,
+    write_config,
+    write_rows,
+)
+from pneumo_train.split import TEST, TRAIN, VALIDATION, split_films, write_split
+
+if TYPE_CHECKING:
+    import keras
+
+PATIENCE = 4
+PHANTOMS = 480
+KAGGLE_SET = "paultimothymooney/chest-xray-pneumonia"
+
+
+def start_run(
+    run: Path,
+    *,
+    data: str,
+    backbone: str,
+    head: str,
+    weights: str,
+    size: int | None,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float | None,
+    seed: int,
+    limit: int | None,
+    patient_rule: str = KAGGLE_PATIENT,
+) -> None:
+    """Finds the films, cuts the validation set, trains and writes the run.
+
+    Args:
+        run: Folder to make; must not exist.
+        data: Folder in the Kaggle layout, or "kaggle", or "phantom".
+        backbone, head, weights, size: See `pneumo_train.backbones`; size None is the backbone's default.
+        epochs, batch_size, learning_rate, seed: Of the training; learning_rate None is the backbone's default.
+        limit: About so many films of training and validation together; None for all.
+        patient_rule: Regular expression that finds the patient in a file name.
+
+    Raises:
+        DataError, UsageError, MissingExtraError: One sentence each; no run folder is left behind.
+    """
+    entry = find_backbone(backbone)
+    if run.exists():
+        raise UsageError(f"{run} exists already: go on with --resume {run}, or give another --output")
+    _need_training_packages()
+    folder, name = _locate(data, run.parent)
+    root, files = index_films(folder, patient_rule)
+    side = size or entry.default_size
+    prepared = prepare(root, files, side)
+    split = split_films(files, prepared, seed=seed, limit=limit)
+    _say_split(root, files, split, prepared.errors)
+
+    # Built before anything is written, so that wrong weights leave no folder behind.
+    model, started_from = _build(backbone, head, side, weights)
+    config = Config(
+        format_version=FORMAT_VERSION,
+        data=str(root.resolve()),
+        data_name=name,
+        data_hash=index_hash(files, prepared.sha256),
+        patient_rule=patient_rule,
+        backbone=backbone,
+        head=head,
+        size=side,
+        weights=weights,
+        started_from=started_from,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate or entry.learning_rate,
+        seed=seed,
+        limit=limit,
+        versions=versions(),
+        trained=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+    run.mkdir(parents=True)
+    write_split(run / "split.csv", files, split)
+    write_config(run, config)
+    _train_and_report(run, config, lambda: model, resume=False)
+
+
+def resume_run(run: Path) -> None:
+    """Goes on with a run that was interrupted; does nothing to a finished one.
+
+    Raises:
+        RunError: The folder is no run, or its films are gone.
+    """
+    config = read_config(run)
+    _need_training_packages()
+    if (run / "metrics.json").is_file():
+        say(f"{run} is finished already")
+        return
+    _train_and_report(
+        run, config, lambda: _build(config.backbone, config.head, config.size, config.weights)[0], resume=True
+    )
+
+
+def measure_test(run: Path) -> None:
+    """Measures the test split of a finished run, and counts how often that has been done.
+
+    Raises:
+        RunError: The run is not finished, or its data set has no test split.
+    """
+    import keras
+
+    from pneumo_train.fit import logits
+    from pneumo_train.report import write_report
+
+    config, metrics = read_config(run), read_metrics(run)
+    films = load_films(run, config)
+    test = films.part(TEST)
+    if set(test.labels.tolist()) != {0, 1}:
+        raise RunError(f"{films.root} has no test split with both classes: --test has nothing to measure")
+    scores = logits(keras.saving.load_model(model_path(run)), test.pixels)
+    calibration = Calibration(**metrics["calibration"])
+    probability = probabilities(scores, calibration)
+    thresholds = {name: point["threshold"] for name, point in metrics["operating_points"].items()}
+    times = (metrics["test"] or {"measured": 0})["measured"] + 1
+    metrics["test"] = {"measured": times} | measure(test.labels, probability, test.patients, thresholds)
+    predictions = [row for row in read_rows(run / "predictions.csv") if row["split"] != TEST]
+    predictions += _prediction_rows(TEST, test, scores, probability)
+    write_rows(run / "predictions.csv", PREDICTIONS, predictions)
+    write_json(run / "metrics.json", metrics)
+    write_report(run)
+
+
+PREDICTIONS = ("split", "path", "label", "logit", "probability")
+
+
+def _build(backbone: str, head: str, size: int, weights: str) -> tuple[keras.Model, str]:
+    model = build_model(backbone, head, size)
+    report = load_weights(model, backbone, weights)
+    freeze(model, backbone, report.loaded)
+    say(f"weights: {report.summary()}")
+    return model, report.summary()
+
+
+def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model], *, resume: bool) -> None:
+    from pneumo_train.fit import FitData, FitSettings, fit
+    from pneumo_train.report import write_report
+
+    films = load_films(run, config)
+    validation = films.part(VALIDATION)
+    perturbed = perturb_all(validation.pixels, validation.paths)
+    data = FitData(
+        films=films.prepared.pixels,
+        train=films.positions(TRAIN),
+        labels=labels_of(films.files),
+        validation=validation.pixels,
+        perturbed=perturbed,
+        validation_labels=validation.labels,
+    )
+    settings = FitSettings(config.epochs, config.batch_size, config.learning_rate, config.seed, PATIENCE)
+    fit(run, settings, data, build, resume=resume)
+    _evaluate(run, films, validation, perturbed)
+    write_report(run)
+    shutil.rmtree(run / "checkpoint", ignore_errors=True)
+
+
+def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) -> None:
+    """Calibrates, chooses the operating points, and measures validation; writes predictions.csv and metrics.json."""
+    import keras
+
+    from pneumo_train.fit import logits
+
+    model = keras.saving.load_model(model_path(run))
+    clean, disturbed = logits(model, validation.pixels), logits(model, perturbed)
+    labels = np.concatenate([validation.labels] * 2)
+    pooled = np.concatenate([clean, disturbed])
+    calibration = fit_calibration(labels, pooled)
+    thresholds = choose_thresholds(labels, probabilities(pooled, calibration))
+    p_clean, p_disturbed = probabilities(clean, calibration), probabilities(disturbed, calibration)
+    pooled_measure = measure(labels, np.concatenate([p_clean, p_disturbed]), validation.patients * 2, thresholds)
+    write_rows(
+        run / "predictions.csv",
+        PREDICTIONS,
+        [
+            *_prediction_rows(VALIDATION, validation, clean, p_clean),
+            *_prediction_rows(f"{VALIDATION}_perturbed", validation, disturbed, p_disturbed),
+        ],
+    )
+    write_json(
+        run / "metrics.json",
+        {
+            "films": dict(Counter(f"{s}/{LABELS[f.label]}" for s, f in zip(films.split, films.files, strict=True))),
+            "calibration": asdict(calibration),
+            "operating_points": {
+                name: {
+                    "threshold": threshold,
+                    **{
+                        share: {k: pooled_measure["operating_points"][name][share][k] for k in ("value", "low", "high")}
+                        for share in ("sensitivity", "specificity")
+                    },
+                }
+                for name, threshold in thresholds.items()
+            },
+            "validation": measure(validation.labels, p_clean, validation.patients, thresholds),
+            "validation_perturbed": measure(validation.labels, p_disturbed, validation.patients, thresholds),
+            "test": None,
+        },
+    )
+
+
+def _prediction_rows(part: str, films: Films, scores: Floats, probability: Floats) -> list[dict[str, Any]]:
+    return [
+        {"split": part, "path": path, "label": LABELS[label], "logit": f"{s:.6g}", "probability": f"{p:.6g}"}
+        for path, label, s, p in zip(films.paths, films.labels, scores, probability, strict=True)
+    ]
+
+
+def _locate(data: str, runs: Path) -> tuple[Path, str]:
+    """Returns the folder of the data and what reports call it."""
+    if data == "phantom":
+        folder = runs / "phantoms"
+        with progress("drawing phantoms", PHANTOMS) as show:
+            draw_phantoms(folder, films=PHANTOMS, progress=lambda done, _: show(done))
+        say(f"phantoms: {folder}: synthetic drawings, no patients, never a substitute for real films")
+        return folder, "phantoms (synthetic drawings, no real films)"
+    if data == "kaggle":
+        return _download(), "chest-xray-pneumonia (Kermany et al., Cell 2018)"
+    return Path(data), Path(data).resolve().name
+
+
+def _download() -> Path:
+    try:
+        import kagglehub
+    except ImportError:
+        raise MissingExtraError("kagglehub", "train", "--data kaggle") from None
+    say(f"downloading {KAGGLE_SET} with kagglehub")
+    try:
+        return Path(kagglehub.dataset_download(KAGGLE_SET))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{KAGGLE_SET} could not be downloaded ({reason[:200]}): "
+            "check the network, or download it by hand and give its folder to --data"
+        ) from error
+
+
+def _say_split(root: Path, files: Sequence[FilmFile], split: Sequence[str], errors: dict[int, str]) -> None:
+    for message in errors.values():
+        say(f"skipped: {message}")
+    counts = Counter(split)
+    say(f"{root}: {len(files)} films: " + ", ".join(f"{n} {part}" for part, n in sorted(counts.items())))
+
+
+def _need_training_packages() -> None:
+    for module, package in (("keras", "tensorflow"), ("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
+        if find_spec(module) is None:
+            raise MissingExtraError(package, "train", "training")
+
+
+def versions() -> dict[str, str]:
+    """Returns package -> version of what shapes a model."""
+    found = {}
+    for package in ("pneumo", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
