@@ -1,0 +1,98 @@
+"""pneumo-export: a run in, a bundle that passed the gate out."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from pneumo_edge.command_line import FAILED, NOT_A_DIAGNOSIS, print_table, print_version, run, say
+from pneumo_edge.errors import MissingExtraError, UsageError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+FORMATS = ("onnx", "tflite")
+
+
+@app.command(epilog=NOT_A_DIAGNOSIS)
+def export(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that pneumo-train wrote.")],
+    data: Annotated[Path | None, typer.Option(help="Where the films are, if they have moved since the run.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Bundle to make; by default RUN/bundle.")] = None,
+    int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Make int8 files beside the float ones.")] = True,
+    formats: Annotated[str, typer.Option(help="onnx, tflite or both, with a comma.")] = "onnx,tflite",
+    max_drop: Annotated[
+        float, typer.Option(min=0.0, help="Points of right verdicts that int8 may lose in a class, beyond two films.")
+    ] = 0.5,
+    calibration_films: Annotated[
+        int, typer.Option(min=2, help="Training films that give the ranges of int8, half of each class.")
+    ] = 256,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Turns a run into ONNX and TFLite files, and refuses what is not as accurate as the Keras model."""
+    # TensorFlow's start-up chatter is for its developers. It must be silenced before the first import.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    wanted = tuple(part.strip() for part in formats.split(","))
+    if not set(wanted) <= set(FORMATS):
+        raise UsageError(f"there is no format {formats!r}: choose onnx, tflite or onnx,tflite")
+    needed = (("tensorflow", "tensorflow"), ("tf2onnx", "tf2onnx"), ("onnx", "onnx"), ("sklearn", "scikit-learn"))
+    for module, package in needed + ((("ai_edge_litert", "ai-edge-litert"),) if "tflite" in wanted else ()):
+        if find_spec(module) is None:
+            raise MissingExtraError(package, "export", "exporting")
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        raise UsageError("exporting needs Keras on TensorFlow: unset KERAS_BACKEND (it loads what JAX has trained)")
+    from pneumo_export.export import export_run
+
+    exported = export_run(
+        run_folder,
+        output or run_folder / "bundle",
+        data=data,
+        int8=int8,
+        formats=wanted,
+        max_drop=max_drop,
+        calibration_films=calibration_films,
+        force=force,
+    )
+    _show(exported.parity)
+    for name, record in exported.parity["files"].items():
+        for failure in record["failures"]:
+            say(f"refused {name}: {failure}")
+    say(NOT_A_DIAGNOSIS)
+    if exported.refused is not None:
+        say(f"the refused files and their report are in {exported.refused}")
+    if exported.bundle is not None:
+        print(exported.bundle)
+    if exported.refused is not None:
+        raise typer.Exit(FAILED)
+
+
+def _show(parity: dict[str, Any]) -> None:
+    rows = []
+    for name, record in parity["files"].items():
+        clean, pooled = record["clean"], record["pooled"]
+        rows.append(
+            (
+                name,
+                f"{record['bytes'] / 1e6:.2f} MB",
+                f"{clean['auc']:.4f}",
+                f"{record['perturbed']['auc']:.4f}",
+                f"{clean['sensitivity']:.1%}",
+                f"{clean['specificity']:.1%}",
+                f"{pooled['flips']['lost']}/{pooled['flips']['won']}",
+                f"{record['logit_difference']['max']:.2g}",
+                "refused" if record["failures"] else "passed",
+            )
+        )
+    columns = ("file", "size", "AUC", "perturbed", "sensitivity", "specificity", "lost/won", "max |logit|", "gate")
+    print_table(f"{parity['validation_films']} validation films, against Keras", columns, rows)
+
+
+def main() -> NoReturn:
+    """Entry point of `pneumo-export`."""
+    run(app, "pneumo-export")

@@ -1,0 +1,259 @@
+"""From a run to a bundle: the steps in the order in which they happen."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pneumo_edge.atomic import replacing_folder, write_json, write_text
+from pneumo_edge.backends import open_backend
+from pneumo_edge.bundle import (
+    ENGINE_OF_SUFFIX,
+    FORMAT_VERSION,
+    LABELS,
+    Calibration,
+    Description,
+    InputContract,
+    Interval,
+    ModelFile,
+    OperatingPoint,
+    Provenance,
+    write_description,
+)
+from pneumo_edge.classifier import usable_cores
+from pneumo_edge.command_line import say
+from pneumo_edge.errors import RunError, UsageError
+from pneumo_edge.preprocess import Pixels
+from pneumo_export.card import model_card
+from pneumo_export.gate import Candidate, Judged, judge, run_backend, too_few
+from pneumo_export.quantise import float_share
+from pneumo_train.perturb import perturb_all
+from pneumo_train.run import Config, Films, load_films, model_path, read_config, read_metrics
+from pneumo_train.split import TRAIN, VALIDATION
+from pneumo_train.train import versions
+
+NOVELTY_FILMS = 2000
+"""Training films, at most, that the statistics of novelty are fitted on."""
+
+DEFAULT_POINT = "balanced"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export left behind."""
+
+    bundle: Path | None
+    """None where no file passed the gate."""
+    refused: Path | None
+    """Folder with the files that did not pass; None where all did."""
+    parity: dict[str, Any]
+
+
+def export_run(
+    run: Path,
+    output: Path,
+    *,
+    data: Path | None = None,
+    int8: bool = True,
+    formats: tuple[str, ...] = ("onnx", "tflite"),
+    max_drop: float = 0.5,
+    calibration_films: int = 256,
+    force: bool = False,
+) -> Exported:
+    """Converts, quantises, judges and packs.
+
+    Args:
+        run: Folder of a finished run.
+        output: Bundle folder to make.
+        data: Where the films are now; where they were at training by default.
+        int8: Make int8 files too.
+        formats: "onnx", "tflite" or both.
+        max_drop: See `pneumo_export.gate.judge`.
+        calibration_films: Training films that give the ranges of int8, half of each class.
+        force: Replace a bundle that is there.
+
+    Raises:
+        RunError, UsageError, MissingExtraError: One sentence each; nothing is written.
+    """
+    config, metrics = read_config(run), read_metrics(run)
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists already: replace it with --force, or give another --output")
+    path = model_path(run)
+    films = load_films(run, config, data)
+    train, validation = films.part(TRAIN), films.part(VALIDATION)
+    warning = too_few(validation.labels)
+    if warning:
+        say(f"warning: {warning}")
+
+    say("building the graph")
+    reference, model = _build(path, config, train)
+    judged_films = np.concatenate([validation.pixels, perturb_all(validation.pixels, validation.paths)])
+    keras_outputs = _run_keras(reference, model, judged_films)
+
+    chosen = _calibration_choice(train, calibration_films, config.seed)
+    files = _convert(model, train.pixels[chosen], formats, int8)
+
+    calibration = Calibration(**metrics["calibration"])
+    threshold = metrics["operating_points"][DEFAULT_POINT]["threshold"]
+    records: dict[str, Any] = {}
+    for name, (precision, content) in files.items():
+        engine = ENGINE_OF_SUFFIX[Path(name).suffix]
+        backend = open_backend(engine, content, config.size, usable_cores(), name)
+        outputs = run_backend(backend, judged_films, name)
+        found = Judged(outputs.logit, outputs.novelty)
+        float_name = f"model{Path(name).suffix}"
+        if precision == "fp32":
+            fp32 = found
+        records[name] = judge(
+            Candidate(name, precision, len(content), float_share(content, name)),
+            found,
+            keras_outputs,
+            fp32,
+            len(files[float_name][1]),
+            validation.labels,
+            calibration,
+            threshold,
+            config.head,
+            max_drop,
+        ) | {"sha256": hashlib.sha256(content).hexdigest()}
+    refused = [name for name, record in records.items() if record["failures"]]
+    parity = {
+        "format_version": 1,
+        "verdict": "refused" if refused else "passed",
+        "run": run.name,
+        "data_hash": config.data_hash,
+        "warning": warning,
+        "validation_films": len(validation.labels),
+        "max_drop": max_drop,
+        "threshold": threshold,
+        "calibration_films": [train.paths[i] for i in chosen] if int8 else [],
+        "versions": versions(),
+        "files": records,
+    }
+    return _write(output, config, metrics, parity, files, refused)
+
+
+def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
+    """Returns the Keras model as trained, and the same as it will run on devices."""
+    import keras
+
+    from pneumo_export.graph import deployed, feature_model, fit_novelty, fold
+
+    try:
+        reference = keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        raise RunError(f"{path} cannot be loaded ({type(error).__name__}): train the run again") from error
+    if reference.input.shape[1:] != (config.size, config.size, 1):
+        raise RunError(f"{path} takes {reference.input.shape[1:]}, config.json says {config.size}: train the run again")
+    plain = fold(reference, config.backbone)
+    rng = np.random.default_rng(config.seed)
+    some = np.sort(rng.permutation(len(train.labels))[:NOVELTY_FILMS])
+    features = feature_model(plain, config.backbone)
+    batches = [train.pixels[some[i : i + 64]] for i in range(0, len(some), 64)]
+    found = [np.asarray(features.predict_on_batch(b[..., np.newaxis].astype(np.float32))) for b in batches]
+    return reference, deployed(plain, config.backbone, fit_novelty(np.concatenate(found)))
+
+
+def _run_keras(reference: Any, model: Any, films: Pixels) -> Judged:
+    """The logit of the model as trained, before anything was folded; the novelty of the model as it will run."""
+    from pneumo_export.graph import outputs_of
+    from pneumo_train.fit import logits
+
+    return Judged(logits(reference, films), outputs_of(model, films)["novelty"])
+
+
+def _calibration_choice(train: Films, count: int, seed: int) -> list[int]:
+    """Chooses training films for the ranges of int8, half of each class, in a fixed order."""
+    rng = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for label in range(len(LABELS)):
+        mine = rng.permutation(np.flatnonzero(train.labels == label))
+        chosen += mine[: count // 2].tolist()
+    return sorted(chosen)
+
+
+def _convert(model: Any, films: Pixels, formats: tuple[str, ...], int8: bool) -> dict[str, tuple[str, bytes]]:
+    """Returns file name -> precision and bytes; fp32 comes before int8 of its format."""
+    from pneumo_export.convert import to_onnx, to_tflite
+    from pneumo_export.graph import quantisable_layers
+    from pneumo_export.quantise import quantise_onnx, quantise_tflite
+
+    layers = quantisable_layers(model)
+    files: dict[str, tuple[str, bytes]] = {}
+    for name, convert, quantise in (("onnx", to_onnx, quantise_onnx), ("tflite", to_tflite, quantise_tflite)):
+        if name not in formats:
+            continue
+        say(f"converting to {name}")
+        content = convert(model)
+        files[f"model.{name}"] = ("fp32", content)
+        if int8:
+            say(f"quantising {name} with {len(films)} training films")
+            files[f"model.int8.{name}"] = ("int8", quantise(content, films, layers))
+    return files
+
+
+def _write(
+    output: Path,
+    config: Config,
+    metrics: dict[str, Any],
+    parity: dict[str, Any],
+    files: dict[str, tuple[str, bytes]],
+    refused: list[str],
+) -> Exported:
+    passed = {name: content for name, (_, content) in files.items() if name not in refused}
+    aside = output.with_name(f"{output.name}-refused")
+    if refused:
+        with replacing_folder(aside) as folder:
+            for name in refused:
+                (folder / name).write_bytes(files[name][1])
+            write_json(folder / "parity.json", parity)
+    elif aside.exists():
+        # Of an earlier export that this one replaces.
+        shutil.rmtree(aside)
+    if passed:
+        description = _describe(config, metrics, parity, passed)
+        with replacing_folder(output) as folder:
+            for name, content in passed.items():
+                (folder / name).write_bytes(content)
+            write_description(folder, description)
+            write_json(folder / "parity.json", parity)
+            write_text(folder / "MODEL_CARD.md", model_card(description, config, metrics, parity))
+    return Exported(output if passed else None, aside if refused else None, parity)
+
+
+def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], files: dict[str, bytes]) -> Description:
+    return Description(
+        format_version=FORMAT_VERSION,
+        name=f"{config.backbone}-{config.head}-{config.size}",
+        backbone=config.backbone,
+        head=config.head,
+        input=InputContract("image", "uint8", config.size, 1),
+        labels=LABELS,
+        calibration=Calibration(**metrics["calibration"]),
+        operating_points={
+            name: OperatingPoint(point["threshold"], Interval(**point["sensitivity"]), Interval(**point["specificity"]))
+            for name, point in metrics["operating_points"].items()
+        },
+        default_operating_point=DEFAULT_POINT,
+        provenance=Provenance(
+            data=config.data_name,
+            films=metrics["films"],
+            weights=config.started_from,
+            trained=config.trained,
+            versions=config.versions | parity["versions"],
+        ),
+        files={
+            name: ModelFile(
+                parity["files"][name]["precision"],
+                len(content),
+                parity["files"][name]["sha256"],
+                parity["files"][name]["novelty_limit"],
+            )
+            for name, content in files.items()
+        },
+    )

@@ -1,0 +1,194 @@
+"""The network as it runs on a device: trained weights in, one graph out, with everything a device need not compute.
+
+image uint8 (N, S, S, 1) -> normalisation -> backbone, batch-norm folded -> logit, heatmap, novelty
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from pneumo_edge.errors import RunError
+from pneumo_edge.preprocess import Pixels
+from pneumo_train.backbones import FEATURES, find_backbone
+from pneumo_train.explain import explained
+
+
+@dataclass(frozen=True)
+class NoveltyStatistics:
+    """The training films in the space of the network's own features; constants of the graph."""
+
+    mean: npt.NDArray[np.float32]
+    """(D,)"""
+    scale: npt.NDArray[np.float32]
+    """(D,), standard deviations."""
+    axes: npt.NDArray[np.float32]
+    """(D, K), orthonormal principal axes of the standardised features."""
+    variances: npt.NDArray[np.float32]
+    """(K,), along those axes."""
+    residual_variance: float
+    """Per dimension, in the D - K dimensions that are left."""
+
+
+def fit_novelty(features: npt.NDArray[np.float32], components: int = 48) -> NoveltyStatistics:
+    """Fits a Gaussian with K free directions and one common variance for all others.
+
+    Args:
+        features: (N, D), of training films.
+        components: K, at most N / 4 and D / 2 are used.
+
+    Source: probabilistic principal component analysis (Tipping and Bishop, JRSS B 1999). The squared distance is that
+    of Mahalanobis under its covariance: regularised where films are fewer than dimensions.
+    """
+    features = features.astype(np.float64)
+    mean = features.mean(axis=0)
+    # A channel that never fires has no scale of its own; a hundredth of the typical one keeps it harmless.
+    deviation = features.std(axis=0)
+    scale = np.maximum(deviation, 0.01 * np.median(deviation[deviation > 0]))
+    z = (features - mean) / scale
+    k = max(1, min(components, len(z) // 4, z.shape[1] // 2))
+    _, singular, axes = np.linalg.svd(z, full_matrices=False)
+    variances = singular**2 / len(z)
+    left = float(variances[k:].sum() / (z.shape[1] - k))
+    return NoveltyStatistics(
+        mean.astype(np.float32),
+        scale.astype(np.float32),
+        axes[:k].T.astype(np.float32),
+        variances[:k].astype(np.float32),
+        max(left, 1e-6),
+    )
+
+
+def fold(model: keras.Model, backbone: str) -> keras.Model:
+    """Builds the same function with batch-norm folded into the convolutions, and grey in place of RGB where exact.
+
+    A convolution of three equal channels is one of a single channel with the kernel summed over its inputs, provided
+    that all channels are normalised alike (EfficientNet-Lite, MobileNetV2). Where they are not (Keras "caffe" mode:
+    VGG16, ResNet50) zero padding means another grey level in each channel, no single channel can have that, and the
+    replication stays.
+
+    Args:
+        model: From `pneumo_train.backbones.build_model`, trained.
+        backbone: Its backbone's name.
+
+    Raises:
+        RunError: A batch-norm follows something else than a convolution of its own.
+    """
+    entry = find_backbone(backbone)
+    grey = len(set(entry.offset)) == 1
+    folded = _batch_norm_after_convolution(model)
+    convolutions = {conv: norm for norm, conv in folded.items()}
+    first_conv = next(layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if layer.name in folded or (grey and layer.name == "grey_to_rgb"):
+            return keras.layers.Identity(name=layer.name)
+        if grey and layer.name == "normalise":
+            return keras.layers.Rescaling(entry.scale, entry.offset[0], name=layer.name)
+        config = layer.get_config()
+        if layer.name in convolutions:
+            config["use_bias"] = True
+        return type(layer).from_config(config)
+
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        if grey and layer.name == "grey_to_rgb":
+            return layer(args[0][0])
+        if layer.name in folded:
+            # Batch-norm is called with a mask; what takes its place knows none.
+            return layer(args[0])
+        return layer(*args, **kwargs)
+
+    plain = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    for layer in model.layers:
+        weights = layer.get_weights()
+        if not weights or layer.name in folded:
+            continue
+        if grey and layer.name == first_conv:
+            weights[0] = weights[0].sum(axis=2, keepdims=True)
+        if layer.name in convolutions:
+            weights = _fold_norm(layer, weights, model.get_layer(convolutions[layer.name]))
+        plain.get_layer(layer.name).set_weights(weights)
+    return plain
+
+
+def _batch_norm_after_convolution(model: keras.Model) -> dict[str, str]:
+    """Returns batch-norm layer -> the convolution right before it."""
+    found = {}
+    for layer in model.layers:
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            continue
+        before = layer.input._keras_history.operation
+        consumers = {node.operation.name for node in before._outbound_nodes}
+        if not isinstance(before, keras.layers.Conv2D | keras.layers.DepthwiseConv2D) or consumers != {layer.name}:
+            raise RunError(f"the batch-norm {layer.name} cannot be folded: this network cannot be exported")
+        found[layer.name] = before.name
+    return found
+
+
+def _fold_norm(
+    conv: keras.layers.Layer, weights: list[npt.NDArray[np.float32]], norm: keras.layers.Layer
+) -> list[npt.NDArray[np.float32]]:
+    gamma, beta, mean, variance = (w.astype(np.float64) for w in norm.get_weights())
+    gain = gamma / np.sqrt(variance + norm.epsilon)
+    kernel = weights[0].astype(np.float64)
+    bias = weights[1].astype(np.float64) if len(weights) > 1 else 0.0
+    # Depthwise kernels are (h, w, channels, multiplier 1): the channel is the last axis but one.
+    shape = (-1, 1) if isinstance(conv, keras.layers.DepthwiseConv2D) else (-1,)
+    return [(kernel * gain.reshape(shape)).astype(np.float32), (beta + (bias - mean) * gain).astype(np.float32)]
+
+
+def feature_model(plain: keras.Model, backbone: str) -> keras.Model:
+    """Returns the network with the features that describe a film as a whole, (N, D), for `fit_novelty`."""
+    return keras.Model(plain.input, _features(plain, backbone))
+
+
+def _features(model: keras.Model, backbone: str) -> keras.KerasTensor:
+    pooled = [
+        keras.layers.GlobalAveragePooling2D(name=f"novelty_pool_{i}")(model.get_layer(name).output)
+        for i, name in enumerate(find_backbone(backbone).novelty_layers)
+    ]
+    return keras.layers.Concatenate(name="novelty_features")(pooled)
+
+
+def deployed(plain: keras.Model, backbone: str, novelty: NoveltyStatistics) -> keras.Model:
+    """Adds heatmap and novelty to a folded network.
+
+    Returns:
+        Model from float32 (N, S, S, 1), grey levels, to {"logit": (N,), "heatmap": (N, h, w), "novelty": (N,)}.
+    """
+    seen = explained(plain)
+    ops = keras.ops
+
+    v = (_features(plain, backbone) - novelty.mean) * (1 / novelty.scale)
+    along = ops.matmul(v, novelty.axes)
+    squares = ops.square(along)
+    weights = (1 / novelty.variances - 1 / novelty.residual_variance)[:, np.newaxis].astype(np.float32)
+    squared = ops.matmul(squares, weights)[:, 0] + ops.sum(ops.square(v), axis=1) * (1 / novelty.residual_variance)
+    # sqrt of the mean per dimension: 1 for a typical training film, whatever the network's width.
+    distance = ops.sqrt(ops.relu(squared) * (1 / len(novelty.mean)))
+    logit = seen.output["logit"][:, 0]
+    return keras.Model(plain.input, {"logit": logit, "heatmap": seen.output["heatmap"], "novelty": distance})
+
+
+def outputs_of(model: keras.Model, films: Pixels, batch: int = 64) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns what a `deployed` model puts out for films uint8 (N, S, S), in batches."""
+    batches = (films[i : i + batch, ..., np.newaxis].astype(np.float32) for i in range(0, len(films), batch))
+    parts = [model.predict_on_batch(films) for films in batches]
+    return {name: np.concatenate([np.asarray(p[name]) for p in parts]) for name in parts[0]}
+
+
+def quantisable_layers(model: keras.Model) -> list[str]:
+    """Returns the layers of a `deployed` model that become int8: the backbone, and the large matrix of `flatten`.
+
+    Normalisation in front, the last layer, heatmap and novelty stay float: they cost nothing, and scores do not
+    collapse into a few values.
+    """
+    names = [layer.name for layer in model.layers]
+    backbone = names[names.index("normalise") + 1 : names.index(FEATURES)]
+    return [n for n in backbone if not n.startswith("novelty")] + (
+        ["hidden_places"] if "hidden_places" in names else []
+    )

@@ -1,0 +1,161 @@
+"""The float files -> the int8 files. Named layers become int8, weights per channel; all others stay float.
+
+Both functions take the names of the Keras layers: they stand in the names of ONNX nodes and of TFLite tensors, so one
+list says for both formats what is quantised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from pneumo_edge.errors import MissingExtraError
+from pneumo_edge.preprocess import Pixels
+
+ONNX_OPERATIONS = ("Conv", "Add", "MaxPool", "MatMul", "Clip", "Relu", "Pad")
+TFLITE_OPERATIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MAX_POOL_2D", "PAD", "PADV2", "BATCH_MATMUL")
+
+
+def quantise_onnx(model: bytes, films: Pixels, layers: Collection[str]) -> bytes:
+    """Quantises a float ONNX model statically (QDQ, per channel, MinMax).
+
+    Args:
+        model: What `to_onnx` gave.
+        films: Calibration films, uint8 (N, S, S).
+        layers: Names of the Keras layers to quantise.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc] # onnxruntime has no types
+        def __init__(self) -> None:
+            self._films = iter(films)
+
+        def get_next(self) -> dict[str, Any] | None:
+            film = next(self._films, None)
+            return None if film is None else {"image": film[None, ..., None]}
+
+    named = _names(layers)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        plain, prepared, quantised = (Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "int8.onnx"))
+        plain.write_bytes(model)
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        nodes = [n.name for n in onnx.load(prepared).graph.node if n.op_type in ONNX_OPERATIONS and named(n.name)]
+        quantize_static(
+            prepared,
+            quantised,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(ONNX_OPERATIONS),
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            # On x86-64 without VNNI the kernels add two products in 16 bits and saturate; seven-bit weights cannot.
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return quantised.read_bytes()
+
+
+def quantise_tflite(model: bytes, films: Pixels, layers: Collection[str]) -> bytes:
+    """Quantises a float TFLite model statically (int8 activations, int8 weights per channel, MinMax).
+
+    Args:
+        model: What `to_tflite` gave.
+        films: Calibration films, uint8 (N, S, S).
+        layers: Names of the Keras layers to quantise.
+
+    Raises:
+        MissingExtraError: ai-edge-quantizer is not installed.
+    """
+    try:
+        from ai_edge_quantizer import quantizer
+        from ai_edge_quantizer.recipe_manager import RecipeManager
+    except ImportError:
+        raise MissingExtraError("ai-edge-quantizer", "export", "quantising a TFLite model") from None
+    from ai_edge_quantizer.qtyping import TFLOperationName
+
+    recipe = RecipeManager()
+    for operation in TFLITE_OPERATIONS:
+        with contextlib.suppress(ValueError):
+            recipe.add_static_config(
+                regex=_pattern(layers),
+                operation_name=TFLOperationName(operation),
+                activation_num_bits=8,
+                weight_num_bits=8,
+            )
+    with _quiet():
+        engine = quantizer.Quantizer(bytearray(model), recipe.get_quantization_recipe())
+        ranges = engine.calibrate({"serving_default": [{"image": film[None, ..., None]} for film in films]})
+        result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+        return bytes(result.quantized_model)
+
+
+def _pattern(layers: Collection[str]) -> str:
+    # Keras writes the layer `conv` as `.../conv/...` or, in a nested model, as `.../conv_1/...`.
+    return rf"(?:^|/)(?:{'|'.join(map(re.escape, layers))})(?:_\d+)?/" if layers else r"(?!)"
+
+
+def _names(layers: Collection[str]) -> Any:
+    return re.compile(_pattern(layers)).search
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantisers print advice for their developers."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
+
+
+def float_share(model: bytes, name: str) -> float:
+    """Returns which share of the convolution weights of a file is not int8, 0 to 1.
+
+    Args:
+        model: The bytes of an ONNX or TFLite file.
+        name: Its name: the suffix tells the format.
+    """
+    sizes = _onnx_weights(model) if name.endswith(".onnx") else _tflite_weights(model)
+    weights = {True: 0, False: 0}
+    for is_int8, elements in sizes:
+        weights[is_int8] += elements
+    return weights[False] / max(1, sum(weights.values()))
+
+
+def _onnx_weights(model: bytes) -> Iterator[tuple[bool, int]]:
+    import math
+
+    import onnx
+
+    graph = onnx.load_from_string(model).graph
+    stored = {i.name: i for i in graph.initializer}
+    dequantised = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    for node in graph.node:
+        if node.op_type == "Conv":
+            weights = stored[dequantised.get(node.input[1], node.input[1])]
+            yield weights.data_type == onnx.TensorProto.INT8, math.prod(weights.dims)
+
+
+def _tflite_weights(model: bytes) -> Iterator[tuple[bool, int]]:
+    import math
+
+    from ai_edge_litert import schema_py_generated as schema
+
+    read = schema.ModelT.InitFromPackedBuf(model, 0)
+    convolutions = {schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D}
+    for graph in read.subgraphs:
+        for operator in graph.operators:
+            if read.operatorCodes[operator.opcodeIndex].builtinCode in convolutions:
+                weights = graph.tensors[operator.inputs[1]]
+                yield weights.type == schema.TensorType.INT8, math.prod(weights.shape)
