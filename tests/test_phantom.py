@@ -50,9 +50,16 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def test_layout_is_the_one_of_the_kaggle_set(phantoms: Path) -> None:
     counts = Counter(str(film.parent.relative_to(phantoms)) for film in _films(phantoms))
-    assert counts == {"train/NORMAL": 62, "train/PNEUMONIA": 178, "test/NORMAL": 22, "test/PNEUMONIA": 38}
+    assert counts == {
+        "train/NORMAL": 47,
+        "train/PNEUMONIA": 133,
+        "val/NORMAL": 16,
+        "val/PNEUMONIA": 44,
+        "test/NORMAL": 22,
+        "test/PNEUMONIA": 38,
+    }
     # Nothing else lies there that a reader of the folder could trip over.
-    assert sorted(entry.name for entry in phantoms.iterdir()) == ["PHANTOM.json", "test", "train"]
+    assert sorted(entry.name for entry in phantoms.iterdir()) == ["PHANTOM.json", "test", "train", "val"]
     assert len(_hashes(phantoms)) == FILMS + 1
 
 
@@ -66,8 +73,8 @@ def test_the_mark_says_that_these_are_drawings(phantoms: Path) -> None:
 
 def test_patients_have_one_to_four_films_and_stay_in_one_split(phantoms: Path) -> None:
     films = _films(phantoms)
-    patients = {split: {_patient(film) for film in films if film.parts[-3] == split} for split in ("train", "test")}
-    assert not patients["train"] & patients["test"]
+    splits = {(film.parts[-3], _patient(film)) for film in films}
+    assert len(splits) == len({patient for _, patient in splits})
     per_patient = Counter(_patient(film) for film in films)
     assert set(per_patient.values()) == {1, 2, 3, 4}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,8 +37,9 @@ def export(
     ] = False,
 ) -> None:
     """Turns a run into ONNX and TFLite files, and refuses what is not as accurate as the Keras model."""
-    # TensorFlow's start-up chatter is for its developers. It must be silenced before the first import.
+    # TensorFlow's chatter is for its developers. It must be silenced before the first import.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     wanted = tuple(part.strip() for part in formats.split(","))
     if not set(wanted) <= set(FORMATS):
         raise UsageError(f"there is no format {formats!r}: choose onnx, tflite or onnx,tflite")

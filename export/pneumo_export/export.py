@@ -37,8 +37,8 @@ from pneumo_train.run import Config, Films, load_films, model_path, read_config,
 from pneumo_train.split import TRAIN, VALIDATION
 from pneumo_train.train import versions
 
-NOVELTY_FILMS = 2000
-"""Training films, at most, that the statistics of novelty are fitted on."""
+NOVELTY_FILMS = 1000
+"""Training films, at most, that the statistics of novelty are fitted on, each as it is and perturbed."""
 
 DEFAULT_POINT = "balanced"
 
@@ -142,7 +142,7 @@ def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
     """Returns the Keras model as trained, and the same as it will run on devices."""
     import keras
 
-    from pneumo_export.graph import deployed, feature_model, fit_novelty, fold
+    from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of
 
     try:
         reference = keras.saving.load_model(path, compile=False)
@@ -151,12 +151,12 @@ def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
     if reference.input.shape[1:] != (config.size, config.size, 1):
         raise RunError(f"{path} takes {reference.input.shape[1:]}, config.json says {config.size}: train the run again")
     plain = fold(reference, config.backbone)
-    rng = np.random.default_rng(config.seed)
-    some = np.sort(rng.permutation(len(train.labels))[:NOVELTY_FILMS])
-    features = feature_model(plain, config.backbone)
-    batches = [train.pixels[some[i : i + 64]] for i in range(0, len(some), 64)]
-    found = [np.asarray(features.predict_on_batch(b[..., np.newaxis].astype(np.float32))) for b in batches]
-    return reference, deployed(plain, config.backbone, fit_novelty(np.concatenate(found)))
+    some = np.sort(np.random.default_rng(config.seed).permutation(len(train.labels))[:NOVELTY_FILMS])
+    films = train.pixels[some]
+    # Another scanner's exposure is no other kind of picture: perturbed films belong to what is known.
+    films = np.concatenate([films, perturb_all(films, [train.paths[i] for i in some])])
+    novelty = fit_novelty(outputs_of(feature_model(plain, config.backbone), films)["features"])
+    return reference, deployed(plain, config.backbone, novelty)
 
 
 def _run_keras(reference: Any, model: Any, films: Pixels) -> Judged:

@@ -68,8 +68,8 @@ def novelty_limit(novelty: Floats) -> float:
     Args:
         novelty: (2 N,), of the validation films, clean and perturbed.
 
-    The perturbed films stand for other sites. One clean film in 500 or so may lie above; the margin of a tenth covers
-    what a few hundred films have not shown.
+    The 99th percentile, and a tenth above it for what a few hundred films have not shown. The perturbed films stand for
+    other sites: a limit from clean films alone would call another scanner's exposure another kind of picture.
     """
     return float(np.quantile(novelty, 0.99)) * 1.1
 

@@ -34,7 +34,7 @@ class NoveltyStatistics:
     """Per dimension, in the D - K dimensions that are left."""
 
 
-def fit_novelty(features: npt.NDArray[np.float32], components: int = 48) -> NoveltyStatistics:
+def fit_novelty(features: npt.NDArray[np.float32], components: int = 32) -> NoveltyStatistics:
     """Fits a Gaussian with K free directions and one common variance for all others.
 
     Args:
@@ -142,8 +142,8 @@ def _fold_norm(
 
 
 def feature_model(plain: keras.Model, backbone: str) -> keras.Model:
-    """Returns the network with the features that describe a film as a whole, (N, D), for `fit_novelty`."""
-    return keras.Model(plain.input, _features(plain, backbone))
+    """Returns the network with the output {"features": (N, D)}: what `fit_novelty` describes films by."""
+    return keras.Model(plain.input, {"features": _features(plain, backbone)})
 
 
 def _features(model: keras.Model, backbone: str) -> keras.KerasTensor:
@@ -157,25 +157,27 @@ def _features(model: keras.Model, backbone: str) -> keras.KerasTensor:
 def deployed(plain: keras.Model, backbone: str, novelty: NoveltyStatistics) -> keras.Model:
     """Adds heatmap and novelty to a folded network.
 
+    novelty^2 is the squared Mahalanobis distance per dimension, sum_k y_k^2 / variance_k plus what the K axes leave
+    over / residual_variance; with y the coordinates along the axes and v all of them, the rest is |v|^2 - |y|^2. It
+    is about 1 for a training film, whatever the network's width.
+
     Returns:
         Model from float32 (N, S, S, 1), grey levels, to {"logit": (N,), "heatmap": (N, h, w), "novelty": (N,)}.
     """
     seen = explained(plain)
     ops = keras.ops
-
     v = (_features(plain, backbone) - novelty.mean) * (1 / novelty.scale)
     along = ops.matmul(v, novelty.axes)
     squares = ops.square(along)
     weights = (1 / novelty.variances - 1 / novelty.residual_variance)[:, np.newaxis].astype(np.float32)
     squared = ops.matmul(squares, weights)[:, 0] + ops.sum(ops.square(v), axis=1) * (1 / novelty.residual_variance)
-    # sqrt of the mean per dimension: 1 for a typical training film, whatever the network's width.
     distance = ops.sqrt(ops.relu(squared) * (1 / len(novelty.mean)))
     logit = seen.output["logit"][:, 0]
     return keras.Model(plain.input, {"logit": logit, "heatmap": seen.output["heatmap"], "novelty": distance})
 
 
 def outputs_of(model: keras.Model, films: Pixels, batch: int = 64) -> dict[str, npt.NDArray[np.float32]]:
-    """Returns what a `deployed` model puts out for films uint8 (N, S, S), in batches."""
+    """Returns the named outputs of a `deployed` or `feature_model` for films uint8 (N, S, S), in batches."""
     batches = (films[i : i + batch, ..., np.newaxis].astype(np.float32) for i in range(0, len(films), batch))
     parts = [model.predict_on_batch(films) for films in batches]
     return {name: np.concatenate([np.asarray(p[name]) for p in parts]) for name in parts[0]}

@@ -41,7 +41,8 @@ class Backbone:
         default_size: Side of the input in pixels where the user names none.
         learning_rate: Peak rate of AdamW for fine-tuning all layers that are not frozen.
         frozen_layers: Regular expression for whole layer names that keep their pretrained weights; empty for none.
-        novelty_layers: Layers whose globally averaged activations describe a film, from middle to high level.
+        novelty_layers: Layers whose globally averaged activations tell a chest film from other pictures: those in the
+            upper middle. The last ones know little but the two classes, the first ones see exposure, not content.
         licence: Of the ImageNet weights, in one sentence.
     """
 
@@ -152,7 +153,7 @@ BACKBONES: dict[str, Backbone] = {
             default_size=160,
             learning_rate=3e-4,
             frozen_layers="",
-            novelty_layers=("block3b_add", "block5c_add", "top_activation"),
+            novelty_layers=("block5c_add", "block6d_add"),
             licence="EfficientNet-Lite0 ImageNet weights by Google, Apache-2.0.",
         ),
         Backbone(
@@ -164,7 +165,7 @@ BACKBONES: dict[str, Backbone] = {
             default_size=160,
             learning_rate=3e-4,
             frozen_layers="",
-            novelty_layers=("block_5_add", "block_12_add", "out_relu"),
+            novelty_layers=("block_12_add", "block_15_add"),
             licence="MobileNetV2 ImageNet weights by Google, Apache-2.0.",
         ),
         Backbone(
@@ -176,7 +177,7 @@ BACKBONES: dict[str, Backbone] = {
             default_size=224,
             learning_rate=1e-4,
             frozen_layers=r"conv[1-4]_.*",
-            novelty_layers=("conv3_block4_out", "conv4_block6_out", "conv5_block3_out"),
+            novelty_layers=("conv3_block4_out", "conv4_block6_out"),
             licence="ResNet-50 ImageNet weights by Kaiming He et al., MIT.",
         ),
         Backbone(
@@ -188,7 +189,7 @@ BACKBONES: dict[str, Backbone] = {
             default_size=224,
             learning_rate=5e-5,
             frozen_layers=r"block[1-3]_.*",
-            novelty_layers=("block3_pool", "block4_pool", "block5_pool"),
+            novelty_layers=("block4_pool", "block5_pool"),
             licence="VGG16 ImageNet weights by the Visual Geometry Group, University of Oxford, CC BY 4.0.",
         ),
     )

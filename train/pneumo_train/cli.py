@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -60,8 +61,9 @@ def train(
     ] = False,
 ) -> None:
     """Fine-tunes a chest X-ray classifier, NORMAL against PNEUMONIA, and measures it."""
-    # TensorFlow's start-up chatter is for its developers. It must be silenced before the first import.
+    # TensorFlow's chatter is for its developers. It must be silenced before the first import.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from pneumo_train.train import measure_test, resume_run, start_run
 
     if (data is None) == (resume is None):

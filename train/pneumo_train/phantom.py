@@ -23,13 +23,14 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pneumo_edge.errors import DataError, UsageError
 
 # Raise it with every change of a drawn pixel: a folder drawn by another version is not the same set.
-_VERSION = 1
+_VERSION = 2
 _MARK = "PHANTOM.json"
 _NOTE = "These are synthetic drawings: no patients, and never a substitute for real films."
 _MIN_FILMS = 20
 
-_TRAIN_SHARE = 0.8
-_PNEUMONIA_SHARE = {"train": 0.74, "test": 0.625}  # as in the Kaggle set
+# Unlike Kaggle's, `val/` is large enough to choose by: small sets give the gate of the export too little to see.
+_SPLIT_SHARE = {"train": 0.6, "val": 0.2, "test": 0.2}
+_PNEUMONIA_SHARE = {"train": 0.74, "val": 0.74, "test": 0.625}  # train and test as in the Kaggle set
 _BACTERIA_SHARE = 0.65  # of the pneumonias, as there
 _FILMS_PER_PATIENT = (0.42, 0.32, 0.16, 0.10)  # probability of 1, 2, 3, 4 films
 
@@ -80,19 +81,19 @@ class _Patient:
 def draw_phantoms(
     folder: Path,
     *,
-    films: int = 480,
+    films: int = 600,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Draw a learnable set of synthetic chest films in the layout of the Kaggle set.
 
-    `folder/{train,test}/{NORMAL,PNEUMONIA}/*.jpeg`: grey 8-bit JPEGs, 300 to 500 pixels wide, width / height 0.8 to
-    1.5, one to four films per patient, no patient in both splits. `folder/PHANTOM.json` says what they are. The same
+    `folder/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg`: grey 8-bit JPEGs, 300 to 500 pixels wide, width / height 0.8 to
+    1.5, one to four films per patient, no patient in two splits. `folder/PHANTOM.json` says what they are. The same
     arguments give the same bytes (with the same NumPy and Pillow). The set appears under `folder` only when complete.
 
     Args:
         folder: Where the set shall stand. A set drawn with the same arguments is returned as it stands.
-        films: Total number, at least 20; four fifths go into train.
+        films: Total number, at least 20; three fifths go into train.
         seed: Not negative.
         progress: Called with (films drawn, films in all) after each film.
 
@@ -154,11 +155,12 @@ def _reuse(folder: Path, mark: dict[str, str | int]) -> Path:
 def _plan(films: int, seed: int) -> list[tuple[str, tuple[int, int], list[str]]]:
     """List every patient as (kind, seed of its own, paths of its films)."""
     rng = np.random.default_rng([seed, 0])
-    in_train = round(films * _TRAIN_SHARE)
+    counts = {split: round(films * share) for split, share in _SPLIT_SHARE.items()}
+    counts["train"] += films - sum(counts.values())
     plan: list[tuple[str, tuple[int, int], list[str]]] = []
     normals = persons = 0
     images = {"bacteria": 0, "virus": 0}
-    for split, count in (("train", in_train), ("test", films - in_train)):
+    for split, count in counts.items():
         ill = round(count * _PNEUMONIA_SHARE[split])
         for own in _share_out(count - ill, rng):
             normals += 1

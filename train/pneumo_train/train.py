@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import keras
 
 PATIENCE = 4
-PHANTOMS = 480
+PHANTOMS = 600
 KAGGLE_SET = "paultimothymooney/chest-xray-pneumonia"
 
 

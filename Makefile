@@ -1,0 +1,48 @@
+# A newcomer needs Python 3.11 or later, git and make: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+
+.PHONY: demo test format clean
+.DELETE_ON_ERROR:
+
+# The stamp is made last: an interrupted installation is done again.
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pneumo needs Python 3.11 or later: call make PYTHON=/path/to/python3")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	touch $@
+
+# Phantoms -> train -> export with the gate -> a verdict with its heatmap -> benchmarks.
+demo: $(VENV)/installed
+	@echo 'Everything here is done on phantoms: synthetic drawings, no patients, never a substitute for real films.'
+	rm -rf $(DEMO)
+	$(BIN)/pneumo-train --data phantom --output $(DEMO) --size 96 --epochs 6 --test
+	$(BIN)/pneumo-export $(DEMO) --int8
+	$(BIN)/pneumo-infer runs/phantoms/test/NORMAL runs/phantoms/test/PNEUMONIA \
+	    --model $(DEMO)/bundle --heatmap $(DEMO)/heatmaps > $(DEMO)/verdicts.txt
+	$(BIN)/pneumo-bench accuracy --model $(DEMO)/bundle --data runs/phantoms --output $(DEMO)/bench
+	$(BIN)/pneumo-bench latency --model $(DEMO)/bundle --rounds 2 --queries 200 --output $(DEMO)/bench
+	@echo
+	@echo 'Report:    $(DEMO)/report.html'
+	@echo 'Heatmaps:  $(DEMO)/heatmaps/'
+	@echo 'Benchmark: $(DEMO)/bench/'
+	@echo 'Verdicts:  $(DEMO)/verdicts.txt, such as'
+	@head -3 $(DEMO)/verdicts.txt; tail -3 $(DEMO)/verdicts.txt
+
+# All that is checked of the code.
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) dist
