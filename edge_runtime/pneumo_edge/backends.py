@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any, NamedTuple, Protocol
 
@@ -76,8 +77,10 @@ class _Onnx:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
+        # A graph may want its weights from files beside it, which for a model from bytes is the working directory:
+        # a place where nothing can be is where they are looked for instead (onnxruntime 1.21 and later).
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         try:
-            # From bytes, not from a path: a graph cannot draw in files from beside it.
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise BundleError(f"{name} is no model that ONNX Runtime accepts ({_line(error)})") from error

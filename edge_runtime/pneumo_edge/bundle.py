@@ -147,14 +147,16 @@ def read_bundle(folder: Path) -> Bundle:
         BundleError: One sentence on the first thing that is wrong.
     """
     path = folder / DESCRIPTION
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is not a folder: give the bundle that pneumo-export wrote")
-    if not path.is_file():
-        raise BundleError(f"{folder} holds no {DESCRIPTION}: give the bundle that pneumo-export wrote")
-    if path.stat().st_size > _MAX_DESCRIPTION_BYTES:
-        raise BundleError(f"{path} is larger than any {DESCRIPTION}: export the bundle again")
     try:
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a folder: give the bundle that pneumo-export wrote")
+        if not path.is_file():
+            raise BundleError(f"{folder} holds no {DESCRIPTION}: give the bundle that pneumo-export wrote")
+        if path.stat().st_size > _MAX_DESCRIPTION_BYTES:
+            raise BundleError(f"{path} is larger than any {DESCRIPTION}: export the bundle again")
         parsed = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     except (ValueError, RecursionError):
         raise BundleError(f"{path} is not JSON: export the bundle again") from None
     version = parsed.get("format_version") if isinstance(parsed, dict) else None
@@ -240,7 +242,8 @@ def from_json(kind: Any, value: Any, where: str = "") -> Any:
     if type(None) in get_args(kind):
         return None if value is None else from_json(get_args(kind)[0], value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        # JSON's integers have no limit, floats have.
+        value = float(value) if abs(value) < 1 << 1023 else math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{where} must be {kind.__name__}")
     if kind is float and not math.isfinite(value):

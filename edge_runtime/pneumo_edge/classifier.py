@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from math import exp, log
+from importlib.util import find_spec
+from math import exp, isfinite, log
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pneumo_edge.backends import Backend, engine_versions, open_backend
+from pneumo_edge.backends import Backend, open_backend
 from pneumo_edge.bundle import DEFAULT_BUNDLE, ENGINE_OF_SUFFIX, LABELS, Bundle, read_bundle
 from pneumo_edge.errors import BundleError, ImageError, MissingExtraError, PneumoError, UsageError
 from pneumo_edge.plausibility import objections
@@ -26,6 +27,8 @@ from pneumo_edge.preprocess import Film, Source, read_film
 ENGINE_ORDER = {"aarch64": ("tflite", "onnx"), "arm64": ("tflite", "onnx")}
 """Which engine `auto` prefers, by processor; ("onnx", "tflite") elsewhere. A fixed order and no race: two devices of
 one kind, with the same packages, give the same answer. LiteRT's int8 kernels pay off on Arm alone."""
+
+_MODULE = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
 
 _DECODED_AHEAD = 4
 """Films that each worker may have ready before the engine asks for them: bounds the memory of a large folder."""
@@ -91,7 +94,7 @@ class Classifier:
         Raises:
             BundleError: The file is not in the bundle, was changed, or is not accepted by its engine.
             MissingExtraError: The engine of that file is not installed.
-            UsageError: No such operating point, or a prevalence outside (0, 1).
+            UsageError: No such operating point, a prevalence outside (0, 1), or less than one thread.
         """
         description = bundle.description
         point = operating_point or description.default_operating_point
@@ -100,6 +103,8 @@ class Classifier:
             raise UsageError(f"{bundle.folder} has no operating point {point}: it has {known}")
         if prevalence is not None and not 0 < prevalence < 1:
             raise UsageError(f"a prevalence of {prevalence} is not between 0 and 1: give a share such as 0.2")
+        if threads is not None and threads < 1:
+            raise UsageError(f"{threads} threads cannot run a model: give 1 or more")
         self.bundle, self.file = bundle, file
         self.operating_point = point
         self.threads = threads or usable_cores()
@@ -212,9 +217,11 @@ class Classifier:
         outputs = self._backend.run(film.pixels[np.newaxis])
         infer_ms = (time.perf_counter() - start) * 1e3
         logit, novelty = float(outputs.logit[0]), float(outputs.novelty[0])
+        # No comparison with NaN is true: without this check it would pass for a NORMAL film.
+        if not isfinite(logit) or not isfinite(novelty):
+            raise ImageError(f"{name}: {self.file} gives no number for this picture: export the model again")
         doubts = objections(film)
-        # Written so that NaN counts as far away.
-        if not novelty <= self._novelty_limit:
+        if novelty > self._novelty_limit:
             doubts += ("the picture does not look like the chest films that the model has learned from",)
         log_odds = self._scale * logit + self._offset
         verdict = LABELS[log_odds >= self._cut]
@@ -252,9 +259,8 @@ def usable_cores() -> int:
 
 def _choose_file(bundle: Bundle, engine: str) -> str:
     if engine == "auto":
-        versions = engine_versions()
         order = ENGINE_ORDER.get(platform.machine().lower(), ("onnx", "tflite"))
-        present = [file for e in order if versions[e] for file in bundle.files_of_engine(e)]
+        present = [file for e in order if find_spec(_MODULE[e]) for file in bundle.files_of_engine(e)]
         # A bundle with TFLite files alone, and no LiteRT: the missing extra is named when the file is opened.
         files = present or [file for e in order for file in bundle.files_of_engine(e)]
     elif engine in ENGINE_OF_SUFFIX.values():

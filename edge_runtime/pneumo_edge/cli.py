@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import glob as globbing
 import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pneumo_edge.command_line import DONE, FAILED, NOT_A_DIAGNOSIS, print_version, run, say, tracked
+from pneumo_edge.command_line import DONE, FAILED, NOT_A_DIAGNOSIS, print_version, quiet_libraries, run, say, tracked
 from pneumo_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +60,9 @@ def infer(
         float | None, typer.Option(help="Share of films with pneumonia where you are, between 0 and 1.")
     ] = None,
     format: Annotated[Format, typer.Option(help="text for people, json one object a line, csv.")] = Format.text,
-    heatmap: Annotated[Path | None, typer.Option(help="Folder to write an overlay PNG for each film into.")] = None,
+    heatmap: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder to write an overlay PNG for each film into.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference; all cores by default.")] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Search folders to any depth.")] = False,
     force_verdict: Annotated[
@@ -77,10 +78,11 @@ def infer(
     """Says of each chest X-ray whether it looks NORMAL or like PNEUMONIA."""
     from pneumo_edge.classifier import Classifier, Failure
 
+    _print_any_name()
     if list_:
         _list(model)
         return
-    names = _expand(paths or [], recursive)
+    names = list(_expand(paths or [], recursive))
     if not names:
         raise UsageError("no image named: give a film, a folder of films, or - for standard input")
     classifier = Classifier.load(
@@ -92,15 +94,12 @@ def infer(
         threads=threads,
         force_verdict=force_verdict,
     )
-    # File names need not be valid in the terminal's encoding; they are printed as they are.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
     say(NOT_A_DIAGNOSIS)
     if format is Format.csv:
-        csv.writer(sys.stdout).writerow(_CSV_COLUMNS)
+        _write_csv(_CSV_COLUMNS)
     show = {Format.text: _show_text, Format.json: _show_json, Format.csv: _show_csv}[format]
     # Standard input can be read once: its bytes are kept for the overlay.
-    sources: list[Source] = [sys.stdin.buffer.read(_MAX_STDIN) if name == "-" else name for name in names]
+    sources: list[Source] = [_read_stdin() if name == "-" else name for name in names]
     failed = 0
     answers = tracked(classifier.predict_batch(sources), "judging", len(sources))
     for source, overlay, answer in zip(sources, _overlay_names(names), answers, strict=True):
@@ -115,8 +114,6 @@ def infer(
         say(f"{failed} of {len(sources)} images could not be judged")
     raise typer.Exit(FAILED if failed else DONE)
 
-
-_MAX_STDIN = 512 * 1024 * 1024
 
 _CSV_COLUMNS = (
     "path", "label", "probability", "logit", "threshold", "operating_point", "novelty", "in_distribution",
@@ -148,22 +145,45 @@ def _show_csv(answer: Prediction | Failure) -> None:
     times = record.pop("milliseconds", {})
     record |= {"read_ms": times.get("read"), "infer_ms": times.get("infer")}
     record["warnings"] = " | ".join(record.get("warnings", ()))
-    csv.writer(sys.stdout).writerow([record.get(column) for column in _CSV_COLUMNS])
+    _write_csv([record.get(column) for column in _CSV_COLUMNS])
+
+
+def _write_csv(row: Sequence[Any]) -> None:
+    import csv
+
+    # The stream ends lines as the platform does; csv's own CR LF would become CR CR LF on Windows.
+    csv.writer(sys.stdout, lineterminator="\n").writerow(row)
     sys.stdout.flush()
 
 
-def _expand(paths: list[str], recursive: bool) -> list[str]:
+def _print_any_name() -> None:
+    """File names need not be valid in the terminal's encoding: UTF-8 passes on their bytes, others get escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+
+
+def _read_stdin() -> bytes:
+    from pneumo_edge.preprocess import MAX_BYTES
+
+    if sys.stdin is None:
+        raise UsageError("standard input is closed: give the image after a pipe or <")
+    return sys.stdin.buffer.read(MAX_BYTES + 1)
+
+
+def _expand(paths: list[str], recursive: bool) -> Iterator[str]:
     """Turns folders and globs into files, in a fixed order; a path that does not exist stays, to be reported."""
-    found: list[str] = []
     for path in paths:
-        if path != "-" and os.path.isdir(path):  # noqa: PTH112 - a name of any bytes, as the shell gave it
-            found.extend(_films_in(path, recursive))
-        elif path != "-" and not os.path.lexists(path) and globbing.has_magic(path):
+        if path != "-" and not os.path.lexists(path) and globbing.has_magic(path):
             # Where the shell does not expand (Windows, or a quoted pattern).
-            found.extend(sorted(globbing.glob(path, recursive=True)) or [path])  # noqa: PTH207 - absolute patterns too
+            matches = sorted(globbing.glob(path, recursive=True)) or [path]  # noqa: PTH207 - absolute patterns too
         else:
-            found.append(path)
-    return found
+            matches = [path]
+        for match in matches:
+            if match != "-" and os.path.isdir(match):  # noqa: PTH112 - a name of any bytes, as the shell gave it
+                yield from _films_in(match, recursive)
+            else:
+                yield match
 
 
 def _films_in(folder: str, recursive: bool) -> Iterator[str]:
@@ -173,8 +193,12 @@ def _films_in(folder: str, recursive: bool) -> Iterator[str]:
         # Links to folders are not followed: they may lead in circles.
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX"))) if recursive else []
         for file in sorted(files):
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES:  # noqa: PTH122
-                yield os.path.join(parent, file)  # noqa: PTH118
+            path = os.path.join(parent, file)  # noqa: PTH118
+            if file.startswith(".") or os.path.splitext(file)[1].lower() not in SUFFIXES:  # noqa: PTH122
+                continue
+            # A pipe or device that bears the name of a picture would be waited for; a dead link is reported.
+            if os.path.isfile(path) or not os.path.exists(path):  # noqa: PTH110, PTH113
+                yield path
 
 
 def _overlay_names(names: list[str]) -> Iterator[str]:
@@ -214,4 +238,5 @@ def _list(model: Path | None) -> None:
 
 def main() -> NoReturn:
     """Entry point of `pneumo-infer`."""
+    quiet_libraries()
     run(app, "pneumo-infer")

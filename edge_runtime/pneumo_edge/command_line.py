@@ -25,12 +25,29 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def quiet_libraries() -> None:
+    """Sends what C code writes to stderr (libtiff on garbled files, LiteRT on its delegate) nowhere, in this process.
+
+    What Python writes goes on to where stderr led. With `PNEUMO_DEBUG=1` all stays as it is.
+    """
+    if sys.stderr is None or os.environ.get("PNEUMO_DEBUG") == "1":
+        return
+    kept = os.dup(sys.stderr.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stderr.fileno())
+    os.close(nowhere)
+    sys.stderr = open(kept, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")  # noqa: PTH123, SIM115
+
+
 def run(app: typer.Typer, name: str) -> NoReturn:
     """Runs a command and exits: a `PneumoError` becomes one line and exit code 2, Ctrl-C becomes 130.
 
     With `PNEUMO_DEBUG=1` in the environment an error keeps its traceback.
     """
     debug = os.environ.get("PNEUMO_DEBUG") == "1"
+    if sys.stderr is None:
+        # Closed by the caller (`2>&-`); `print(file=None)` would write among the results.
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     try:
         app(prog_name=name)
     except PneumoError as error:

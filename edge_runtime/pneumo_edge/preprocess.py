@@ -7,6 +7,9 @@ Normalisation is inside the graph: a runtime cannot normalise wrongly what it do
 from __future__ import annotations
 
 import io
+import logging
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -29,6 +32,9 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp",
 MAX_PIXELS = 64_000_000
 """The largest detectors in use give about 20 million; a header that claims more than this is refused unread."""
 
+MAX_BYTES = 512 * 1024 * 1024
+"""Of a file: `MAX_PIXELS` in 16-bit RGB are 384 million. What goes on after that (/dev/zero) is no picture."""
+
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 """Pillow would also try EPS (a program for Ghostscript) and dozens more that no X-ray comes in."""
 
@@ -41,7 +47,13 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what brings the picture upright."""
+"""EXIF orientation -> what brings the picture upright; from 5 on, width and height change places."""
+
+_PILLOW_REMARKS = ("ignore", None, Warning, re.compile("PIL"), 0)
+"""What `warnings.filterwarnings("ignore", module="PIL")` puts into `warnings.filters`."""
+
+# Pillow says through its logger what it then raises as well; without any handler that would be printed.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class Film:
     pixels: Pixels
     """uint8, shape (S, S, 1), 0 = black."""
     width: int
-    """Of the file, in pixels."""
+    """Of the upright picture in the file, in pixels."""
     height: int
     chroma: float
     """Mean distance of the colours from grey, 0 to 255; 0 for a grey picture."""
@@ -61,19 +73,23 @@ class Film:
 def read_film(source: Source, size: int, name: str | None = None) -> Film:
     """Reads a picture and squashes it to `size` x `size`, aspect ratio not kept (bicubic, antialiased).
 
+    May be called from several threads. The answer does not depend on the warning filters in force.
+
     Args:
         source: A path, or the bytes of a file.
         size: S, the side of the square in pixels.
         name: What errors call the picture; its path by default.
 
     Raises:
-        ImageError: The file is missing, no picture, damaged, or larger than `MAX_PIXELS`.
+        ImageError: The file is missing, no picture, damaged, or larger than `MAX_PIXELS` or `MAX_BYTES`.
         MissingExtraError: It is a DICOM file and the extra `dicom` is not installed.
     """
     if isinstance(source, bytes):
         data, name = source, name or "the image"
     else:
         data, name = _read_bytes(Path(source), name or str(source))
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB, no film is: give the picture itself")
     from pneumo_edge.dicom import is_dicom, read_dicom
 
     if is_dicom(data[:512]):
@@ -88,7 +104,8 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
 
 def _read_bytes(path: Path, name: str) -> tuple[bytes, str]:
     try:
-        return path.read_bytes(), name
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1), name
     except FileNotFoundError:
         raise ImageError(f"{name} does not exist: check the path") from None
     except IsADirectoryError:
@@ -101,6 +118,12 @@ def _decode(data: bytes, size: int, name: str) -> tuple[Image.Image, tuple[int, 
     """Returns a grey 8-bit picture (mode L), the file's (width, height), the chroma and warnings."""
     if not data:
         raise ImageError(f"{name} is empty: copy it again from where it came")
+    # Pillow remarks on odd tags through `warnings`; what matters to the reader stands in `Film.warnings`. Under
+    # `-W error` a remark would turn a good film into an error. `warnings.catch_warnings` would swap the filters of all
+    # threads and, where two overlap, put the wrong ones back. So one filter that names Pillow alone stays in the
+    # process; it is added only where it is not in front yet (dicom.py has one too), never moved.
+    if _PILLOW_REMARKS not in warnings.filters[:2]:
+        warnings.filterwarnings("ignore", module="PIL")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             width, height = picture.size
@@ -109,9 +132,17 @@ def _decode(data: bytes, size: int, name: str) -> tuple[Image.Image, tuple[int, 
                     f"{name} claims {width} x {height} pixels, more than any X-ray detector has: "
                     f"scale it down to {MAX_PIXELS // 1_000_000} million"
                 )
-            warnings = ("the file holds several pictures; only the first was read",) if _has_more(picture) else ()
-            grey, chroma = _to_grey(picture, size, name)
-            return grey, (width, height), chroma, warnings
+            remarks = ("the file holds several pictures; only the first was read",) if _has_more(picture) else ()
+            if picture.format in {"JPEG", "MPO"}:
+                _decode_smaller(picture, size)
+            picture.load()
+            # Only now: Pillow turns a TIFF by itself while loading it, and then takes the tag away.
+            orientation = _orientation(picture)
+            upright = picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+            if orientation >= 5:
+                width, height = height, width
+            grey, chroma = _to_grey(upright, name)
+            return grey, (width, height), chroma, remarks
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -120,6 +151,8 @@ def _decode(data: bytes, size: int, name: str) -> tuple[Image.Image, tuple[int, 
         ) from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name} claims more pixels than any X-ray detector has: scale it down") from None
+    except MemoryError:
+        raise ImageError(f"{name} needs more memory than there is here: scale it down") from None
     except Exception as error:
         # Hostile bytes make Pillow's plugins raise nearly anything (struct.error, zlib.error, SyntaxError ...).
         raise ImageError(f"{name} is damaged and cannot be read ({error}): copy it again from where it came") from error
@@ -133,26 +166,34 @@ def _has_more(picture: Image.Image) -> bool:
         return False
 
 
-def _to_grey(picture: Image.Image, size: int, name: str) -> tuple[Image.Image, float]:
-    if picture.format in {"JPEG", "MPO"} and picture.mode in {"L", "RGB"}:
-        # libjpeg scales by 1/2, 1/4, 1/8 while it decodes. At twice the wanted size the squashed film differs by
-        # 0.2 grey levels in the mean from a full decode, and takes two thirds of the time. YCbCr is how a colour
-        # JPEG is stored: its Y is the grey film without a conversion.
-        picture.draft("L" if picture.mode == "L" else "YCbCr", (2 * size, 2 * size))
-    turn = _UPRIGHT.get(_orientation(picture))
-    picture.load()
-    if turn is not None:
-        picture = picture.transpose(turn)
-    if picture.mode == "L":
-        return picture, 0.0
-    if picture.mode == "1":
-        return picture.convert("L"), 0.0
+def _decode_smaller(picture: Image.Image, size: int) -> None:
+    """Lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes.
+
+    At twice the wanted size the squashed film differs by 0.2 grey levels in the mean from a full decode, and takes two
+    thirds of the time. YCbCr is how a colour JPEG is stored: its Y is the grey film without a conversion.
+    """
+    # The few files that store RGB itself, told apart as libjpeg does it, cannot be decoded to YCbCr.
+    transform = 1 if "jfif" in picture.info else picture.info.get("adobe_transform")
+    components = bytes(component[0] for component in getattr(picture, "layer", ()))
+    stored_as_rgb = transform == 0 or (transform is None and components == b"RGB")
+    if picture.mode == "RGB" and not stored_as_rgb:
+        picture.draft("YCbCr", (2 * size, 2 * size))
+    elif picture.mode in {"L", "RGB"}:
+        picture.draft(picture.mode, (2 * size, 2 * size))
+
+
+def _to_grey(picture: Image.Image, name: str) -> tuple[Image.Image, float]:
+    """Returns the picture in mode L and its chroma."""
     if picture.mode.startswith(("I", "F")):
-        return _from_own_range(np.asarray(picture, dtype=np.float64), name), 0.0
+        return _from_own_range(np.array(picture, dtype=np.float64), name), 0.0
     if picture.mode in {"LA", "PA", "RGBA", "La", "RGBa"} or "transparency" in picture.info:
         # What shows through is black, as the background of a film is.
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
+    if picture.mode == "L":
+        return picture, 0.0
+    if picture.mode == "1":
+        return picture.convert("L"), 0.0
     if picture.mode != "YCbCr":
         picture = picture.convert("RGB").convert("YCbCr")
     y, *colours = picture.split()
@@ -162,16 +203,22 @@ def _to_grey(picture: Image.Image, size: int, name: str) -> tuple[Image.Image, f
 
 def _orientation(picture: Image.Image) -> int:
     try:
-        return int(picture.getexif().get(0x0112, 1))
+        stated = int(picture.getexif().get(0x0112, 1))
     except Exception:
         # Garbled EXIF does not spoil the pixels; it cannot say how they lie either.
         return 1
+    return stated if stated in _UPRIGHT else 1
 
 
 def _from_own_range(values: npt.NDArray[np.float64], name: str) -> Image.Image:
-    """16-bit, 32-bit and float pictures have no agreed range: their own smallest and largest values give it."""
+    """16-bit, 32-bit and float pictures have no agreed range: their own smallest and largest values give it.
+
+    Works in `values` itself: half a gigabyte for the largest pictures.
+    """
     if not np.isfinite(values).all():
         raise ImageError(f"{name} has pixels that are not numbers: export it again as 8 or 16 bits")
     low, high = float(values.min()), float(values.max())
-    scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    values -= low
+    if high > low:
+        values *= 255.0 / (high - low)
+    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))

@@ -1,0 +1,734 @@
+"""DICOM in: the right picture or one sentence, whatever the file holds."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import importlib.util
+import io
+import re
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from struct import pack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
+
+pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
+
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.encaps import encapsulate  # noqa: E402
+from pydicom.pixels.processing import apply_modality_lut, apply_windowing  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    MPEG2MPML,
+    UID,
+    ComputedRadiographyImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from pneumo_edge.dicom import DicomFilm, is_dicom, read_dicom  # noqa: E402
+from pneumo_edge.errors import ImageError, MissingExtraError  # noqa: E402
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "dicom"
+
+HEIGHT, WIDTH = 24, 32
+
+needs_gdcm = pytest.mark.skipif(importlib.util.find_spec("gdcm") is None, reason="python-gdcm is not installed")
+needs_openjpeg = pytest.mark.skipif(not features.check("jpg_2000"), reason="this Pillow has no JPEG 2000")
+
+Pixels = npt.NDArray[Any]
+
+
+def ramp(bits: int = 12, signed: bool = False) -> Pixels:
+    """A picture that uses the whole range: dark at the left, light at the right, a little brighter downwards."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    unit = (x / (WIDTH - 1) * 0.8) + (y / (HEIGHT - 1) * 0.2)
+    values = np.rint(unit * (2**bits - 1)).astype(np.int64) - (2 ** (bits - 1) if signed else 0)
+    return np.asarray(values, dtype=f"{'i' if signed else 'u'}{1 if bits <= 8 else 2}")
+
+
+def no_package(name: str) -> None:
+    """Stands in for `importlib.util.find_spec` where nothing is installed."""
+
+
+def unit_levels(values: Pixels) -> npt.NDArray[np.uint8]:
+    low, high = float(values.min()), float(values.max())
+    return np.rint(255 * (values.astype(np.float64) - low) / (high - low)).astype(np.uint8)
+
+
+def dataset(pixels: Pixels, syntax: Any = ExplicitVRLittleEndian, bits: int | None = None, **tags: Any) -> Dataset:
+    """A film with all that a film needs; `tags` replace its elements, None removes them."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = ComputedRadiographyImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = UID("1.2.3")
+    ds.PatientName, ds.PatientID = "SECRET^NAME", "SECRET-ID"
+    ds.Modality, ds.PatientAge, ds.BodyPartExamined, ds.ViewPosition = "CR", "003Y", "CHEST", "PA"
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = pixels.shape
+    ds.BitsAllocated = 8 * pixels.dtype.itemsize
+    ds.BitsStored = bits or ds.BitsAllocated
+    ds.HighBit = ds.BitsStored - 1
+    ds.PixelRepresentation = int(pixels.dtype.kind == "i")
+    ds.PixelData = (pixels.byteswap() if syntax == ExplicitVRBigEndian else pixels).tobytes()
+    ds["PixelData"].VR = "OB" if ds.BitsAllocated == 8 else "OW"
+    for keyword, value in tags.items():
+        if value is None:
+            delattr(ds, keyword)
+        else:
+            setattr(ds, keyword, value)
+    return ds
+
+
+def encode(ds: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def compressed(ds: Dataset, frame: bytes, syntax: UID) -> bytes:
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.PixelData = encapsulate([frame])
+    ds["PixelData"].VR = "OB"
+    return encode(ds)
+
+
+def read(data: bytes) -> DicomFilm:
+    film = read_dicom(data, "film.dcm")
+    assert film.grey.dtype == np.uint8
+    return film
+
+
+def refusal(data: bytes) -> str:
+    with pytest.raises(ImageError) as caught:
+        read_dicom(data, "film.dcm")
+    message = str(caught.value)
+    assert message.startswith("film.dcm ")
+    assert "\n" not in message
+    assert "SECRET" not in message
+    return message
+
+
+def survives(data: bytes) -> None:
+    """The file gives a film or one sentence, soon, and nothing else."""
+    begun = time.monotonic()
+    try:
+        film = read_dicom(data, "film.dcm")
+    except ImageError as error:
+        assert "SECRET" not in str(error)
+    else:
+        assert film.grey.dtype == np.uint8
+        assert film.grey.ndim == 2
+    assert time.monotonic() - begun < 20
+
+
+def gdcm_encoded(tmp_path: Path, ds: Dataset, syntax: UID) -> bytes:
+    gdcm = importlib.import_module("gdcm")
+    plain, packed = tmp_path / "plain.dcm", tmp_path / "packed.dcm"
+    plain.write_bytes(encode(ds))
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(plain))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(syntax))))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(packed))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    return packed.read_bytes()
+
+
+def jpeg_2000(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG2000", no_jp2=True, irreversible=False)
+    return buffer.getvalue()
+
+
+def jpeg(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=100)
+    return buffer.getvalue()
+
+
+def lut_item(first: int, bits: int, entries: Pixels, packed: bool = False) -> Dataset:
+    item = Dataset()
+    item.add_new(0x00283002, "SS" if first < 0 else "US", [len(entries) % 65536, first, bits])
+    item.add_new(0x00283006, "OW", entries.astype("u1" if packed else "<u2").tobytes())
+    return item
+
+
+# --- is it DICOM? ---
+
+
+def test_recognises_dicom_with_and_without_preamble() -> None:
+    data = encode(dataset(ramp()))
+    assert is_dicom(data[:132])
+    assert is_dicom(data[132:644])  # explicit, group 0002
+    assert is_dicom(pack("<HHL", 8, 0, 4) + pack("<L", 100) + bytes(200))  # implicit, group 0008
+    assert is_dicom(pack("<HH2sH", 8, 5, b"CS", 10) + b"ISO_IR 100" + bytes(200))
+
+
+def test_other_files_are_no_dicom() -> None:
+    pixels = np.zeros((200, 200), dtype=np.uint8)
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, kind)
+        assert not is_dicom(buffer.getvalue()[:512]), kind
+    assert not is_dicom(b"")
+    assert not is_dicom(bytes(512))
+    assert not is_dicom(b"\x08\x00\x05\x00" + b"\xff" * 400)
+    assert not is_dicom(b"A line of text. " * 30)
+
+
+# --- stored values to grey levels ---
+
+
+def test_full_range_without_window() -> None:
+    pixels = ramp() // 2 + 300
+    assert np.array_equal(read(encode(dataset(pixels, bits=12))).grey, unit_levels(pixels))
+
+
+def test_monochrome1_is_the_negative_of_monochrome2() -> None:
+    two = read(encode(dataset(ramp(), bits=12))).grey
+    one = read(encode(dataset(ramp(), bits=12, PhotometricInterpretation="MONOCHROME1"))).grey
+    assert np.abs(255 - one.astype(int) - two).max() <= 1  # 0.5 rounds to even
+    assert one[0, 0] == 255
+
+
+def test_inverse_presentation_inverts_once() -> None:
+    """The digital X-ray module writes MONOCHROME1 and INVERSE together for one inversion."""
+    plain = read(encode(dataset(ramp(), bits=12, PhotometricInterpretation="MONOCHROME1"))).grey
+    for photometric in ("MONOCHROME1", "MONOCHROME2"):
+        tags = {"PhotometricInterpretation": photometric, "PresentationLUTShape": "INVERSE"}
+        assert np.array_equal(read(encode(dataset(ramp(), bits=12, **tags))).grey, plain)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize(("bits", "signed"), [(8, False), (8, True), (12, False), (12, True), (16, False), (16, True)])
+def test_every_plain_encoding_gives_the_same_picture(syntax: str, bits: int, signed: bool) -> None:
+    pixels = ramp(bits, signed)
+    data = encode(dataset(pixels, syntax, bits))
+    assert np.array_equal(read(data).grey, unit_levels(pixels))
+
+
+def test_signed_values_with_rubbish_in_the_unused_bits() -> None:
+    pixels = ramp(12, signed=True)
+    dirty = (pixels.view(np.uint16) & 0x0FFF) | 0x7000
+    ds = dataset(pixels, bits=12, PixelData=dirty.tobytes())
+    assert np.array_equal(read(encode(ds)).grey, unit_levels(pixels))
+
+
+def test_values_at_the_top_of_their_bits() -> None:
+    pixels = ramp(12)
+    ds = dataset(pixels, bits=12, HighBit=15, PixelData=((pixels << 4) | 0x000F).tobytes())
+    assert np.array_equal(read(encode(ds)).grey, unit_levels(pixels))
+
+
+@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (2.5, -1000), (0.01, 3)])
+def test_window_agrees_with_pydicom(function: str | None, slope: float, intercept: float) -> None:
+    centre, width = 1500 * slope + intercept, 1200 * slope
+    tags: dict[str, Any] = {"RescaleSlope": slope, "RescaleIntercept": intercept}
+    tags |= {"WindowCenter": [centre, 7], "WindowWidth": [width, 9]}
+    if function:
+        tags["VOILUTFunction"] = function
+    ds = dataset(ramp(), bits=12, **tags)
+    wanted = apply_windowing(apply_modality_lut(ramp(), ds), ds)
+    low, high = intercept, 4095 * slope + intercept
+    grey = read(encode(ds)).grey
+    assert np.abs(grey - 255 * (wanted - low) / (high - low)).max() <= 0.5 + 1e-6
+    assert len(np.unique(grey)) > 50
+
+
+@pytest.mark.parametrize("width", [0, -5, 0.3])
+def test_a_window_of_no_width_is_ignored(width: float) -> None:
+    ds = dataset(ramp(), bits=12, WindowCenter=50, WindowWidth=width)
+    assert np.array_equal(read(encode(ds)).grey, unit_levels(ramp()))
+
+
+def test_a_window_of_width_one_is_a_step() -> None:
+    grey = read(encode(dataset(ramp(), bits=12, WindowCenter=2000, WindowWidth=1))).grey
+    assert np.array_equal(grey, np.where(ramp() > 1999.5, 255, 0))
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize(("bits", "packed"), [(16, False), (12, False), (11, False), (8, False), (8, True)])
+def test_voi_table(syntax: str, bits: int, packed: bool) -> None:
+    top = 2**bits - 1
+    entries = np.rint(top * np.linspace(0, 1, 1000) ** 2)
+    ds = dataset(ramp(), syntax, bits=12, WindowCenter=5, WindowWidth=2)
+    ds.VOILUTSequence = [lut_item(1500, bits, entries, packed)]
+    wanted = 255 * entries[np.clip(ramp().astype(int) - 1500, 0, 999)] / top
+    assert np.abs(read(encode(ds)).grey - wanted).max() <= 0.5 + 1e-6
+
+
+def test_voi_table_behind_a_rescale_to_negative_values() -> None:
+    entries = np.arange(4096)
+    ds = dataset(ramp(), bits=12, RescaleSlope=1, RescaleIntercept=-1024)
+    ds.VOILUTSequence = [lut_item(-1024, 12, entries)]
+    assert np.array_equal(read(encode(ds)).grey, np.rint(255 / 4095 * ramp()))
+
+
+def test_modality_table_goes_before_slope_and_window() -> None:
+    entries = 4095 - np.arange(4096)
+    ds = dataset(ramp(), bits=12, RescaleSlope=3, RescaleIntercept=9, WindowCenter=2048, WindowWidth=4096)
+    ds.ModalityLUTSequence = [lut_item(0, 12, entries)]
+    assert np.array_equal(read(encode(ds)).grey, np.rint(255 / 4095 * (4095 - ramp())))
+
+
+def test_padding_is_black_and_does_not_count() -> None:
+    body = ramp(10) + 1000
+    pixels = body.copy()
+    pixels[:5] = 4000
+    pixels[5:7] = 4002
+    tags = {"PixelPaddingValue": 4000, "PixelPaddingRangeLimit": 4002, "PhotometricInterpretation": "MONOCHROME1"}
+    grey = read(encode(dataset(pixels, bits=12, **tags))).grey
+    assert not grey[:7].any()
+    assert np.abs(255 - unit_levels(body[7:]).astype(int) - grey[7:]).max() <= 1
+
+
+def test_a_blank_film_does_not_divide_by_zero() -> None:
+    assert not read(encode(dataset(np.full((8, 8), 77, dtype=np.uint16)))).grey.any()
+
+
+@pytest.mark.parametrize("value", ["1e300", "-1e300", "1e-300"])
+def test_absurd_slopes_and_windows(value: str) -> None:
+    survives(encode(dataset(ramp(), bits=12, RescaleSlope=value, RescaleIntercept=value)))
+    survives(encode(dataset(ramp(), bits=12, WindowCenter=value, WindowWidth="1e300")))
+
+
+# --- how the file is written ---
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_without_preamble_and_meta(syntax: str) -> None:
+    ds = dataset(ramp(), syntax, bits=12)
+    buffer = io.BytesIO()
+    ds.file_meta = FileMetaDataset()
+    ds.save_as(buffer, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=True)
+    data = buffer.getvalue()
+    assert b"DICM" not in data[:140]
+    assert is_dicom(data[:512])
+    assert np.array_equal(read(data).grey, unit_levels(ramp()))
+
+
+def test_old_files_that_leave_things_out() -> None:
+    pixels = ramp(16)
+    ds = dataset(pixels, SamplesPerPixel=None, BitsStored=None, HighBit=None, PixelRepresentation=None)
+    assert np.array_equal(read(encode(ds)).grey, unit_levels(pixels))
+
+
+@needs_gdcm
+@pytest.mark.parametrize(("bits", "signed"), [(8, False), (12, False), (12, True), (16, False)])
+def test_rle(bits: int, signed: bool) -> None:
+    ds = dataset(ramp(bits, signed), bits=bits)
+    ds.compress(RLELossless, generate_instance_uid=False)
+    assert np.array_equal(read(encode(ds)).grey, unit_levels(ramp(bits, signed)))
+
+
+@needs_gdcm
+@pytest.mark.parametrize("syntax", [JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless])
+@pytest.mark.parametrize(("bits", "signed"), [(8, False), (10, False), (12, True), (16, False)])
+def test_lossless_syntaxes(tmp_path: Path, syntax: UID, bits: int, signed: bool) -> None:
+    pixels = ramp(bits, signed)
+    data = gdcm_encoded(tmp_path, dataset(pixels, bits=bits), syntax)
+    assert pydicom.dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID == syntax
+    assert np.array_equal(read(data).grey, unit_levels(pixels))
+
+
+@pytest.mark.parametrize("allocated", [8, 16])
+def test_jpeg_baseline(allocated: int) -> None:
+    ds = dataset(ramp(8), BitsAllocated=allocated, WindowCenter=128, WindowWidth=256)
+    film = read(compressed(ds, jpeg(ramp(8)), JPEGBaseline8Bit))
+    assert np.abs(film.grey.astype(int) - ramp(8)).max() <= 2
+
+
+@needs_openjpeg
+def test_jpeg_2000_bare_and_in_its_container() -> None:
+    pixels = ramp(16)
+    bare = jpeg_2000(pixels)
+    container = io.BytesIO()
+    Image.fromarray(pixels).save(container, "JPEG2000", irreversible=False)
+    for frame in (bare, container.getvalue()):
+        film = read(compressed(dataset(pixels), frame, JPEG2000Lossless))
+        assert np.array_equal(film.grey, unit_levels(pixels))
+
+
+SMALL = np.add(*np.mgrid[0:12, 0:16]).astype(np.uint16) * 150
+"""What the two frames below show: no package of the project can write them."""
+
+JPEG_OF_12_BITS = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAIBAQEBAQIBAQECAgICAgQDAgICAgUEBAMEBgUGBgYFBgYGBwkIBgcJBwYGCAsICQoKCgoKBggLDAsK"
+    "DAkKCgr/wQALDAAMABABAREA/8QAFgABAQEAAAAAAAAAAAAAAAAADQoM/8QAIhAAAAMHBQAAAAAAAAAAAAAAAAwoBAoLKThEVUZiY2Rz/9oACAEB"
+    "AAA/AMDOVUSqlThLhxWlPPYEsAqolVKnCXDitKeewSIlVGHcOsScEI4q7ZePrBLAKqMO4dYk4IRxV2y8fWH/2Q=="
+)
+HIGH_THROUGHPUT_JPEG_2000 = base64.b64decode(
+    "/0//UQApQAAAAAAQAAAADAAAAAAAAAAAAAAAEAAAAAwAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB/1wAEyCIkJCQkJCQkJCQ"
+    "kJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAIIAAf+TwAAmx/UFB3QAAMAAE0AAEwC0+gMHdAAI+gMHdADAABPAABMAWGH1"
+    "AoJ0ANPpACI0AMAAFVAABViiRIn6oIIyAnYAoooqqqjAQgG+tgDAACtgABaYKioqKioq54p6cYJ3ACpVVFRUVFRU/voMYHv2MYHsugD/2Q=="
+)
+
+
+@needs_gdcm
+def test_jpeg_extended_with_12_bits(capfd: pytest.CaptureFixture[str]) -> None:
+    film = read(compressed(dataset(SMALL, bits=12), JPEG_OF_12_BITS, JPEGExtended12Bit))
+    assert np.abs(film.grey.astype(int) - unit_levels(SMALL)).max() <= 1
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_openjpeg
+def test_high_throughput_jpeg_2000() -> None:
+    film = read(compressed(dataset(SMALL), HIGH_THROUGHPUT_JPEG_2000, HTJ2KLossless))
+    assert np.array_equal(film.grey, unit_levels(SMALL))
+
+
+# --- refused with a sentence ---
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "US", "MG", "IO", "PX", "RF", "XA", "OT", "SR"])
+def test_other_modalities_are_refused_by_name(modality: str) -> None:
+    assert f"modality {modality} (" in refusal(encode(dataset(ramp(), Modality=modality)))
+
+
+@pytest.mark.parametrize("modality", ["CR", "DX", "RG"])
+def test_projection_radiographs_are_read(modality: str) -> None:
+    assert read(encode(dataset(ramp(), Modality=modality))).warnings == ()
+
+
+def test_nothing_to_see() -> None:
+    assert "without pixel data" in refusal(encode(dataset(ramp(), PixelData=None)))
+
+
+def test_several_frames_are_refused() -> None:
+    ds = dataset(ramp(), NumberOfFrames=2, PixelData=ramp().tobytes() * 2)
+    assert "2 frames" in refusal(encode(ds))
+
+
+def test_colour_is_refused() -> None:
+    rgb = dataset(ramp(8), SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    rgb.PixelData = ramp(8).tobytes() * 3
+    assert "colour" in refusal(encode(rgb))
+    assert "colour" in refusal(encode(dataset(ramp(8), PhotometricInterpretation="PALETTE COLOR")))
+
+
+@pytest.mark.parametrize("tag", ["PhotometricInterpretation", "Rows", "Columns", "BitsAllocated"])
+def test_missing_tags_are_named(tag: str) -> None:
+    assert tag in refusal(encode(dataset(ramp(), **{tag: None})))
+
+
+def test_gigapixels_are_refused_before_any_of_them_is_made() -> None:
+    assert "60000 x 60000 pixels" in refusal(encode(dataset(ramp(), Rows=60000, Columns=60000)))
+
+
+@pytest.mark.parametrize("tags", [{"Rows": 25}, {"Columns": 8000}, {"Rows": 0}, {"BitsAllocated": 32}])
+def test_a_header_that_claims_other_pixels_than_there_are(tags: dict[str, Any]) -> None:
+    assert "damaged" in refusal(encode(dataset(ramp(), **tags)))
+
+
+@pytest.mark.parametrize("tags", [{"BitsStored": 17}, {"BitsAllocated": 12}, {"BitsStored": 0}])
+def test_odd_numbers_of_bits(tags: dict[str, Any]) -> None:
+    refusal(encode(dataset(ramp(), **tags)))
+
+
+def test_a_codestream_that_claims_gigapixels() -> None:
+    frame = bytearray(jpeg(ramp(8)))
+    at = frame.index(b"\xff\xc0")
+    frame[at + 5 : at + 9] = b"\xff\xff\xff\xff"
+    assert "damaged" in refusal(compressed(dataset(ramp(8)), bytes(frame), JPEGBaseline8Bit))
+    if features.check("jpg_2000"):
+        frame = bytearray(jpeg_2000(ramp(8)))
+        frame[8:16] = b"\x00\x01\x00\x00" * 2
+        assert "damaged" in refusal(compressed(dataset(ramp(8)), bytes(frame), JPEG2000Lossless))
+
+
+def test_syntaxes_without_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = compressed(dataset(ramp(8)), b"\0" * 16, MPEG2MPML)
+    unknown = known.replace(MPEG2MPML.encode(), b"1.2.3." + b"4" * (len(MPEG2MPML) - 6))
+    assert "MPEG2" in refusal(known)
+    assert "unknown syntax" in refusal(unknown)
+    monkeypatch.setattr(importlib.util, "find_spec", no_package)
+    ds = dataset(ramp(8))
+    ds.compress(RLELossless, generate_instance_uid=False)
+    assert "needs the package python-gdcm" in refusal(encode(ds))
+
+
+def test_deflated_files_are_refused_before_they_are_inflated() -> None:
+    ds = dataset(np.zeros((4000, 4000), dtype=np.uint16))
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    assert "deflated" in refusal(encode(ds))
+
+
+def test_without_pydicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(MissingExtraError, match=re.escape("film.dcm is a DICOM file")) as caught:
+        read_dicom(encode(dataset(ramp())), "film.dcm")
+    assert "pip install 'pneumo[dicom]'" in str(caught.value)
+
+
+# --- what the model has not seen ---
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        ("045Y", "45 years"),
+        ("81", "81 years"),
+        ("006Y", "6 years"),
+        ("000Y", "less than 1 year"),
+        ("011M", "11 months"),
+        ("001M", "1 month"),
+        ("072M", "72 months"),
+        ("003W", "3 weeks"),
+        ("010D", "10 days"),
+        ("093Y", "over 89 years"),
+        ("001Y", None),
+        ("005Y", None),
+        ("018M", None),
+        ("071M", None),
+        ("", None),
+        ("rubbish", None),
+    ],
+)
+def test_age(age: str, words: str | None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom objects to writing "rubbish"
+        data = encode(dataset(ramp(), PatientAge=age))
+    wanted = (f"the patient is {words} old; the model has seen children of 1 to 5 years only",) if words else ()
+    assert read(data).warnings == wanted
+
+
+@pytest.mark.parametrize(
+    ("born", "taken", "words"),
+    [
+        ("20000615", "20240614", "23 years"),
+        ("20000615", "20240615", "24 years"),
+        ("20240101", "20240301", "less than 1 year"),
+        ("20200101", "20240301", None),
+        ("20250101", "20240301", None),
+        ("", "20240301", None),
+    ],
+)
+def test_age_from_dates(born: str, taken: str, words: str | None) -> None:
+    found = read(encode(dataset(ramp(), PatientAge=None, PatientBirthDate=born, StudyDate=taken))).warnings
+    wanted = (f"the patient is {words} old; the model has seen children of 1 to 5 years only",) if words else ()
+    assert found == wanted
+
+
+def test_views_and_body_parts_and_modality() -> None:
+    def warned(**tags: Any) -> tuple[str, ...]:
+        return read(encode(dataset(ramp(), **tags))).warnings
+
+    assert warned(ViewPosition="LL") == ("a lateral view; the model has seen frontal films only",)
+    assert warned(ViewPosition="LATERAL") == warned(ViewPosition="RL") == warned(ViewPosition="LL")
+    assert "oblique" in warned(ViewPosition="RAO")[0]
+    assert warned(ViewPosition="AP") == warned(ViewPosition=None) == ()
+    assert warned(BodyPartExamined="KNEE") == ("the body part is KNEE; the model has seen chest films only",)
+    assert warned(BodyPartExamined="THORAX") == warned(BodyPartExamined=None) == ()
+    assert warned(Modality=None) == ("the file does not name its modality; the model has seen X-rays only",)
+    assert len(warned(ViewPosition="LL", BodyPartExamined="KNEE", PatientAge="050Y")) == 3
+
+
+def test_a_body_part_that_is_no_code_is_not_quoted() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = encode(dataset(ramp(), BodyPartExamined="SECRET\x1b[31m^"))
+    assert read(data).warnings == ("the body part is another one than the chest; the model has seen chest films only",)
+
+
+# --- hostile and odd bytes ---
+
+
+def test_cut_off_anywhere() -> None:
+    data = encode(dataset(ramp(), bits=12, WindowCenter=2000, WindowWidth=4000))
+    for length in range(0, len(data), 50):
+        refusal(data[:length])
+
+
+def hostile_files(tmp_path: Path) -> list[bytes]:
+    window = dataset(ramp(), bits=12, WindowCenter=2000, WindowWidth=4000)
+    table = dataset(ramp(), ImplicitVRLittleEndian, bits=12, RescaleSlope=1, RescaleIntercept=0)
+    table.VOILUTSequence = [lut_item(0, 12, np.arange(256))]
+    files = [encode(window), encode(table), compressed(dataset(ramp(8)), jpeg(ramp(8)), JPEGBaseline8Bit)]
+    if features.check("jpg_2000"):
+        files.append(compressed(dataset(ramp(16)), jpeg_2000(ramp(16)), JPEG2000Lossless))
+    return files
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    return hostile_files(tmp_path_factory.mktemp("dicom"))
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> list[tuple[str, float, bytes]]:
+    kinds = st.sampled_from(["set", "insert", "cut", "drop"])
+    return draw(st.lists(st.tuples(kinds, st.floats(0, 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6))
+
+
+def damaged(data: bytes, steps: list[tuple[str, float, bytes]]) -> bytes:
+    broken = bytearray(data)
+    for kind, where, what in steps:
+        at = int(where * len(broken))
+        if kind == "set":
+            broken[at : at + len(what)] = what
+        elif kind == "insert":
+            broken[at:at] = what
+        elif kind == "cut":
+            del broken[at:]
+        else:
+            del broken[at : at + len(what)]
+    return bytes(broken)
+
+
+@settings(max_examples=400, deadline=None)
+@given(which=st.integers(0, 3), steps=damages())
+def test_damaged_files_give_a_film_or_a_sentence(
+    originals: list[bytes], which: int, steps: list[tuple[str, float, bytes]]
+) -> None:
+    survives(damaged(originals[which % len(originals)], steps))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=600))
+def test_bytes_that_were_never_a_film(data: bytes) -> None:
+    refusal(data)
+    refusal(b"\0" * 128 + b"DICM" + data)
+
+
+@needs_gdcm
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGLSLossless, RLELossless])
+def test_damaged_frames_for_gdcm(tmp_path: Path, syntax: UID, capfd: pytest.CaptureFixture[str]) -> None:
+    """Few, since each starts a process; what GDCM prints must not come through."""
+    data = gdcm_encoded(tmp_path, dataset(ramp(), bits=12), syntax)
+    start, random = data.rindex(b"\xfe\xff\x00\xe0") + 8, np.random.default_rng(0)
+    for n in range(12):
+        broken = bytearray(data)
+        stop = start + 60 if n % 2 else len(data)
+        for at in random.integers(start, stop, size=1 + n % 3):
+            broken[at] = random.integers(256)
+        survives(bytes(broken))
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_gdcm
+def test_a_frame_that_makes_gdcm_abort_costs_one_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = gdcm_encoded(tmp_path, dataset(ramp(), bits=12), JPEGLosslessSV1)
+    frame = pydicom.encaps.get_frame(pydicom.dcmread(io.BytesIO(data)).PixelData, 0, number_of_frames=1)
+    # A JFIF segment of version 250: GDCM 3.2 does not know the state that libjpeg comes back with, and calls abort().
+    jfif = b"\xff\xe0\x00\x10JFIF\x00\xfa\x01\x00\x00\x01\x00\x01\x00\x00"
+    for segment in (b"", jfif.replace(b"\xfa", b"\x01")):
+        film = read(compressed(dataset(ramp(), bits=12), frame[:2] + segment + frame[2:], JPEGLosslessSV1))
+        assert np.array_equal(film.grey, unit_levels(ramp()))
+    survives(compressed(dataset(ramp(), bits=12), frame[:2] + jfif + frame[2:], JPEGLosslessSV1))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_decoder_that_does_not_come_back_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sleeper = tmp_path / "gdcm.py"
+    sleeper.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr("pneumo_edge.dicom._PATIENCE", 0.5)
+    spec = importlib.util.spec_from_file_location("gdcm", sleeper)
+    ds = dataset(ramp(8))
+    ds.compress(RLELossless, generate_instance_uid=False)
+    monkeypatch.setattr(importlib.util, "find_spec", {"gdcm": spec}.get)
+    begun = time.monotonic()
+    assert "damaged" in refusal(encode(ds))
+    assert time.monotonic() - begun < 20
+
+
+def test_zeros_that_pose_as_a_million_sequence_items() -> None:
+    ds = dataset(ramp())
+    head = encode(ds)[: encode(ds).index(pack("<HH2sH", 8, 0x16, b"UI", 26))]
+    bomb = head + pack("<HH2sHL", 8, 0x1110, b"SQ", 0, 0xFFFFFFFF) + bytes(8_000_000)
+    begun = time.monotonic()
+    refusal(bomb)
+    assert time.monotonic() - begun < 10
+
+
+@needs_gdcm
+def test_run_lengths_that_would_fill_the_memory() -> None:
+    frame = pack("<16L", 1, 64, *[0] * 14) + b"\x81\x00" * 2_000_000
+    survives(compressed(dataset(ramp(8)), frame, RLELossless))
+
+
+def test_pydicoms_remarks_neither_show_nor_break(capfd: pytest.CaptureFixture[str]) -> None:
+    """Warnings are errors in these tests; here from several threads, in files that pydicom remarks on."""
+    ds = dataset(ramp(), bits=12, NumberOfFrames=0, PixelData=ramp().tobytes() + bytes(100))
+    odd = encode(ds).replace(b"003Y", b"3  y").replace(b"CHEST ", b"chest ")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        pydicom.pixels.pixel_array(io.BytesIO(odd))
+    assert shown  # pydicom does remark on it
+    wrong: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(10):
+                assert np.array_equal(read_dicom(odd, "film.dcm").grey, unit_levels(ramp()))
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert capfd.readouterr() == ("", "")
+
+
+# --- real films ---
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not here (../shared/data/dicom)")
+@pytest.mark.parametrize(
+    "name", ["CR-MONO1-10-chest.dcm", "RG1_J2KI.dcm", "nih_google_no_finding.dcm", "rsna_16d7f894.dcm"]
+)
+def test_real_chest_films_have_dark_lungs_and_a_light_spine(name: str) -> None:
+    data = (REAL / name).read_bytes()
+    assert is_dicom(data[:512])
+    grey = read(data).grey
+    height, width = grey.shape
+
+    def part(top: float, bottom: float, left: float, right: float) -> float:
+        region = grey[int(top * height) : int(bottom * height), int(left * width) : int(right * width)]
+        return float(np.median(region))
+
+    spine = part(0.35, 0.6, 0.44, 0.54)
+    assert part(0.25, 0.5, 0.2, 0.35) < spine - 20
+    assert part(0.25, 0.5, 0.62, 0.77) < spine - 20
+    assert grey.std() > 30
+
+
+@needs_gdcm
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not here (../shared/data/dicom)")
+def test_real_files_of_other_body_parts() -> None:
+    tibia = read((REAL / "not_chest_tibia_RG3_J2KI.dcm").read_bytes())
+    assert any("EXTREMITY" in warning for warning in tibia.warnings)
+    assert np.median(tibia.grey[:, :100]) > 250  # shutters left and right are white in this one
+    teeth = read((REAL / "not_chest_teeth_CR-ModalitySequenceLUT.dcm").read_bytes()).grey
+    assert np.median(teeth[:400]) == 0
+    assert teeth.max() == 255
