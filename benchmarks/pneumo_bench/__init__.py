@@ -1,0 +1,1 @@
+"""Latency and accuracy of every file of a bundle, side by side."""

@@ -1,0 +1,218 @@
+"""pneumo-bench: latency, accuracy and the way from disk to verdict, for every file of a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from pneumo_edge.command_line import FAILED, NOT_A_DIAGNOSIS, print_version, run, say
+from pneumo_edge.errors import UsageError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Measures bundles on this machine: how fast, and how often right.",
+    epilog=NOT_A_DIAGNOSIS,
+)
+
+Models = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--model",
+        metavar="BUNDLE",
+        help="Bundle that pneumo-export wrote; may be given several times. The one that comes with pneumo by default.",
+    ),
+]
+Output = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write JSON, Markdown and figures into.")]
+Baseline = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Row that the others are divided by; the first by default.")
+]
+Sample = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Films to measure with; phantoms, drawn anew, by default.")
+]
+
+
+class SplitName(StrEnum):
+    """Which films are judged."""
+
+    test = "test"
+    validation = "validation"
+
+
+@app.callback()
+def bench(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Holds the options before the subcommand."""
+
+
+@app.command()
+def latency(
+    model: Models = None,
+    run_folder: Annotated[
+        list[Path] | None,
+        typer.Option("--run", metavar="RUN", help="Run whose Keras model is timed too; needs TensorFlow."),
+    ] = None,
+    threads: Annotated[
+        str | None, typer.Option(help="Threads of one inference, such as 1,2; one and all cores by default.")
+    ] = None,
+    queries: Annotated[
+        int, typer.Option(min=10, help="Films asked one by one in each round; p99 needs 100 or more.")
+    ] = 200,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns that each engine has.")] = 5,
+    baseline: Baseline = None,
+    films: Sample = None,
+    output: Output = None,
+) -> None:
+    """Times one film at a time: every file of every bundle, and other engines on the same weights."""
+    from pneumo_bench.inputs import open_bundles
+    from pneumo_bench.latency import latency_table, time_all
+    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.plots import draw_latency
+
+    counts = _parse_threads(threads)
+    if output is not None:
+        make_folder(output)
+    record = time_all(
+        open_bundles(model or []),
+        run_folder or [],
+        threads=counts,
+        queries=queries,
+        rounds=rounds,
+        baseline=baseline,
+        films=films,
+    )
+    tables = [latency_table(record)]
+    show(tables)
+    if output is not None:
+        save(output, "latency", record, tables)
+        draw_latency(output / "latency.png", record)
+        say(f"written to {output}: latency.json, latency.md, latency.png")
+    if record["failed"] or not record["results"]:
+        raise typer.Exit(FAILED)
+
+
+@app.command(epilog=NOT_A_DIAGNOSIS)
+def accuracy(
+    model: Models = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with train/ and test/, each NORMAL/ and PNEUMONIA/.")
+    ] = None,
+    split: Annotated[
+        SplitName, typer.Option(help="test: the films in test/; validation: those that a run has held back.")
+    ] = SplitName.test,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="RUN", help="Run whose validation films are judged, also disturbed."),
+    ] = None,
+    latency_file: Annotated[
+        Path | None,
+        typer.Option("--latency", metavar="FILE", help="A latency.json, to draw accuracy against latency."),
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Judges every film of a split with every file of every bundle, and says how often they are right."""
+    from pneumo_bench.accuracy import accuracy_tables, judge_all, test_split, validation_split
+    from pneumo_bench.inputs import open_bundles
+    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.plots import draw_accuracy, draw_accuracy_against_latency, draw_robustness
+
+    if (split is SplitName.validation) != (run_folder is not None):
+        raise UsageError("--split validation and --run RUN go together: the run knows which films it has held back")
+    if latency_file is not None and output is None:
+        raise UsageError("--latency is for a figure: say where to write it with --output")
+    timed = None if latency_file is None else _read_latency(latency_file)
+    if output is not None:
+        make_folder(output)
+    bundles = open_bundles(model or [])
+    if run_folder is not None:
+        films = validation_split(run_folder, data)
+    elif data is not None:
+        films = test_split(data)
+    else:
+        raise UsageError("no films named: give --data DIR, the folder with train/ and test/")
+    record = judge_all(bundles, films)
+    tables = accuracy_tables(record)
+    show(tables)
+    say(NOT_A_DIAGNOSIS)
+    if output is not None:
+        stem = f"accuracy-{split.value}"
+        save(output, stem, record, tables)
+        draw_accuracy(output / f"{stem}.png", record)
+        written = [f"{stem}.json", f"{stem}.md", f"{stem}.png"]
+        if split is SplitName.validation:
+            draw_robustness(output / "robustness.png", record)
+            written.append("robustness.png")
+        if timed is not None:
+            untimed = draw_accuracy_against_latency(output / f"{stem}-latency.png", record, timed)
+            written.append(f"{stem}-latency.png")
+            for name in untimed:
+                say(f"{latency_file} has no times of {name}")
+        say(f"written to {output}: {', '.join(written)}")
+    if record["missing"] or record["settings"]["unreadable"]:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def end_to_end(
+    model: Models = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Fresh processes for each row.")] = 10,
+    baseline: Baseline = None,
+    films: Sample = None,
+    output: Output = None,
+) -> None:
+    """Times the whole way from a file on disk to the verdict, cold and warm, in parts."""
+    from pneumo_bench.end_to_end import end_to_end_table, time_ways
+    from pneumo_bench.inputs import open_bundles
+    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.plots import draw_end_to_end
+
+    if output is not None:
+        make_folder(output)
+    record = time_ways(open_bundles(model or []), rounds=rounds, baseline=baseline, films=films)
+    tables = [end_to_end_table(record)]
+    show(tables)
+    if output is not None:
+        save(output, "end-to-end", record, tables)
+        draw_end_to_end(output / "end-to-end.png", record)
+        say(f"written to {output}: end-to-end.json, end-to-end.md, end-to-end.png")
+
+
+def _parse_threads(threads: str | None) -> list[int]:
+    from pneumo_edge.classifier import usable_cores
+
+    if threads is None:
+        return sorted({1, usable_cores()})
+    try:
+        counts = [int(part) for part in threads.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise UsageError(f"--threads {threads} is no list of numbers from 1 on: give one such as 1,2")
+    return list(dict.fromkeys(counts))
+
+
+def _read_latency(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("kind") != "latency":
+        raise UsageError(f"{path} is no latency.json: make it with pneumo-bench latency --output")
+    return found
+
+
+def main() -> NoReturn:
+    """Entry point of `pneumo-bench`."""
+    run(app, "pneumo-bench")
+
+
+if __name__ == "__main__":
+    main()

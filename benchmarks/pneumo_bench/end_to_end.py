@@ -1,0 +1,185 @@
+"""From a file on disk to a verdict: what a user waits for, cold and warm, and where the time goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+
+from pneumo_bench.inputs import PHANTOMS, sample_films
+from pneumo_bench.machine import Watch, describe_machine
+from pneumo_bench.oneshot import REPEATS
+from pneumo_bench.output import Table, header, machine_notes
+from pneumo_bench.spread import ratio_text, ratios, spread
+from pneumo_edge.bundle import Bundle
+from pneumo_edge.classifier import Classifier
+from pneumo_edge.command_line import progress
+from pneumo_edge.errors import PneumoError, UsageError
+
+PARTS = ("python", "import", "load", "decode", "infer", "print")
+"""In the order in which they happen; `python` is the start and the end of the interpreter."""
+
+MODES = ("cold", "warm")
+
+FILMS = 8
+WIDTH = 1500
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way from a film to a verdict."""
+
+    name: str
+    """BUNDLE/FILE: pneumo-infer; bare:BUNDLE/FILE: a script of ten lines."""
+    kind: str
+    """"pneumo" or "bare"."""
+    bundle: Path
+    file: str
+
+
+def find_ways(bundles: Mapping[str, Bundle]) -> list[Way]:
+    """Lists the ways: the file that pneumo-infer would choose, and bare scripts on it and on the fp32 file."""
+    ways = []
+    for name, bundle in bundles.items():
+        with Classifier.load(bundle.folder) as classifier:
+            chosen = classifier.file
+        ways.append(Way(f"{name}/{chosen}", "pneumo", bundle.folder, chosen))
+        files = [file for file in bundle.description.files if file in {"model.onnx", chosen}]
+        ways += [Way(f"bare:{name}/{f}", "bare", bundle.folder, f) for f in files if f.endswith(".onnx")]
+    return ways
+
+
+def time_ways(
+    bundles: Mapping[str, Bundle], *, rounds: int, baseline: str | None, films: Path | None
+) -> dict[str, Any]:
+    """Times every way, cold and warm, and returns what `end-to-end.json` holds.
+
+    Args:
+        bundles: As `open_bundles` gives them.
+        rounds: Turns of each; one more comes first and does not count, since it fills the caches of the disk.
+        baseline: Name of the way that the others are divided by; the first by default.
+        films: Folder of films; a phantom of 1,500 pixels by default.
+
+    Raises:
+        UsageError: No way has the name of the baseline.
+        DataError, BundleError, MissingExtraError: One sentence each.
+        PneumoError: A process failed.
+    """
+    ways = find_ways(bundles)
+    base = baseline or ways[0].name
+    if base not in {way.name for way in ways}:
+        known = ", ".join(way.name for way in ways)
+        raise UsageError(f"there is nothing called {base} to be the baseline: choose one of {known}")
+    watch = Watch()
+    turns = [(way, mode) for way in ways for mode in MODES]
+    times: dict[tuple[str, str], list[dict[str, float]]] = {(way.name, mode): [] for way, mode in turns}
+    with _films(films) as (paths, films_name), progress("timing", (rounds + 1) * len(turns)) as advance:
+        for i in range(rounds + 1):
+            for place, (way, mode) in enumerate(turns if i % 2 == 0 else turns[::-1]):
+                # The same film for all ways of a round.
+                parts = _run_once(way, mode, paths[i % len(paths) :] + paths[: i % len(paths)])
+                if i > 0:
+                    times[way.name, mode].append(parts)
+                advance(i * len(turns) + place + 1)
+    totals = {key: [each["total"] for each in found] for key, found in times.items()}
+    results = []
+    for way, mode in turns:
+        found = times[way.name, mode]
+        results.append(
+            {
+                "name": way.name,
+                "kind": way.kind,
+                "mode": mode,
+                "milliseconds": {part: spread([each[part] for each in found]) for part in found[0]},
+                "ratio": ratios(totals[way.name, mode], totals[base, mode]),
+            }
+        )
+    return header("end-to-end", describe_machine(), watch.finish()) | {
+        "settings": {"rounds": rounds, "warm_repeats": REPEATS, "films": films_name},
+        "baseline": base,
+        "results": results,
+    }
+
+
+@contextmanager
+def _films(folder: Path | None) -> Iterator[tuple[list[Path], str]]:
+    """The films of a folder, or one phantom as large as a film from a hospital."""
+    with sample_films(folder, FILMS) as (paths, name):
+        if folder is not None:
+            yield paths, name
+            return
+        with TemporaryDirectory(prefix="pneumo-bench-") as scratch, Image.open(paths[0]) as phantom:
+            large = Path(scratch) / "film.jpeg"
+            height = round(phantom.height * WIDTH / phantom.width)
+            phantom.resize((WIDTH, height), Image.Resampling.BICUBIC).save(large, quality=90)
+            yield [large], f"one grey JPEG of {WIDTH} x {height} pixels, enlarged from {PHANTOMS}"
+
+
+def _run_once(way: Way, mode: str, films: Sequence[Path]) -> dict[str, float]:
+    """Returns the parts and `total` in milliseconds."""
+    script = str(Path(__file__).with_name("oneshot.py"))
+    # Compiled modules are kept, as in any installation, whatever the developer has set.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    start = time.perf_counter()
+    done = subprocess.run(  # noqa: S603 - our own script and interpreter
+        # -P: the folder of the script is no place to import from.
+        [sys.executable, "-P", script, way.kind, mode, str(way.bundle), way.file, *map(str, films)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    total = (time.perf_counter() - start) * 1e3
+    said = done.stderr.strip().splitlines() or [""]
+    if done.returncode:
+        raise PneumoError(f"{way.name} could not be timed: {said[-1][:300] or 'its process failed'}")
+    parts: dict[str, float] = json.loads(said[-1])
+    if mode == "warm":
+        return parts | {"total": sum(parts.values())}
+    python = total - sum(parts.values())
+    if way.kind == "pneumo":
+        known = json.loads(done.stdout.splitlines()[-1])["milliseconds"]
+        after = parts.pop("answer")
+        parts |= {"decode": known["read"], "infer": known["infer"], "print": after - known["read"] - known["infer"]}
+    return {"python": python} | parts | {"total": total}
+
+
+def end_to_end_table(record: Mapping[str, Any]) -> Table:
+    """Shows what `time_ways` found."""
+    rows = []
+    for result in record["results"]:
+        times = result["milliseconds"]
+        total = times["total"]
+        rows.append(
+            (
+                result["name"],
+                result["mode"],
+                f"{total['median']:.1f} ({total['low']:.1f}–{total['high']:.1f})",
+                *(f"{times[part]['median']:.1f}" if part in times else "–" for part in PARTS),
+                ratio_text(result["ratio"]),
+            )
+        )
+    settings = record["settings"]
+    notes = (
+        *machine_notes(record["machine"], record["load"]),
+        f"{settings['rounds']} rounds, medians in milliseconds, in brackets the lowest and highest; on "
+        f"{settings['films']}",
+        "cold: a fresh process, its files in the memory of the system; python is the start and the end of the "
+        f"interpreter; warm: the median of {settings['warm_repeats']} films in a process that has loaded the model",
+        "a name without a prefix: pneumo-infer, whose import holds the reading of its options, and whose print holds "
+        "all that follows the inference; bare: a script that imports numpy, PIL and onnxruntime, decodes in full, "
+        "checks nothing and prints a number",
+        f"ratio: total against {record['baseline']} in the same mode",
+    )
+    columns = ("model", "mode", "total ms", *PARTS, "ratio")
+    return Table("From a file on disk to a verdict", columns, rows, notes)

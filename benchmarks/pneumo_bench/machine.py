@@ -1,0 +1,134 @@
+"""The machine that a benchmark ran on, and whether something else kept its processors busy meanwhile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pneumo_edge.classifier import usable_cores
+from pneumo_edge.errors import MissingExtraError
+
+PACKAGES = ("pneumo", "numpy", "pillow", "onnxruntime", "ai-edge-litert", "openvino")
+KERAS_PACKAGES = ("keras", "tensorflow", "tensorflow-cpu")
+
+BUSY_LOAD = 0.5
+"""Load average before the start, in shares of the cores."""
+BUSY_OTHERS = 0.05
+"""Share of all processor time that other processes took during the run."""
+BUSY_STEAL = 0.02
+"""Share of all processor time that the hypervisor gave to other guests during the run."""
+
+_TELLING_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+"""What int8 and float kernels are chosen by, on x86-64 and on 64-bit Arm."""
+
+
+def describe_machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Returns processor, cores, governor, memory in bytes, system, and the versions of the packages found."""
+    psutil = _psutil()
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    facts = _cpuinfo()
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    return {
+        "processor": facts.get("model name") or _board() or platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "instructions": [flag for flag in _TELLING_FLAGS if flag in flags],
+        "cores": usable_cores(),
+        # Virtual machines have none: the host decides.
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "memory": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": versions,
+    }
+
+
+class Watch:
+    """Looks at the processors from its making until `finish`."""
+
+    def __init__(self) -> None:
+        self._psutil = _psutil()
+        self._load = self._psutil.getloadavg()[0]
+        self._start, self._own, self._all = time.perf_counter(), _own_seconds(), self._psutil.cpu_times()
+
+    def finish(self) -> dict[str, Any]:
+        """Returns the load averages, the shares of others, and `busy`: one sentence for each sign of company.
+
+        The children of this process must have been waited for: only then is their time known to be ours.
+        """
+        cores = os.cpu_count() or 1
+        there = cores * (time.perf_counter() - self._start)
+        now = self._psutil.cpu_times()
+
+        def passed(*kinds: str) -> float:
+            return sum(getattr(now, kind, 0.0) - getattr(self._all, kind, 0.0) for kind in kinds)
+
+        others = max(0.0, passed("user", "nice", "system", "irq", "softirq") - (_own_seconds() - self._own)) / there
+        steal = max(0.0, passed("steal")) / there
+        busy = []
+        if self._load > BUSY_LOAD * cores:
+            busy.append(f"the load average was {self._load:.1f} on {cores} cores before the start")
+        if others > BUSY_OTHERS:
+            busy.append(f"other processes took {others:.0%} of the processor time during the run")
+        if steal > BUSY_STEAL:
+            busy.append(f"the hypervisor took {steal:.0%} of the processor time during the run")
+        return {
+            "load_average_before": round(self._load, 2),
+            "load_average_after": round(self._psutil.getloadavg()[0], 2),
+            "others_share": round(others, 4),
+            "steal_share": round(steal, 4),
+            "seconds": round(there / cores, 1),
+            "busy": busy,
+        }
+
+
+def peak_rss() -> int:
+    """Returns the most memory that this process has held so far, in bytes; where unknown, what it holds now.
+
+    Not `ru_maxrss`: on Linux that of a child starts at the size of the parent it was forked from.
+    """
+    status = _text("/proc/self/status") or ""
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    memory = _psutil().Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))
+
+
+def _psutil() -> Any:
+    try:
+        return import_module("psutil")
+    except ImportError:
+        raise MissingExtraError("psutil", "bench", "watching the load of the machine") from None
+
+
+def _own_seconds() -> float:
+    own = os.times()
+    return own.user + own.system + own.children_user + own.children_system
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty where there is none."""
+    pairs = (line.split(":", 1) for line in (_text("/proc/cpuinfo") or "").split("\n\n")[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _board() -> str | None:
+    """What a single-board computer calls itself: its cpuinfo has no model name."""
+    return (_text("/proc/device-tree/model") or "").strip("\0 \n") or None
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None

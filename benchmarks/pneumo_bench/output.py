@@ -1,0 +1,95 @@
+"""How results leave: a table on the terminal, and the same as JSON and Markdown."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pneumo_edge.atomic import write_json, write_text
+from pneumo_edge.command_line import NOT_A_DIAGNOSIS, print_table
+from pneumo_edge.errors import MissingExtraError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one table shows, and the sentences below it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+
+def header(kind: str, machine: dict[str, Any], load: dict[str, Any]) -> dict[str, Any]:
+    """Returns what every JSON file of results begins with."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "command": shlex.join(["pneumo-bench", *sys.argv[1:]]),
+        "made": datetime.now(UTC).date().isoformat(),
+        "machine": machine,
+        "load": load,
+    }
+
+
+def machine_notes(machine: dict[str, Any], load: dict[str, Any]) -> tuple[str, ...]:
+    """Returns one sentence on the machine and, where it was busy, one that says so."""
+    governor = f", governor {machine['governor']}" if machine["governor"] else ""
+    versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
+    instructions = f" ({', '.join(machine['instructions'])})" if machine["instructions"] else ""
+    notes = [
+        f"{machine['processor']}{instructions}, {machine['cores']} cores{governor}, "
+        f"{machine['memory'] / 2**30:.1f} GiB, {machine['system']}; {versions}; "
+        f"load average {load['load_average_before']} before, {load['load_average_after']} after"
+    ]
+    if load["busy"]:
+        notes.append(f"THE MACHINE WAS BUSY, do not trust the times: {'; '.join(load['busy'])}")
+    return tuple(notes)
+
+
+def threads_text(count: int) -> str:
+    """Writes a number of threads for people."""
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def show(tables: list[Table]) -> None:
+    """Prints the tables and their notes on stdout."""
+    for table in tables:
+        print_table(table.title, table.columns, table.rows)
+        for note in table.notes:
+            print(f"  {note}")
+        print()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes sure that results can be written: better before the measurement than after it.
+
+    Raises:
+        MissingExtraError: Figures cannot be drawn.
+        OSError: The folder cannot be made.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "bench", "--output, which draws figures,")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def save(folder: Path, stem: str, record: dict[str, Any], tables: list[Table]) -> None:
+    """Writes `stem.json` and `stem.md`, each whole or not at all."""
+    write_json(folder / f"{stem}.json", record)
+    parts = [f"Made on {record['made']} by\n\n    {record['command']}\n"]
+    for table in tables:
+        lines = [f"## {table.title}", "", _row(table.columns), _row(("---",) + ("---:",) * (len(table.columns) - 1))]
+        lines += [_row(row) for row in table.rows] + [""] + [f"- {note}" for note in table.notes]
+        parts.append("\n".join(lines).rstrip() + "\n")
+    write_text(folder / f"{stem}.md", "\n".join([*parts, NOT_A_DIAGNOSIS]) + "\n")
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,183 @@
+"""The figures of the results, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pneumo_bench.end_to_end import MODES, PARTS
+from pneumo_bench.output import threads_text
+from pneumo_bench.robustness import DISTURBANCES
+from pneumo_edge.atomic import replacing_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#2b7a78", "#c8553d", "#5b6770", "#e0a458", "#6a4c93", "#4d9de0", "#8a9a5b", "#b56576")
+_ROW = 0.42
+"""Inches for a row of a bar chart."""
+
+
+def draw_latency(path: Path, record: Mapping[str, Any]) -> None:
+    """Draws p50, p90 and p99 of each contestant, on a logarithmic axis."""
+    results = record["results"][::-1]
+    figure, (axis,) = _new(1, 1, 9, 1.2 + _ROW * max(1, len(results)))
+    keys = ("p50_ms", "p90_ms", "p99_ms")
+    for i, key in enumerate(keys):
+        places = np.arange(len(results)) + (1 - i) * 0.27
+        values = [result[key]["median"] if result[key] else np.nan for result in results]
+        axis.barh(places, values, height=0.25, color=COLOURS[i], label=key.removesuffix("_ms"))
+    _logarithmic(axis, [result[key]["median"] for result in results for key in keys if result[key]])
+    axis.set_yticks(range(len(results)), [f"{r['name']}, {threads_text(r['threads'])}" for r in results], fontsize=7)
+    axis.set_xlabel("milliseconds for one film" + _busy(record))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    _write(path, figure)
+
+
+def draw_accuracy(path: Path, record: Mapping[str, Any]) -> None:
+    """Draws accuracy, sensitivity and specificity of each file with their intervals."""
+    results = record["results"][::-1]
+    figure, (axis,) = _new(1, 1, 9, 1.2 + _ROW * max(1, len(results)))
+    for i, key in enumerate(("accuracy", "sensitivity", "specificity")):
+        places = np.arange(len(results)) + (1 - i) * 0.22
+        found = [_at_point(result)[key] for result in results]
+        values, errors = _interval(found)
+        axis.errorbar(values, places, xerr=errors, fmt="o", markersize=4, color=COLOURS[i], label=key, capsize=2)
+    axis.set_yticks(range(len(results)), [result["name"] for result in results], fontsize=7)
+    axis.set_xlabel(f"on {record['settings']['films']} {record['settings']['split']} films, with the 95 % interval")
+    axis.set_ylim(-0.6, len(results) - 0.4)
+    axis.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    _write(path, figure)
+
+
+def draw_robustness(path: Path, record: Mapping[str, Any]) -> None:
+    """Draws AUC and accuracy of each file against the strength of each disturbance."""
+    figure, axes = _new(2, len(DISTURBANCES), 2.5 * len(DISTURBANCES), 5.6)
+    for column, disturbance in enumerate(DISTURBANCES):
+        for i, result in enumerate(record["results"]):
+            found = [each for each in result["robustness"] if each["disturbance"] == disturbance.name]
+            clean = {"auc": result["measures"]["auc"], "accuracy": _at_point(result)["accuracy"]}
+            for row, key in enumerate(("auc", "accuracy")):
+                points = {each["strength"]: each[key]["value"] for each in found}
+                if disturbance.neutral is not None:
+                    points[disturbance.neutral] = clean[key]["value"]
+                xs = sorted(points)
+                axis = axes[row * len(DISTURBANCES) + column]
+                colour = COLOURS[i % len(COLOURS)]
+                # Both formats of a float model lie on one line.
+                style = "o--" if result["name"].endswith(".tflite") else "o-"
+                axis.plot(xs, [points[x] for x in xs], style, markersize=3, color=colour, label=result["name"])
+                if disturbance.neutral is None:
+                    axis.axhline(clean[key]["value"], color=colour, linewidth=0.8, linestyle=":")
+        axes[column].set_title(disturbance.name, fontsize=10)
+        axes[len(DISTURBANCES) + column].set_xlabel(disturbance.unit, fontsize=8)
+    axes[0].set_ylabel("AUC")
+    axes[len(DISTURBANCES)].set_ylabel("accuracy")
+    for axis in axes:
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    _write(path, figure)
+
+
+def draw_accuracy_against_latency(path: Path, accuracy: Mapping[str, Any], latency: Mapping[str, Any]) -> list[str]:
+    """Draws a point for each file that was both judged and timed in our runtime; its area is the size of the file.
+
+    The latency is that of the smallest number of threads.
+
+    Returns:
+        Names of the files that were judged and not timed.
+    """
+    ours = [result for result in latency["results"] if result["engine"] == "pneumo"]
+    threads = min((result["threads"] for result in ours), default=1)
+    # By content: two results may have been made with other names for the same file.
+    timed = {result["sha256"]: result for result in ours if result["threads"] == threads}
+    both = [(result, timed[result["sha256"]]["p50_ms"]) for result in accuracy["results"] if result["sha256"] in timed]
+    figure, (axis,) = _new(1, 1, 8, 5.2)
+    for i, (result, time) in enumerate(both):
+        p50 = time["median"]
+        values, errors = _interval([_at_point(result)["accuracy"]])
+        colour = COLOURS[i % len(COLOURS)]
+        axis.errorbar([p50], values, yerr=errors, color=colour, capsize=3, linewidth=1)
+        label = f"{result['name']}, {result['bytes'] / 1e6:.1f} MB"
+        axis.scatter([p50], values, s=20 + 12 * result["bytes"] / 1e6, color=colour, alpha=0.6, label=label)
+    settings = accuracy["settings"]
+    _logarithmic(axis, [time["median"] for _, time in both])
+    axis.set_xlabel(f"median milliseconds for one film, {threads_text(threads)}{_busy(latency)}")
+    axis.set_ylabel(f"accuracy on {settings['films']} {settings['split']} films, with the 95 % interval")
+    axis.grid(alpha=0.3)
+    if axis.get_legend_handles_labels()[0]:
+        legend = figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        for handle in legend.legend_handles:
+            if handle is not None and hasattr(handle, "set_sizes"):
+                handle.set_sizes([30])
+    _write(path, figure)
+    return [result["name"] for result in accuracy["results"] if result["sha256"] not in timed]
+
+
+def draw_end_to_end(path: Path, record: Mapping[str, Any]) -> None:
+    """Draws the parts of each way as stacked bars, cold and warm side by side."""
+    figure, axes = _new(1, 2, 12, 1.8 + _ROW * len(record["results"]) / 2)
+    for axis, mode in zip(axes, MODES, strict=True):
+        results = [result for result in record["results"] if result["mode"] == mode][::-1]
+        left = np.zeros(len(results))
+        for i, part in enumerate(PARTS):
+            widths = np.array([result["milliseconds"].get(part, {"median": 0.0})["median"] for result in results])
+            if mode == "cold" or widths.any():
+                axis.barh(range(len(results)), widths, left=left, height=0.6, color=COLOURS[i], label=part)
+            left = left + widths
+        axis.set_title(mode, fontsize=10)
+        axis.set_xlabel("milliseconds" + _busy(record))
+        axis.set_yticks(range(len(results)), [result["name"] for result in results], fontsize=7)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(PARTS), fontsize=8)
+    _write(path, figure)
+
+
+def _new(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    # Not pyplot: its global state belongs to the user's own figures.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, sharey="row", squeeze=False).flat)
+
+
+def _logarithmic(axis: Axes, milliseconds: Sequence[float]) -> None:
+    """Makes the x axis logarithmic with numbers that people read, and some room on both sides."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if not milliseconds:
+        return
+    axis.set_xscale("log")
+    axis.set_xlim(min(milliseconds) / 2, max(milliseconds) * 2)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _write(path: Path, figure: Figure) -> None:
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _at_point(result: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = result["measures"]["operating_points"][result["operating_point"]]
+    return found
+
+
+def _interval(found: Sequence[Mapping[str, float]]) -> tuple[list[float], list[list[float]]]:
+    """The values, and how far the intervals reach below and above them."""
+    values = [each["value"] for each in found]
+    return values, [[max(0.0, e["value"] - e["low"]) for e in found], [max(0.0, e["high"] - e["value"]) for e in found]]
+
+
+def _busy(record: Mapping[str, Any]) -> str:
+    return " (the machine was busy: not to be trusted)" if record["load"]["busy"] else ""
