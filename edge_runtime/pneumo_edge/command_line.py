@@ -113,7 +113,7 @@ def tracked(items: Iterable[T], what: str, total: int) -> Iterator[T]:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table on stdout, as wide as it needs where stdout is no terminal."""
+    """Prints a table on stdout, as wide as it needs: a number that is cut short is no number."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -123,4 +123,4 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    Console(width=Console(width=400).measure(table).maximum).print(table)

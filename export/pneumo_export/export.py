@@ -96,7 +96,7 @@ def export_run(
     keras_outputs = _run_keras(reference, model, judged_films)
 
     chosen = _calibration_choice(train, calibration_films, config.seed)
-    files = _convert(model, train.pixels[chosen], formats, int8)
+    files = _convert(model, config.backbone, train.pixels[chosen], formats, int8)
 
     calibration = Calibration(**metrics["calibration"])
     threshold = metrics["operating_points"][DEFAULT_POINT]["threshold"]
@@ -177,13 +177,15 @@ def _calibration_choice(train: Films, count: int, seed: int) -> list[int]:
     return sorted(chosen)
 
 
-def _convert(model: Any, films: Pixels, formats: tuple[str, ...], int8: bool) -> dict[str, tuple[str, bytes]]:
+def _convert(
+    model: Any, backbone: str, films: Pixels, formats: tuple[str, ...], int8: bool
+) -> dict[str, tuple[str, bytes]]:
     """Returns file name -> precision and bytes; fp32 comes before int8 of its format."""
     from pneumo_export.convert import to_onnx, to_tflite
     from pneumo_export.graph import quantisable_layers
     from pneumo_export.quantise import quantise_onnx, quantise_tflite
 
-    layers = quantisable_layers(model)
+    layers = quantisable_layers(model, backbone)
     files: dict[str, tuple[str, bytes]] = {}
     for name, convert, quantise in (("onnx", to_onnx, quantise_onnx), ("tflite", to_tflite, quantise_tflite)):
         if name not in formats:

@@ -5,6 +5,7 @@ image uint8 (N, S, S, 1) -> normalisation -> backbone, batch-norm folded -> logi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,14 +184,14 @@ def outputs_of(model: keras.Model, films: Pixels, batch: int = 64) -> dict[str, 
     return {name: np.concatenate([np.asarray(p[name]) for p in parts]) for name in parts[0]}
 
 
-def quantisable_layers(model: keras.Model) -> list[str]:
+def quantisable_layers(model: keras.Model, backbone: str) -> list[str]:
     """Returns the layers of a `deployed` model that become int8: the backbone, and the large matrix of `flatten`.
 
-    Normalisation in front, the last layer, heatmap and novelty stay float: they cost nothing, and scores do not
-    collapse into a few values.
+    Normalisation and the backbone's `float_layers` in front, the last layer, heatmap and novelty stay float: they cost
+    little, and scores do not collapse into a few values.
     """
     names = [layer.name for layer in model.layers]
-    backbone = names[names.index("normalise") + 1 : names.index(FEATURES)]
-    return [n for n in backbone if not n.startswith("novelty")] + (
-        ["hidden_places"] if "hidden_places" in names else []
-    )
+    body = names[names.index("normalise") + 1 : names.index(FEATURES)]
+    stays = re.compile(find_backbone(backbone).float_layers)
+    chosen = [name for name in body if not name.startswith("novelty") and not stays.fullmatch(name)]
+    return chosen + [name for name in names if name == "hidden_places"]

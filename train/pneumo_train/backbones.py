@@ -43,6 +43,8 @@ class Backbone:
         frozen_layers: Regular expression for whole layer names that keep their pretrained weights; empty for none.
         novelty_layers: Layers whose globally averaged activations tell a chest film from other pictures: those in the
             upper middle. The last ones know little but the two classes, the first ones see exposure, not content.
+        float_layers: Regular expression for names of layers that stay float in int8 files; empty for none. In light
+            networks the first layers hold a thousandth of the weights and cause most of the error.
         licence: Of the ImageNet weights, in one sentence.
     """
 
@@ -55,6 +57,7 @@ class Backbone:
     learning_rate: float
     frozen_layers: str
     novelty_layers: tuple[str, ...]
+    float_layers: str
     licence: str
 
 
@@ -154,6 +157,7 @@ BACKBONES: dict[str, Backbone] = {
             learning_rate=3e-4,
             frozen_layers="",
             novelty_layers=("block5c_add", "block6d_add"),
+            float_layers=r"stem_.*|block1a_.*",
             licence="EfficientNet-Lite0 ImageNet weights by Google, Apache-2.0.",
         ),
         Backbone(
@@ -166,6 +170,7 @@ BACKBONES: dict[str, Backbone] = {
             learning_rate=3e-4,
             frozen_layers="",
             novelty_layers=("block_12_add", "block_15_add"),
+            float_layers=r"Conv1.*|bn_Conv1|expanded_conv_.*",
             licence="MobileNetV2 ImageNet weights by Google, Apache-2.0.",
         ),
         Backbone(
@@ -178,6 +183,7 @@ BACKBONES: dict[str, Backbone] = {
             learning_rate=1e-4,
             frozen_layers=r"conv[1-4]_.*",
             novelty_layers=("conv3_block4_out", "conv4_block6_out"),
+            float_layers="",
             licence="ResNet-50 ImageNet weights by Kaiming He et al., MIT.",
         ),
         Backbone(
@@ -190,6 +196,7 @@ BACKBONES: dict[str, Backbone] = {
             learning_rate=5e-5,
             frozen_layers=r"block[1-3]_.*",
             novelty_layers=("block4_pool", "block5_pool"),
+            float_layers="",
             licence="VGG16 ImageNet weights by the Visual Geometry Group, University of Oxford, CC BY 4.0.",
         ),
     )
@@ -205,6 +212,26 @@ def find_backbone(name: str) -> Backbone:
     if name not in BACKBONES:
         raise UsageError(f"There is no backbone {name!r}: choose one of {', '.join(BACKBONES)}.")
     return BACKBONES[name]
+
+
+def check_architecture(backbone: str, head: str, size: int) -> Backbone:
+    """Look a backbone up, and check that it goes with a head and a size; loads nothing.
+
+    Raises:
+        UsageError: Unknown backbone or head, or a size that the networks cannot take.
+    """
+    entry = find_backbone(backbone)
+    if head not in HEADS:
+        raise UsageError(f"There is no head {head!r}: choose one of {', '.join(HEADS)}.")
+    if size < 32 or size % 32:
+        # Other sizes would run, but rounding at an odd size shifts the cells of the feature map against the image,
+        # and the heatmap with them.
+        nearest = max(32, 32 * round(size / 32))
+        raise UsageError(
+            f"The networks halve the image five times, so its side must be a multiple of 32 pixels, not {size}: "
+            f"{nearest} would do."
+        )
+    return entry
 
 
 def build_model(backbone: str, head: str, size: int, *, dropout: float = 0.3) -> keras.Model:
@@ -223,17 +250,7 @@ def build_model(backbone: str, head: str, size: int, *, dropout: float = 0.3) ->
     Raises:
         UsageError: Unknown backbone or head, or a size that the networks cannot take.
     """
-    entry = find_backbone(backbone)
-    if head not in HEADS:
-        raise UsageError(f"There is no head {head!r}: choose one of {', '.join(HEADS)}.")
-    if size < 32 or size % 32:
-        # Other sizes would run, but rounding at an odd size shifts the cells of the feature map against the image,
-        # and the heatmap with them.
-        nearest = max(32, 32 * round(size / 32))
-        raise UsageError(
-            f"The networks halve the image five times, so its side must be a multiple of 32 pixels, not {size}: "
-            f"{nearest} would do."
-        )
+    entry = check_architecture(backbone, head, size)
 
     import keras
     from keras import layers
