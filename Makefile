@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test format clean
+.PHONY: demo test default-model format clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last: an interrupted installation is done again.
@@ -39,6 +39,10 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+# The model that comes with pneumo: the int8 files of BUNDLE.
+default-model: $(VENV)/installed
+	$(BIN)/python -m pneumo_export.default_model $(BUNDLE)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

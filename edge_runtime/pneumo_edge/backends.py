@@ -78,7 +78,8 @@ class _Onnx:
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         # A graph may want its weights from files beside it, which for a model from bytes is the working directory:
-        # a place where nothing can be is where they are looked for instead (onnxruntime 1.21 and later).
+        # a place where nothing can be is where they are looked for instead (onnxruntime 1.21 and later; from 1.24 on
+        # absolute paths are refused as well).
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

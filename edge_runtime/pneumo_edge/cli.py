@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from pneumo_edge.command_line import DONE, FAILED, NOT_A_DIAGNOSIS, print_version, quiet_libraries, run, say, tracked
-from pneumo_edge.errors import UsageError
+from pneumo_edge.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from pneumo_edge.classifier import Failure, Prediction
@@ -100,7 +100,7 @@ def infer(
     show = {Format.text: _show_text, Format.json: _show_json, Format.csv: _show_csv}[format]
     # Standard input can be read once: its bytes are kept for the overlay.
     sources: list[Source] = [_read_stdin() if name == "-" else name for name in names]
-    failed = 0
+    failed = undrawn = 0
     answers = tracked(classifier.predict_batch(sources), "judging", len(sources))
     for source, overlay, answer in zip(sources, _overlay_names(names), answers, strict=True):
         show(answer)
@@ -109,10 +109,15 @@ def infer(
         elif heatmap is not None:
             from pneumo_edge.overlay import save_overlay
 
-            save_overlay(heatmap / overlay, source, answer)
+            try:
+                save_overlay(heatmap / overlay, source, answer)
+            except ImageError as error:
+                # The film is read a second time, and may be gone by now.
+                say(f"no heatmap of this film: {error}")
+                undrawn += 1
     if failed and len(sources) > 1:
         say(f"{failed} of {len(sources)} images could not be judged")
-    raise typer.Exit(FAILED if failed else DONE)
+    raise typer.Exit(FAILED if failed or undrawn else DONE)
 
 
 _CSV_COLUMNS = (

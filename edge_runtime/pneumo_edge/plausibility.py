@@ -5,16 +5,21 @@ from __future__ import annotations
 from pneumo_edge.preprocess import Film
 
 MAX_CHROMA = 6.0
-"""Grey films saved as colour JPEG stay below 2; a photograph lies well above."""
+"""Mean distance from grey. All 5,216 training films (copies of 224 x 224 pixels, saved as colour JPEG) and 20 films at
+their original size lie at 0.0; what is left below the limit is for tinted scans. Of six photographs that were at hand
+four lie above it (the six: 1.8 to 55); the others are left to `novelty`."""
 
 MIN_CONTRAST = 8.0
-"""Standard deviation of the grey levels; films lie between 25 and 90, a blank picture near 0."""
+"""Standard deviation of the grey levels, of the squashed film. All 5,216 training films lie between 19.9 and 87.3; a
+blank picture lies near 0."""
 
 MIN_SIDE = 96
-"""Pixels; the smallest film of the training set is 127 pixels high."""
+"""Pixels of the shorter side. Chosen, not measured: below it too little is left to judge. The 20 films at their
+original size have 576 to 1,719."""
 
 MAX_ASPECT = 3.5
-"""Longer side over shorter side; films of lying infants reach 3.4."""
+"""Longer side over shorter side. Chosen, not measured, wide enough for narrow crops. The 20 films at their original
+size lie between 1.15 and 1.78; the training copies are square whatever they were."""
 
 
 def objections(film: Film) -> tuple[str, ...]:

@@ -19,12 +19,12 @@ def model_card(description: Description, config: Config, metrics: dict[str, Any]
         metrics: `metrics.json` of the run.
         parity: `parity.json` of the export.
     """
-    phantoms = "phantom" in config.data_name
+    phantoms = "phantom" in description.provenance.data
     population = (
         "Synthetic drawings, no patients. **This model says nothing about real films.**"
         if phantoms
-        else "Children of 1 to 5 years at one hospital (Guangzhou Women and Children's Medical Center) where the data "
-        "are the set of Kermany et al.; other data, other children."
+        else "Where the data are the set of Kermany et al.: children of 1 to 5 years at one hospital, Guangzhou Women "
+        "and Children's Medical Center."
     )
     calibration = description.calibration
     points = "\n".join(
@@ -81,7 +81,7 @@ but that check is no proof.
 ## Population and data
 {population}
 
-Data: {config.data_name}. Films: {films}. Splits are by patient.
+Data: {description.provenance.data}. Films: {films}. Splits are by patient.
 
 ## Training
 Started from {config.started_from}. {config.epochs} epochs at most, batches of {config.batch_size}, peak learning rate

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pneumo_edge.atomic import replacing_folder, write_json, write_text
 from pneumo_edge.backends import open_backend
@@ -33,14 +36,16 @@ from pneumo_export.card import model_card
 from pneumo_export.gate import Candidate, Judged, judge, run_backend, too_few
 from pneumo_export.quantise import float_share
 from pneumo_train.perturb import perturb_all
-from pneumo_train.run import Config, Films, load_films, model_path, read_config, read_metrics
-from pneumo_train.split import TRAIN, VALIDATION
+from pneumo_train.run import Config, Films, RunFilms, load_films, model_path, read_config, read_metrics
+from pneumo_train.split import TEST, TRAIN, VALIDATION
 from pneumo_train.train import versions
 
 NOVELTY_FILMS = 1000
 """Training films, at most, that the statistics of novelty are fitted on, each as it is and perturbed."""
 
 DEFAULT_POINT = "balanced"
+
+KAGGLE_NAME = r"person\d+_(bacteria|virus)_\d+(_\d+)?\.jpeg|(NORMAL2-)?IM-\d+-\d+(-\d+)?\.jpeg"
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ def export_run(
     refused = [name for name, record in records.items() if record["failures"]]
     parity = {
         "format_version": 1,
+        "data": _describe_data(films, config),
         "verdict": "refused" if refused else "passed",
         "run": run.name,
         "data_hash": config.data_hash,
@@ -136,6 +142,22 @@ def export_run(
         "files": records,
     }
     return _write(output, config, metrics, parity, files, refused)
+
+
+def _describe_data(films: RunFilms, config: Config) -> str:
+    """Names the data set and the size of its films: a copy scaled down is not what it was copied from."""
+    readable = [f for f, part in zip(films.files, films.split, strict=True) if part in {TRAIN, VALIDATION, TEST}]
+    sizes = []
+    for film in readable[:: max(1, len(readable) // 200)]:
+        with contextlib.suppress(OSError), Image.open(films.root / film.path) as picture:
+            sizes.append(picture.size)
+    name = config.data_name
+    if "phantom" not in name and all(re.match(KAGGLE_NAME, film.path.split("/")[-1]) for film in readable):
+        name = "chest-xray-pneumonia (Kermany et al., Cell 2018, CC BY 4.0)"
+    if not sizes:
+        return name
+    width, height = np.median(sizes, axis=0).astype(int)
+    return f"{name}, films of {width} x {height} pixels in the median"
 
 
 def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
@@ -243,7 +265,7 @@ def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], f
         },
         default_operating_point=DEFAULT_POINT,
         provenance=Provenance(
-            data=config.data_name,
+            data=parity["data"],
             films=metrics["films"],
             weights=config.started_from,
             trained=config.trained,

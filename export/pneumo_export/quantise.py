@@ -11,6 +11,7 @@ import io
 import logging
 import re
 import tempfile
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pneumo_edge.errors import MissingExtraError
 from pneumo_edge.preprocess import Pixels
 
 ONNX_OPERATIONS = ("Conv", "Add", "MaxPool", "MatMul", "Clip", "Relu", "Pad")
-TFLITE_OPERATIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MAX_POOL_2D", "PAD", "PADV2", "BATCH_MATMUL")
+TFLITE_OPERATIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MAX_POOL_2D", "PAD", "PADV2")
 
 
 def quantise_onnx(model: bytes, films: Pixels, layers: Collection[str]) -> bytes:
@@ -91,6 +92,9 @@ def quantise_tflite(model: bytes, films: Pixels, layers: Collection[str]) -> byt
                 activation_num_bits=8,
                 weight_num_bits=8,
             )
+    # The matrix of the `flatten` head is stored in int8 and used in float: LiteRT's int8 kernel for it answers the same
+    # value for every film.
+    recipe.add_weight_only_config(regex=_pattern(layers), operation_name=TFLOperationName.BATCH_MATMUL, num_bits=8)
     with _quiet():
         engine = quantizer.Quantizer(bytearray(model), recipe.get_quantization_recipe())
         ranges = engine.calibrate({"serving_default": [{"image": film[None, ..., None]} for film in films]})
@@ -113,7 +117,11 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(action="ignore"),
+        ):
             yield
     finally:
         logging.disable(level)

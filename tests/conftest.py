@@ -1,0 +1,166 @@
+"""What several test files share. The tiny bundle is a real one: its graph keeps the contract and its answer can be
+worked out by hand from the mean grey level."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pneumo_edge.bundle import (
+    FORMAT_VERSION,
+    LABELS,
+    Calibration,
+    Description,
+    InputContract,
+    Interval,
+    ModelFile,
+    OperatingPoint,
+    Provenance,
+    write_description,
+)
+
+Infer: TypeAlias = Callable[..., "subprocess.CompletedProcess[Any]"]
+WriteBundle: TypeAlias = Callable[..., Path]
+
+SIZE = 32
+NOVELTY_LIMIT = 1.8
+
+
+def tiny_model() -> Any:
+    """Returns an ONNX model: with m = mean grey / 255, logit = 8 (m - 0.5), novelty = 4 |m - 0.5|, heatmap (N, 4, 4)
+    = mean grey / 255 - 0.5 of sixteen tiles."""
+    pytest.importorskip("onnx", reason="the tiny model is built with the package onnx")
+    from onnx import TensorProto, helper
+
+    def constant(name: str, value: float) -> Any:
+        return helper.make_tensor(name, TensorProto.FLOAT, (), [value])
+
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "unit"], ["scaled"]),
+        helper.make_node("Sub", ["scaled", "half"], ["centred"]),
+        helper.make_node("ReduceMean", ["centred"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Mul", ["mean", "eight"], ["logit"]),
+        helper.make_node("Abs", ["mean"], ["away"]),
+        helper.make_node("Mul", ["away", "four"], ["novelty"]),
+        helper.make_node("Transpose", ["centred"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["tiles"], kernel_shape=[SIZE // 4] * 2, strides=[SIZE // 4] * 2),
+        helper.make_node("ReduceMean", ["tiles"], ["heatmap"], axes=[1], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", SIZE, SIZE, 1])],
+        [
+            helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["N"]),
+            helper.make_tensor_value_info("heatmap", TensorProto.FLOAT, ["N", 4, 4]),
+            helper.make_tensor_value_info("novelty", TensorProto.FLOAT, ["N"]),
+        ],
+        [constant("unit", 1 / 255), constant("half", 0.5), constant("four", 4.0), constant("eight", 8.0)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def write_bundle_to(folder: Path, files: dict[str, bytes], **changes: Any) -> Path:
+    """Writes model files and a `model.json` that vouches for them; `changes` replace fields of the description."""
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    sure = Interval(0.9, 0.8, 1.0)
+    description = Description(
+        format_version=FORMAT_VERSION,
+        name="tiny",
+        backbone="none",
+        head="gap",
+        input=InputContract("image", "uint8", SIZE, 1),
+        labels=LABELS,
+        calibration=Calibration(scale=0.5, offset=0.25, prevalence=0.75),
+        operating_points={"balanced": OperatingPoint(0.5, sure, sure), "screening": OperatingPoint(0.2, sure, sure)},
+        default_operating_point="balanced",
+        provenance=Provenance("none", {}, "none", "2025-01-01", {}),
+        files={
+            name: ModelFile("fp32", len(data), hashlib.sha256(data).hexdigest(), NOVELTY_LIMIT)
+            for name, data in files.items()
+        },
+    )
+    write_description(folder, replace(description, **changes))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_bytes() -> bytes:
+    """The tiny model, serialised."""
+    data: bytes = tiny_model().SerializeToString()
+    return data
+
+
+@pytest.fixture(scope="session")
+def bundle(model_bytes: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with the tiny model as model.onnx; not to be changed."""
+    return write_bundle_to(tmp_path_factory.mktemp("tiny") / "bundle", {"model.onnx": model_bytes})
+
+
+@pytest.fixture
+def write_bundle(tmp_path: Path, model_bytes: bytes) -> WriteBundle:
+    """Writes a bundle of the test's own; `files` is {"model.onnx": the tiny model} unless given."""
+
+    def write(files: dict[str, bytes] | None = None, **changes: Any) -> Path:
+        return write_bundle_to(tmp_path / "bundle", files or {"model.onnx": model_bytes}, **changes)
+
+    return write
+
+
+@pytest.fixture
+def new_model() -> Any:
+    """The tiny model as an ONNX ModelProto that the test may change."""
+    return tiny_model()
+
+
+def film_pixels(height: int = 120, width: int = 160) -> npt.NDArray[np.uint8]:
+    """A smooth grey picture, dark at the upper left, light at the lower right: every turn and mirror image differs."""
+    y, x = np.mgrid[0:height, 0:width]
+    grey = 30 + 150 * x / (width - 1) + 50 * y / (height - 1) + 12 * np.sin(9 * x / width) * np.cos(7 * y / height)
+    return np.asarray(np.rint(grey).clip(0, 255), np.uint8)
+
+
+@pytest.fixture
+def pixels() -> npt.NDArray[np.uint8]:
+    """`film_pixels` at its default size, (120, 160)."""
+    return film_pixels()
+
+
+@pytest.fixture(scope="session")
+def infer_command(bundle: Path) -> Callable[..., list[str | Path]]:
+    """Makes the command line of the installed `pneumo-infer`, on the tiny bundle unless `--model` is given."""
+    command = shutil.which("pneumo-infer", path=sysconfig.get_path("scripts"))
+    if command is None:
+        pytest.skip("pneumo is not installed here: pip install -e .")
+
+    def line(*arguments: str | Path) -> list[str | Path]:
+        model: list[str | Path] = [] if "--model" in arguments else ["--model", bundle]
+        return [command, *arguments, *model]
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def infer(infer_command: Callable[..., list[str | Path]]) -> Infer:
+    """Runs `pneumo-infer` and returns what came of it; Python's warnings are errors in there too."""
+
+    def run(*arguments: str | Path, env: dict[str, str] | None = None, **options: Any) -> Any:
+        options = {"capture_output": True, "text": True, "timeout": 120} | options
+        environment = os.environ | {"PYTHONWARNINGS": "error"} | (env or {})
+        return subprocess.run(infer_command(*arguments), env=environment, check=False, **options)
+
+    return run

@@ -1,0 +1,327 @@
+"""Files that somebody made to break things, or that a bad disk did: a film or one sentence, never anything else."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from struct import pack
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pneumo_edge.command_line import NOT_A_DIAGNOSIS
+from pneumo_edge.errors import ImageError
+from pneumo_edge.preprocess import read_film
+
+Infer = Callable[..., "subprocess.CompletedProcess[Any]"]
+
+
+def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def small_films() -> dict[str, bytes]:
+    """One small good file of each kind that takes its own way through Pillow."""
+    y, x = np.mgrid[0:28, 0:36]
+    grey = Image.fromarray(((x * 5 + y * 3) % 256).astype(np.uint8))
+    colour = Image.merge("RGB", (grey, grey.transpose(Image.Transpose.FLIP_LEFT_RIGHT), grey))
+    deep = Image.fromarray((x * 1000 + y * 77).astype(np.uint16))
+    negative = Image.fromarray(255 - np.asarray(grey))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description that lies outside of its tag"
+    deflated_pages = {"compression": "tiff_adobe_deflate", "save_all": True, "append_images": [negative]}
+    return {
+        "png": encode(grey, "PNG", exif=exif),
+        "png-palette": encode(grey.convert("P"), "PNG", transparency=7),
+        "png-16": encode(deep, "PNG"),
+        "png-animated": encode(grey, "PNG", save_all=True, append_images=[negative]),
+        "jpeg": encode(grey, "JPEG", exif=exif),
+        "jpeg-progressive": encode(colour, "JPEG", progressive=True),
+        "jpeg-cmyk": encode(colour.convert("CMYK"), "JPEG"),
+        "webp": encode(colour, "WEBP", exif=exif),
+        "webp-animated": encode(colour, "WEBP", save_all=True, append_images=[grey.convert("RGB")], lossless=True),
+        "tiff": encode(grey, "TIFF", tiffinfo={270: "a description", 274: 6}),
+        "tiff-lzw": encode(deep, "TIFF", compression="tiff_lzw"),
+        "tiff-jpeg": encode(colour, "TIFF", compression="jpeg"),
+        "tiff-deflate-pages": encode(grey, "TIFF", **deflated_pages),
+        "tiff-float": encode(Image.fromarray((x / 7 - y).astype(np.float32)), "TIFF"),
+        "bmp": encode(colour, "BMP"),
+        "bmp-palette": encode(grey, "BMP"),
+        "gif": encode(grey, "GIF"),
+        "gif-animated": encode(grey, "GIF", save_all=True, append_images=[negative], loop=0),
+    }
+
+
+FILMS = small_films()
+
+
+def judge(data: bytes) -> None:
+    """Reads a film that may be anything; fails on whatever is neither a film nor one sentence."""
+    try:
+        film = read_film(data, 32, "the film")
+    except ImageError as error:
+        sentence = str(error)
+        assert sentence.startswith("the film ")
+        assert "\n" not in sentence
+    else:
+        assert film.pixels.shape == (32, 32, 1)
+        assert film.pixels.dtype == np.uint8
+        assert film.width > 0
+        assert film.height > 0
+
+
+EXTREMES = [bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\xff\xff"]
+
+
+def mutated(data: bytes, draw: Callable[[st.SearchStrategy[Any]], Any]) -> bytes:
+    """Truncates, flips, overwrites, cuts out, doubles or mixes in: one to four times."""
+    garbled = bytearray(data)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(len(garbled) - 1, 0)))
+        length = draw(st.integers(1, 64))
+        match draw(st.integers(0, 5)):
+            case 0:
+                del garbled[at:]
+            case 1:
+                garbled[at : at + 1] = bytes([draw(st.integers(0, 255))])
+            case 2:
+                garbled[at : at + 4] = draw(
+                    st.sampled_from([bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0\0\xff\xff"])
+                )
+            case 3:
+                del garbled[at : at + length]
+            case 4:
+                garbled[at:at] = garbled[at : at + length]
+            case 5:
+                garbled[at : at + length] = draw(st.binary(max_size=64))
+    return bytes(garbled)
+
+
+@pytest.mark.parametrize("kind", FILMS)
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_garbled_file_is_a_film_or_one_sentence(kind: str, data: st.DataObject) -> None:
+    judge(mutated(FILMS[kind], data.draw))
+
+
+@pytest.mark.parametrize("kind", FILMS)
+def test_a_file_cut_anywhere_never_becomes_half_a_film(kind: str) -> None:
+    data = FILMS[kind]
+    whole = read_film(data, 32).pixels
+    for cut in range(0, len(data), max(1, len(data) // 150)):
+        try:
+            film = read_film(data[:cut], 32, "the film")
+        except ImageError:
+            continue
+        # What is missing may be a later page or a checksum, never pixels of the first.
+        assert (film.pixels == whole).all(), f"cut to {cut} of {len(data)} bytes"
+
+
+SIGNATURES = [
+    b"",
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff",
+    b"RIFF\x10\0\0\0WEBP",
+    b"BM",
+    b"GIF89a",
+    b"%!PS-Adobe-3.0 EPSF",
+]
+SIGNATURES += [b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0"]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(signature=st.sampled_from(SIGNATURES), rest=st.binary(max_size=400))
+def test_garbage_behind_any_signature_is_refused(signature: bytes, rest: bytes) -> None:
+    judge(signature + rest)
+
+
+# ------------------------------------------------------------------------------------- headers that claim too much
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return pack(">I", len(data)) + name + data + pack(">I", zlib.crc32(name + data))
+
+
+def png(width: int, height: int) -> bytes:
+    header = chunk(b"IHDR", pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def bmp(width: int, height: int) -> bytes:
+    header = pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + pack("<IHHI", 154, 0, 0, 54) + header + bytes(100)
+
+
+def tiff(width: int, height: int) -> bytes:
+    tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
+    tags += [(278, 4, height), (279, 4, width * height % 2**32)]
+    entries = b"".join(pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0\x08\0\0\0" + pack("<H", len(tags)) + entries + bytes(4)
+
+
+def gif(width: int, height: int) -> bytes:
+    screen = b"GIF89a" + pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
+    return screen + b"," + pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\0;"
+
+
+def jpeg(width: int, height: int) -> bytes:
+    data = bytearray(FILMS["jpeg"])
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = pack(">HH", height, width)
+    return bytes(data)
+
+
+def webp(width: int, height: int) -> bytes:
+    frame = b"VP8X" + pack("<II", 10, 0) + pack("<I", width - 1)[:3] + pack("<I", height - 1)[:3]
+    picture = encode(Image.new("RGB", (16, 16)), "WEBP", lossless=True)[12:]
+    return b"RIFF" + pack("<I", 4 + len(frame) + len(picture)) + b"WEBP" + frame + picture
+
+
+CLAIMS: dict[str, bytes] = {
+    f"{make.__name__}-{side}": make(side, side)
+    for make, sides in (
+        # 12,000 x 12,000 lie between our limit and the one at which Pillow refuses by itself.
+        (png, (60_000, 12_000, 2**31 - 1)),
+        (bmp, (60_000, 12_000)),
+        (tiff, (60_000, 12_000, 2**31 - 1)),
+        (gif, (60_000, 12_000)),
+        (jpeg, (60_000, 12_000)),
+        (webp, (60_000, 12_000, 16_000)),
+    )
+    for side in sides
+}
+
+READ_ALL = """
+import json, resource, sys, time
+from pathlib import Path
+from pneumo_edge.errors import ImageError
+from pneumo_edge.preprocess import read_film
+read_film(sys.argv[1], 224)
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+for path in sys.argv[2:]:
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    try:
+        said = f"a film of mean {read_film(path, 224).pixels.mean():.0f}"
+    except ImageError as error:
+        said = str(error)
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps([Path(path).name, said, taken / 1024, time.perf_counter() - start]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
+def test_headers_that_claim_gigapixels_are_refused_fast_and_before_the_memory_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(FILMS["png"])
+    for name, data in CLAIMS.items():
+        (tmp_path / name).write_bytes(data)
+    files = [str(tmp_path / name) for name in ("good.png", *CLAIMS)]
+    line = [sys.executable, "-W", "error", "-c", READ_ALL, *files]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [name for name, *_ in answers] == list(CLAIMS)
+    for name, said, megabytes, seconds in answers:
+        assert "pixels" in said or "damaged" in said or "not an image" in said, (name, said)
+        assert megabytes < 20, (name, said)
+        assert seconds < 2, (name, said)
+    said_of = {name: said for name, said, *_ in answers}
+    for kind in ("png", "bmp", "tiff", "gif", "jpeg"):
+        assert "claims more pixels than any X-ray detector has" in said_of[f"{kind}-60000"]
+        assert "claims 12000 x 12000 pixels, more than any X-ray detector has" in said_of[f"{kind}-12000"]
+
+
+@pytest.mark.parametrize("kind", ["progressive", "thumbnail"])
+def test_a_jpeg_of_endless_scans_is_refused_and_many_scans_of_a_small_one_are_read(kind: str) -> None:
+    side = 8000 if kind == "progressive" else 64
+    data = encode(Image.new("L", (side, side), 90), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    scan = data[last : last + 2 + int.from_bytes(data[last + 2 : last + 4], "big")] + b"\0"
+    endless = data[:last] + scan * 5000 + b"\xff\xd9"
+    start = time.perf_counter()
+    if kind == "progressive":
+        with pytest.raises(ImageError, match=r"^the film is a JPEG of too many scans: save it again as a plain one$"):
+            read_film(endless, 32, "the film")
+    else:
+        assert read_film(endless, 32).pixels.mean() == pytest.approx(90, abs=1)
+    assert time.perf_counter() - start < 2
+
+
+def test_an_endless_animation_is_read_no_further_than_its_second_frame() -> None:
+    one = encode(Image.new("L", (200, 200), 120), "GIF", loop=0)
+    frame = one[one.index(b",") : -1]
+    endless = one[: one.index(b",")] + (b"!\xf9\x04\0\0\0\0\0" + frame) * 20_000 + b";"
+    start = time.perf_counter()
+    film = read_film(endless, 32)
+    assert time.perf_counter() - start < 1
+    assert film.warnings == ("the file holds several pictures; only the first was read",)
+    assert film.pixels.mean() == pytest.approx(120, abs=1)
+
+
+def test_a_tiff_whose_pages_lead_in_a_circle_is_read_once() -> None:
+    data = bytearray(FILMS["tiff"])
+    at = int.from_bytes(data[4:8], "little")
+    entries = int.from_bytes(data[at : at + 2], "little")
+    behind = at + 2 + 12 * entries
+    data[behind : behind + 4] = data[4:8]
+    assert (read_film(bytes(data), 32).pixels == read_film(FILMS["tiff"], 32).pixels).all()
+
+
+def test_text_that_unpacks_to_gigabytes_is_not_unpacked() -> None:
+    bomb = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(200_000_000), 9))
+    header = FILMS["png"][:33]
+    with pytest.raises(ImageError, match="is damaged and cannot be read"):
+        read_film(header + bomb + FILMS["png"][33:], 32)
+
+
+# ------------------------------------------------------------------------------------------------ by the thousand
+
+
+def test_of_a_thousand_files_with_fifty_bad_ones_a_thousand_answers_come(infer: Infer, tmp_path: Path) -> None:
+    row = np.linspace(40, 200, 110).astype(np.uint8)
+    good = [encode(Image.fromarray(np.tile(row[i:], (100, 1))), "PNG") for i in range(9)]
+    kinds = sorted(FILMS)
+    bad = {int(i) for i in np.random.default_rng(0).choice(1000, 50, replace=False)}
+    for i in range(1000):
+        data = good[i % 9]
+        if i in bad:
+            garbled = FILMS[kinds[i % len(kinds)]]
+            cut, swapped = garbled[: len(garbled) // 3], b"\0\x01" + garbled[2:]
+            data = (cut, swapped, bytes(500), b"text called .png", b"")[i % 5]
+        (tmp_path / f"{i:04}.png").write_bytes(data)
+    done = infer(tmp_path, "--format", "json")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["path"] for answer in answers] == [str(tmp_path / f"{i:04}.png") for i in range(1000)]
+    assert {i for i, answer in enumerate(answers) if "error" in answer} == bad
+    assert done.stderr.splitlines() == [NOT_A_DIAGNOSIS, "50 of 1000 images could not be judged"]
+    assert done.returncode == 1
+
+
+def test_what_libraries_print_about_garbled_files_stays_off_the_terminal(infer: Infer, tmp_path: Path) -> None:
+    dice = np.random.default_rng(1)
+    for i in range(300):
+        kind = sorted(FILMS)[i % len(FILMS)]
+        data = bytearray(FILMS[kind])
+        for _ in range(dice.integers(1, 7)):
+            data[dice.integers(len(data))] ^= 1 << int(dice.integers(8))
+        if i % 3 == 0:
+            del data[dice.integers(len(data)) :]
+        (tmp_path / f"{i:03}-{kind}.tif").write_bytes(data)
+    # Not as errors here: what Pillow warns of must not be shown either.
+    done = infer(tmp_path, env={"PYTHONWARNINGS": "always"})
+    assert len(done.stdout.splitlines()) == 300
+    assert done.stderr.splitlines()[0] == NOT_A_DIAGNOSIS
+    assert len(done.stderr.splitlines()) == 2
+    assert done.stderr.splitlines()[1].endswith(" of 300 images could not be judged")
+    assert done.returncode == 1
