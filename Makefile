@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed
 	@echo 'Everything here is done on phantoms: synthetic drawings, no patients, never a substitute for real films.'
 	rm -rf $(DEMO)
-	$(BIN)/pneumo-train --data phantom --output $(DEMO) --size 96 --epochs 6 --test
+	$(BIN)/pneumo-train --data phantom --output $(DEMO) --size 96 --epochs 8 --test
 	$(BIN)/pneumo-export $(DEMO) --int8
 	$(BIN)/pneumo-infer runs/phantoms/test/NORMAL runs/phantoms/test/PNEUMONIA \
 	    --model $(DEMO)/bundle --heatmap $(DEMO)/heatmaps > $(DEMO)/verdicts.txt

@@ -17,14 +17,13 @@ import keras
 
 from pneumo_edge import Classifier
 from pneumo_edge.backends import open_backend
-from pneumo_edge.bundle import read_bundle
+from pneumo_edge.bundle import Calibration, read_bundle
 from pneumo_edge.errors import RunError, UsageError
 from pneumo_export.export import Exported, export_run
 from pneumo_export.gate import Candidate, Judged, judge, mcnemar, too_few
 from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of
 from pneumo_export.quantise import float_share
 from pneumo_train.backbones import BACKBONES, Backbone, build_model
-from pneumo_train.calibrate import Calibration
 from pneumo_train.phantom import draw_phantoms
 from pneumo_train.run import read_metrics
 from pneumo_train.train import start_run

@@ -55,7 +55,7 @@ def colour_heatmap(grey: Image.Image, heatmap: npt.NDArray[np.float32]) -> Image
     colour = _ramp(strength)
     film = np.repeat(np.asarray(grey, np.float32)[:, :, np.newaxis], 3, axis=2)
     # The film stays visible under the strongest colour.
-    alpha = (0.55 * strength**0.7)[:, :, np.newaxis]
+    alpha = (0.4 * strength**0.7)[:, :, np.newaxis]
     mixed = Image.fromarray(np.rint(film * (1 - alpha) + colour * alpha).astype(np.uint8))
     if strength.max() > 0.25:
         inside = Image.fromarray(((strength >= strength.max() / 2) * 255).astype(np.uint8))

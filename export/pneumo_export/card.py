@@ -67,8 +67,8 @@ def model_card(description: Description, config: Config, metrics: dict[str, Any]
 
 **{NOT_A_DIAGNOSIS}**
 
-A {config.backbone} with a `{config.head}` head at {config.size} x {config.size} pixels that tells frontal chest X-rays
-with the label PNEUMONIA from those with the label NORMAL.
+The network {config.backbone} with a `{config.head}` head, at {config.size} x {config.size} pixels. It tells frontal
+chest X-rays with the label PNEUMONIA from those with the label NORMAL.
 
 ## Intended use
 Education and research: how a classifier is trained, quantised, calibrated and measured, and what it can and cannot do.

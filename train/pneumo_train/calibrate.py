@@ -56,25 +56,28 @@ def probabilities(logits: Floats, calibration: Calibration) -> npt.NDArray[np.fl
 
 
 def choose_thresholds(labels: Labels, scores: Floats) -> dict[str, float]:
-    """Chooses the operating points on scores, each midway between two neighbouring scores.
+    """Chooses the operating points on probabilities, each midway between two neighbouring ones.
 
     Args:
         labels: (N,), 0 or 1, both present.
-        scores: (N,), higher speaks for 1; a film counts as positive where score >= threshold.
+        scores: (N,) in [0, 1], higher speaks for 1; a film counts as positive where score >= threshold.
 
     Returns:
         "balanced": largest sensitivity + specificity - 1 (Youden's index; the higher threshold of equals).
         "screening": the highest threshold whose sensitivity is at least `SCREENING_SENSITIVITY`.
     """
     distinct, place = np.unique(scores, return_inverse=True)
-    positives = np.bincount(place, labels == 1)
-    negatives = np.bincount(place, labels == 0)
+    positives = np.bincount(place[labels == 1], minlength=len(distinct))
+    negatives = np.bincount(place[labels == 0], minlength=len(distinct))
     # Cutting below distinct[i] calls it and all above positive.
-    sensitivity = positives[::-1].cumsum()[::-1] / positives.sum()
-    specificity = np.concatenate([[0.0], negatives.cumsum()[:-1]]) / negatives.sum()
-    below = np.concatenate([[distinct[0] - 1.0], distinct[:-1]])
+    found = positives[::-1].cumsum()[::-1]
+    spared = negatives.cumsum() - negatives
+    below = np.concatenate([[0.0], distinct[:-1]])
     cuts = (distinct + below) / 2
-    youden = sensitivity + specificity - 1
+    # Between two floats that are neighbours there is no third: the middle is rounded to one of them.
+    cuts = np.where(cuts > below, cuts, distinct)
+    # Youden's index times both counts: whole numbers, so that equals are equal.
+    youden = found * negatives.sum() + spared * positives.sum()
     balanced = len(youden) - 1 - int(np.argmax(youden[::-1]))
-    screening = int(np.flatnonzero(sensitivity >= SCREENING_SENSITIVITY)[-1])
+    screening = int(np.flatnonzero(found / positives.sum() >= SCREENING_SENSITIVITY)[-1])
     return {"balanced": float(cuts[balanced]), "screening": float(cuts[screening])}

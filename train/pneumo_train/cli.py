@@ -42,7 +42,9 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(min=0.0, help="Peak of the schedule; the backbone's own by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split, the order, the augmentation and the weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the split, the order, the augmentation and the weights.")
+    ] = 0,
     limit: Annotated[
         int | None, typer.Option(min=20, help="Train and validate on about so many films, for a quick look.")
     ] = None,
@@ -72,7 +74,7 @@ def train(
         folder = resume
         resume_run(folder)
     else:
-        side = f"-{size}" if size else ""
+        side = "" if size is None else f"-{size}"
         folder = output or Path("runs") / f"{backbone}-{head}{side}"
         start_run(
             folder,
@@ -87,6 +89,7 @@ def train(
             seed=seed,
             limit=limit,
             patient_rule=patient_regex,
+            test=test,
         )
     if test:
         measure_test(folder)

@@ -73,7 +73,7 @@ def index_films(data: Path, patient_rule: str = KAGGLE_PATIENT) -> tuple[Path, l
         The folder that holds `train/`, and the films.
 
     Raises:
-        DataError: No films, or films of one class only.
+        DataError: No films, films of one class only, or a name that no CSV file can hold.
     """
     root = find_root(data)
     try:
@@ -88,6 +88,8 @@ def index_films(data: Path, patient_rule: str = KAGGLE_PATIENT) -> tuple[Path, l
                 hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
                 if hidden or path.suffix.lower() not in SUFFIXES or not path.is_file():
                     continue
+                if not _writable("/".join(parts)):
+                    raise DataError(f"{str(path)!a} has a line break or bytes that are no UTF-8 in its name: rename it")
                 films.append(FilmFile("/".join(parts), label, _patient(path, rule), folder))
     for label, name in enumerate(LABELS):
         if not any(f.label == label and f.folder == "train" for f in films):
@@ -101,7 +103,13 @@ def _patient(path: Path, rule: re.Pattern[str]) -> str:
     match = rule.search(path.name)
     if match is None:
         return path.stem
-    return next((group for group in match.groups() if group), match.group())
+    # A rule that can match nothing would make one patient of all whom it does not fit.
+    return next((group for group in match.groups() if group), match.group()) or path.stem
+
+
+def _writable(name: str) -> bool:
+    # Python puts bytes of a file name that are no UTF-8 into lone surrogates.
+    return not any(c in "\r\n" or "\ud800" <= c <= "\udfff" for c in name)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """The training loop: read it top to bottom.
 
 Keras 3 only, so that TensorFlow, JAX or PyTorch can do the work. After every epoch the whole state (weights, optimiser,
-averaged weights, history) is renamed into `checkpoint/`: a run killed at any moment goes on from its last epoch.
+averaged weights) and the best model so far are written to `checkpoint/`, and last of all `history.json`, which names
+them: a run killed at any moment goes on from the last epoch that stands there.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,7 +21,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from pneumo_edge.atomic import replacing_file, replacing_folder
+from pneumo_edge.atomic import replacing_file, write_text
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import RunError
 from pneumo_edge.preprocess import Pixels
@@ -94,30 +96,53 @@ def fit(
         The history, one record an epoch.
 
     Raises:
-        RunError: The checkpoint cannot be read.
+        RunError: The checkpoint cannot be read, or training diverged.
     """
     checkpoint = run / "checkpoint"
+    steps = math.ceil(len(data.train) / settings.batch_size)
     history: list[dict[str, Any]] = []
-    if resume and checkpoint.is_dir():
+    if resume and (checkpoint / "history.json").is_file():
         try:
-            model = keras.saving.load_model(checkpoint / "latest.keras")
             history = json.loads((checkpoint / "history.json").read_text(encoding="utf-8"))
+            model = keras.saving.load_model(checkpoint / _state_name(history))
+            stored = model.optimizer
+            # Compiled anew, since a .keras file does not keep which weights are left out of the decay.
+            _compile(model, settings, steps)
+            model.optimizer.build(model.trainable_variables)
+            for variable, value in zip(model.optimizer.variables, stored.variables, strict=True):
+                variable.assign(value)
         except Exception as error:
             raise RunError(f"{checkpoint} cannot be read ({error}): delete it to start this run anew") from error
         say(f"going on after epoch {len(history)} of {settings.epochs}")
     else:
         keras.utils.set_random_seed(settings.seed)
         model = build()
-        _compile(model, settings, steps=math.ceil(len(data.train) / settings.batch_size))
+        _compile(model, settings, steps)
     if len(history) < settings.epochs and not _exhausted(history, settings.patience):
-        model.fit(
-            _Batches(data, settings, epochs_done=len(history)),
-            initial_epoch=len(history),
-            epochs=settings.epochs,
-            callbacks=[_EachEpoch(run, settings, data, history)],
-            verbose=0,
-        )
+        each_epoch = _EachEpoch(run, settings, data, history)
+        try:
+            model.fit(
+                _Batches(data, settings, epochs_done=len(history)),
+                initial_epoch=len(history),
+                epochs=settings.epochs,
+                shuffle=False,  # the batches come shuffled already, by seed and epoch
+                callbacks=[each_epoch],
+                verbose=0,
+            )
+        finally:
+            each_epoch.on_train_end()
+    write_rows(run / "history.csv", HISTORY, history)
+    with replacing_file(run / "model.keras") as kept:
+        shutil.copyfile(checkpoint / _best_name(history), kept)
     return history
+
+
+def _state_name(history: list[dict[str, Any]]) -> str:
+    return f"epoch-{len(history)}.keras"
+
+
+def _best_name(history: list[dict[str, Any]]) -> str:
+    return f"best-{1 + int(np.argmax([record['perturbed_auc'] for record in history]))}.keras"
 
 
 def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
@@ -200,6 +225,11 @@ class _EachEpoch(keras.callbacks.Callback):  # type: ignore[misc] # keras has no
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._start = time.monotonic()
+        # Dropout draws from a state that a .keras file does not keep: set by seed and epoch, as the order of the films.
+        state = np.random.default_rng([self._settings.seed, epoch]).integers(0, 2**32, 2, np.uint32)
+        for layer in self.model.layers:
+            if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:
+                layer.seed_generator.state.assign(state)
         name = f"epoch {epoch + 1} of {self._settings.epochs}"
         self._show = self._open.enter_context(progress(name, self.params["steps"]))
 
@@ -214,27 +244,37 @@ class _EachEpoch(keras.callbacks.Callback):  # type: ignore[misc] # keras has no
         seconds = time.monotonic() - self._start
         logs = logs or {}
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": float(logs["loss"]), "accuracy": float(logs["accuracy"])}
-        with replacing_folder(self._run / "checkpoint") as state:
-            self.model.save(state / "latest.keras")
-            average = None
-            if self.model.optimizer.use_ema:
-                average = keras.callbacks.SwapEMAWeights()
-                average.set_model(self.model)
-                average.on_test_begin()
-            record |= self._judge()
-            if record["perturbed_auc"] > max((r["perturbed_auc"] for r in self._history), default=-1.0):
-                with replacing_file(self._run / "model.keras") as best:
-                    # A model around the same layers, never compiled: what is kept needs no optimiser.
-                    keras.Model(self.model.input, self.model.output, name=self.model.name).save(best)
-            if average is not None:
-                average.on_test_end()
-            record |= {
-                "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
-                "seconds": round(seconds, 1),
-                "films_per_second": round(len(self._data.train) / seconds, 1),
-            }
-            self._history.append(record)
-            (state / "history.json").write_text(json.dumps(self._history), encoding="utf-8")
+        average = None
+        if self.model.optimizer.use_ema:
+            average = keras.callbacks.SwapEMAWeights()
+            average.set_model(self.model)
+            average.on_test_begin()
+        record |= self._judge()
+        losses = [record[name] for name in ("loss", "val_loss", "perturbed_loss")]
+        if not np.isfinite(losses).all():
+            raise RunError(f"training diverged in epoch {epoch + 1}: start again with a smaller --learning-rate")
+        record |= {
+            "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
+            "seconds": round(seconds, 1),
+            "films_per_second": round(len(self._data.train) / seconds, 1),
+        }
+        self._history.append(record)
+        checkpoint = self._run / "checkpoint"
+        best = checkpoint / _best_name(self._history)
+        if best.name == f"best-{epoch + 1}.keras":
+            with replacing_file(best) as temporary:
+                # A model around the same layers, never compiled: what is kept needs no optimiser.
+                keras.Model(self.model.input, self.model.output, name=self.model.name).save(temporary)
+        if average is not None:
+            average.on_test_end()
+        state = checkpoint / _state_name(self._history)
+        with replacing_file(state) as temporary:
+            self.model.save(temporary)
+        # With this rename the epoch is done; what no history names any more can go.
+        write_text(checkpoint / "history.json", json.dumps(self._history))
+        for stale in checkpoint.iterdir():
+            if stale.name not in {state.name, best.name, "history.json"}:
+                stale.unlink()
         write_rows(self._run / "history.csv", HISTORY, self._history)
         if _exhausted(self._history, self._settings.patience):
             self.model.stop_training = True

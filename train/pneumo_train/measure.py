@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumo_edge.bundle import Interval
+from pneumo_edge.errors import DataError
 from pneumo_train.calibrate import Floats, Labels
 
 REPLICATES = 2000
@@ -42,7 +43,12 @@ def measure(
         n, patients, prevalence; auc, average_precision, brier, ece, each with its interval; and for each operating
         point confusion [[TN, FP], [FN, TP]], accuracy, sensitivity, specificity, precision, f1 with intervals, and
         ppv / npv over `PREVALENCES`.
+
+    Raises:
+        DataError: Films of one class only.
     """
+    if set(labels.tolist()) != {0, 1}:
+        raise DataError("films of one class only: a measurement needs both, NORMAL and PNEUMONIA")
     weights = _bootstrap_weights(patients, seed)
     y = labels.astype(np.float64)
     p = probabilities.astype(np.float64)
@@ -77,13 +83,18 @@ def _at_threshold(y: Floats, called: Floats, interval: Any) -> dict[str, Any]:
         "fn": y * (1 - called),
     }
 
+    def ratio(numerator: Any, denominator: Any) -> dict[str, float]:
+        # A replicate without a film in the denominator says nothing: NaN, which the interval passes over.
+        with np.errstate(invalid="ignore"):
+            found: dict[str, float] = interval(lambda w: numerator(w) / denominator(w))
+        return found
+
     def share(numerator: str, denominator: str) -> dict[str, float]:
         top, bottom = (sum(cells[c] for c in names.split()) for names in (numerator, denominator))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found: dict[str, float] = interval(lambda w: (w @ top) / (w @ bottom))
         hits, n = int(np.sum(top)), int(np.sum(bottom))
         if n == 0:
             return {"value": 0.0, "low": 0.0, "high": 1.0, "wilson_low": 0.0, "wilson_high": 1.0}
+        found = ratio(lambda w: w @ top, lambda w: w @ bottom)
         low, high = wilson(hits, n)
         return found | {"wilson_low": low, "wilson_high": high}
 
@@ -94,7 +105,7 @@ def _at_threshold(y: Floats, called: Floats, interval: Any) -> dict[str, Any]:
         "sensitivity": sensitivity,
         "specificity": specificity,
         "precision": share("tp", "tp fp"),
-        "f1": interval(lambda w: 2 * (w @ cells["tp"]) / (w @ (2 * cells["tp"] + cells["fp"] + cells["fn"]))),
+        "f1": ratio(lambda w: 2 * (w @ cells["tp"]), lambda w: w @ (2 * cells["tp"] + cells["fp"] + cells["fn"])),
         "ppv_npv": [
             {"prevalence": share_, **predictive_values(sensitivity["value"], specificity["value"], share_)}
             for share_ in PREVALENCES

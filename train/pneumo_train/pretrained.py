@@ -60,6 +60,16 @@ class LoadReport:
         return line
 
 
+def check_weights(weights: str) -> None:
+    """Check that what `--weights` names is there; loads nothing.
+
+    Raises:
+        DataError: There is no such file.
+    """
+    if weights not in {"imagenet", "none"} and not Path(weights).is_file():
+        raise DataError(f"There is no weight file {weights}: --weights takes imagenet, none, or a Keras .h5 file.")
+
+
 def load_weights(model: keras.Model, backbone: str, weights: str | Path) -> LoadReport:
     """Load pretrained weights into the backbone of a model, by layer name.
 
@@ -123,8 +133,7 @@ def _assign(model: keras.Model, weights: Mapping[str, Sequence[Any]], source: st
 def _load_file(model: keras.Model, path: Path) -> LoadReport:
     import h5py
 
-    if not path.is_file():
-        raise DataError(f"There is no weight file {path}: --weights takes imagenet, none, or a Keras .h5 file.")
+    check_weights(str(path))
     try:
         with h5py.File(path, "r") as file:
             report = _assign(model, _by_layer(file, path), path.name)

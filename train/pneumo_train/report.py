@@ -204,7 +204,7 @@ def _sheet(pictures: Iterable[Image.Image], columns: int, side: int = 150) -> Im
 def _augmentation_sheet(train: Films, seed: int) -> Image.Image:
     rng = np.random.default_rng(seed)
     pictures = []
-    for i in rng.choice(len(train.files), 3, replace=False):
+    for i in rng.choice(len(train.files), min(3, len(train.files)), replace=False):
         film = train.pixels[i]
         pictures += [Image.fromarray(film)] + [Image.fromarray(augment(film, rng)) for _ in range(5)]
         pictures += [Image.fromarray(perturb(film, train.paths[i]))]

@@ -32,6 +32,9 @@ from pneumo_train.split import read_split
 
 FORMAT_VERSION = 1
 
+METRICS = ("films", "calibration", "operating_points", "validation", "validation_perturbed", "test")
+"""What `metrics.json` holds."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -91,9 +94,12 @@ def read_metrics(run: Path) -> dict[str, Any]:
     """Reads `metrics.json`.
 
     Raises:
-        RunError: The run has not been finished.
+        RunError: The run has not been finished, or the file is damaged.
     """
-    return _read_json(run, "metrics.json")
+    parsed = _read_json(run, "metrics.json")
+    if set(parsed) != set(METRICS):
+        raise RunError(f"{run / 'metrics.json'} is damaged: train it again")
+    return parsed
 
 
 def model_path(run: Path) -> Path:
@@ -187,13 +193,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Reads a CSV file of a run.
 
     Raises:
-        RunError: It is missing.
+        RunError: It is missing or no text.
     """
     try:
         with path.open(encoding="utf-8", newline="") as text:
             return list(csv.DictReader(text))
-    except OSError:
-        raise RunError(f"{path} is missing: train again") from None
+    except (OSError, ValueError, csv.Error):
+        raise RunError(f"{path} is missing or damaged: train again") from None
 
 
 def _read_json(run: Path, name: str) -> dict[str, Any]:
@@ -205,7 +211,7 @@ def _read_json(run: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         unfinished = f"finish it with pneumo-train --resume {run}" if (run / "config.json").exists() else "is it a run?"
         raise RunError(f"{run} holds no {name}: {unfinished}") from None
-    except (ValueError, OSError):
+    except (ValueError, RecursionError, OSError):
         raise RunError(f"{path} is damaged: train it again") from None
     if not isinstance(parsed, dict):
         raise RunError(f"{path} is damaged: train it again")

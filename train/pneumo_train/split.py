@@ -17,7 +17,7 @@ from pneumo_train.films import FilmFile, PreparedFilms, labels_of
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 UNREADABLE, DUPLICATE, UNUSED = "unreadable", "duplicate", "unused"
-"""Why a film is in no split: it cannot be read; the same bytes stand in a split nearer to the test; `--limit`."""
+"""Why a film is in no split: it cannot be read; its bytes or its patient stand nearer to the test; `--limit`."""
 
 USABLE_VALIDATION = 100
 """Films that `val/` must hold to be used as it is. Kaggle's holds 16, which can choose nothing."""
@@ -47,33 +47,41 @@ def split_films(
     split = [UNREADABLE if i in prepared.errors else film.folder for i, film in enumerate(films)]
     own_validation = split.count("val") >= USABLE_VALIDATION
     split = [(VALIDATION if own_validation else TRAIN) if s == "val" else s for s in split]
-    _leave_out_duplicates(split, prepared.sha256)
-    pool = [i for i, s in enumerate(split) if s in {TRAIN, VALIDATION}]
-    groups = _patient_groups(films, prepared.sha256, pool)
+    # Before copies are left out: what they say about who is who still holds.
+    groups = _patient_groups(films, prepared.sha256, _in(split, TRAIN, VALIDATION))
+    _leave_out_duplicates(split, prepared.sha256, groups)
+    pool = _in(split, TRAIN, VALIDATION)
+    missing = _missing_class(films, pool)
+    if missing:
+        raise DataError(f"no {missing} film can be used: what there is cannot be read, or is a copy of a test film")
     if limit is not None:
-        kept = _limited(pool, groups, labels_of(films), limit, seed)
-        for i in pool:
-            if i not in kept:
+        # A given validation set keeps its share, and with it both classes.
+        for part in (TRAIN, VALIDATION):
+            members = _in(split, part)
+            kept = _limited(members, groups, labels_of(films), limit * len(members) / len(pool), seed)
+            for i in set(members) - kept:
                 split[i] = UNUSED
-        pool = sorted(kept)
-    if own_validation:
-        # A patient with films on both sides learns on one side only: validation keeps the films.
-        held = {groups[i] for i in pool if split[i] == VALIDATION}
-        for i in pool:
-            if split[i] == TRAIN and groups[i] in held:
-                split[i] = DUPLICATE
-    else:
-        for i in _cut(films, groups, pool, seed):
+    if not own_validation:
+        for i in _cut(films, groups, _in(split, TRAIN), seed):
             split[i] = VALIDATION
     for part in (TRAIN, VALIDATION):
-        for label, name in enumerate(LABELS):
-            if not any(s == part and f.label == label for s, f in zip(split, films, strict=True)):
-                raise DataError(f"the {part} split has no {name} film: give more films, or more patients of that class")
+        missing = _missing_class(films, _in(split, part))
+        if missing:
+            raise DataError(f"the {part} split has no {missing} film: give more films, or more patients of that class")
     return split
 
 
-def _leave_out_duplicates(split: list[str], sha256: Sequence[str]) -> None:
-    """Marks a film whose bytes stand in a split nearer to the test than its own."""
+def _in(split: Sequence[str], *parts: str) -> list[int]:
+    return [i for i, part in enumerate(split) if part in parts]
+
+
+def _missing_class(films: Sequence[FilmFile], members: Sequence[int]) -> str | None:
+    present = {films[i].label for i in members}
+    return next((name for label, name in enumerate(LABELS) if label not in present), None)
+
+
+def _leave_out_duplicates(split: list[str], sha256: Sequence[str], groups: dict[int, str]) -> None:
+    """Marks a film whose bytes stand in a split nearer to the test, or whose patient stands in validation too."""
     nearness = {TRAIN: 0, VALIDATION: 1, TEST: 2}
     nearest: dict[str, int] = defaultdict(int)
     for part, content in zip(split, sha256, strict=True):
@@ -81,6 +89,10 @@ def _leave_out_duplicates(split: list[str], sha256: Sequence[str]) -> None:
             nearest[content] = max(nearest[content], nearness[part])
     for i, (part, content) in enumerate(zip(split, sha256, strict=True)):
         if part in nearness and nearness[part] < nearest[content]:
+            split[i] = DUPLICATE
+    held = {groups[i] for i in _in(split, VALIDATION)}
+    for i in _in(split, TRAIN):
+        if groups[i] in held:
             split[i] = DUPLICATE
 
 
@@ -109,24 +121,28 @@ def _cut(films: Sequence[FilmFile], groups: dict[int, str], pool: Sequence[int],
     if parts < 2:
         raise DataError("one class has films of a single patient: a validation set by patient needs two or more")
     folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-    _, chosen = next(folds.split(np.zeros(len(pool)), labels, patients))
-    return [pool[i] for i in chosen]
+    # In a small set one part may have films of one class only: the first that serves is taken.
+    for learned, chosen in folds.split(np.zeros(len(pool)), labels, patients):
+        if all({labels[i] for i in side} == {0, 1} for side in (learned, chosen)):
+            return [pool[i] for i in chosen]
+    raise DataError("no cut by patient leaves films of both classes on both sides: more patients are needed")
 
 
-def _limited(pool: Sequence[int], groups: dict[int, str], labels: np.ndarray, limit: int, seed: int) -> set[int]:
-    """Takes whole patients in random order until each class has its share of `limit`."""
-    share = np.bincount(labels[pool], minlength=2) / len(pool)
+def _limited(pool: Sequence[int], groups: dict[int, str], labels: np.ndarray, limit: float, seed: int) -> set[int]:
+    """Takes whole patients in random order until each class has its share of `limit`, and at least two patients."""
+    share = np.bincount(labels[pool], minlength=2) / max(1, len(pool))
     wanted = np.maximum(np.rint(share * limit), 1)
     members: dict[str, list[int]] = defaultdict(list)
     for i in pool:
         members[groups[i]].append(i)
     kept: set[int] = set()
-    have = np.zeros(2)
+    have, patients = np.zeros(2), np.zeros(2)
     for group in np.random.default_rng(seed).permutation(sorted(members)):
         here = np.bincount(labels[members[group]], minlength=2)
-        if np.all((here == 0) | (have < wanted)):
+        if np.all((here == 0) | (have < wanted) | (patients < 2)):
             kept.update(members[group])
             have += here
+            patients += here > 0
     return kept
 
 
@@ -152,6 +168,9 @@ def read_split(path: Path) -> tuple[list[FilmFile], list[str]]:
         films = [
             FilmFile(row["path"], LABELS.index(row["label"]), row["patient"], row["path"].split("/")[0]) for row in rows
         ]
-        return films, [row["split"] for row in rows]
-    except (OSError, KeyError, ValueError):
+        split = [row["split"] for row in rows]
+        if not films or not set(split) <= {TRAIN, VALIDATION, TEST, UNREADABLE, DUPLICATE, UNUSED}:
+            raise ValueError
+    except (OSError, KeyError, ValueError, AttributeError, csv.Error):
         raise RunError(f"{path} is missing or damaged: train again") from None
+    return films, split

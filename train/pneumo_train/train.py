@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -19,13 +20,13 @@ from pneumo_edge.bundle import LABELS, Calibration
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import DataError, MissingExtraError, RunError, UsageError
 from pneumo_edge.preprocess import Pixels
-from pneumo_train.backbones import build_model, find_backbone, freeze
+from pneumo_train.backbones import build_model, check_architecture, find_backbone, freeze
 from pneumo_train.calibrate import Floats, choose_thresholds, fit_calibration, probabilities
-from pneumo_train.films import KAGGLE_PATIENT, FilmFile, index_films, index_hash, labels_of, prepare
+from pneumo_train.films import KAGGLE_PATIENT, index_films, index_hash, labels_of, prepare
 from pneumo_train.measure import measure
 from pneumo_train.perturb import perturb_all
 from pneumo_train.phantom import draw_phantoms
-from pneumo_train.pretrained import load_weights
+from pneumo_train.pretrained import check_weights, load_weights
 from pneumo_train.run import (
     FORMAT_VERSION,
     Config,
@@ -63,6 +64,7 @@ def start_run(
     seed: int,
     limit: int | None,
     patient_rule: str = KAGGLE_PATIENT,
+    test: bool = False,
 ) -> None:
     """Finds the films, cuts the validation set, trains and writes the run.
 
@@ -73,23 +75,31 @@ def start_run(
         epochs, batch_size, learning_rate, seed: Of the training; learning_rate None is the backbone's default.
         limit: About so many films of training and validation together; None for all.
         patient_rule: Regular expression that finds the patient in a file name.
+        test: Refuse data without a test split: `measure_test` is to follow.
 
     Raises:
         DataError, UsageError, MissingExtraError: One sentence each; no run folder is left behind.
     """
-    entry = find_backbone(backbone)
+    side = find_backbone(backbone).default_size if size is None else size
+    entry = check_architecture(backbone, head, side)
+    check_weights(weights)
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise UsageError(f"a learning rate of {learning_rate} teaches nothing: give a small positive one, such as 3e-4")
     if run.exists():
         raise UsageError(f"{run} exists already: go on with --resume {run}, or give another --output")
     _need_training_packages()
     folder, name = _locate(data, run.parent)
     root, files = index_films(folder, patient_rule)
-    side = size or entry.default_size
+    if test and {f.label for f in files if f.folder == TEST} != {0, 1}:
+        raise DataError(f"{root} has no test split with both classes: leave out --test")
+    # Built before the films are decoded, which may take long, and before anything is written.
+    model, started_from = _build(backbone, head, side, weights, seed)
     prepared = prepare(root, files, side)
+    for message in prepared.errors.values():
+        say(f"skipped: {message}")
     split = split_films(files, prepared, seed=seed, limit=limit)
-    _say_split(root, files, split, prepared.errors)
-
-    # Built before anything is written, so that wrong weights leave no folder behind.
-    model, started_from = _build(backbone, head, side, weights)
+    counts = Counter(split)
+    say(f"{root}: {len(files)} films: " + ", ".join(f"{n} {part}" for part, n in sorted(counts.items())))
     config = Config(
         format_version=FORMAT_VERSION,
         data=str(root.resolve()),
@@ -103,7 +113,7 @@ def start_run(
         started_from=started_from,
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=learning_rate or entry.learning_rate,
+        learning_rate=entry.learning_rate if learning_rate is None else learning_rate,
         seed=seed,
         limit=limit,
         versions=versions(),
@@ -124,10 +134,15 @@ def resume_run(run: Path) -> None:
     config = read_config(run)
     _need_training_packages()
     if (run / "metrics.json").is_file():
+        if not (run / "report.html").is_file():
+            _report(run)
         say(f"{run} is finished already")
         return
     _train_and_report(
-        run, config, lambda: _build(config.backbone, config.head, config.size, config.weights)[0], resume=True
+        run,
+        config,
+        lambda: _build(config.backbone, config.head, config.size, config.weights, config.seed)[0],
+        resume=True,
     )
 
 
@@ -163,7 +178,10 @@ def measure_test(run: Path) -> None:
 PREDICTIONS = ("split", "path", "label", "logit", "probability")
 
 
-def _build(backbone: str, head: str, size: int, weights: str) -> tuple[keras.Model, str]:
+def _build(backbone: str, head: str, size: int, weights: str, seed: int) -> tuple[keras.Model, str]:
+    import keras
+
+    keras.utils.set_random_seed(seed)
     model = build_model(backbone, head, size)
     report = load_weights(model, backbone, weights)
     freeze(model, backbone, report.loaded)
@@ -173,7 +191,6 @@ def _build(backbone: str, head: str, size: int, weights: str) -> tuple[keras.Mod
 
 def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model], *, resume: bool) -> None:
     from pneumo_train.fit import FitData, FitSettings, fit
-    from pneumo_train.report import write_report
 
     films = load_films(run, config)
     validation = films.part(VALIDATION)
@@ -189,6 +206,12 @@ def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model
     settings = FitSettings(config.epochs, config.batch_size, config.learning_rate, config.seed, PATIENCE)
     fit(run, settings, data, build, resume=resume)
     _evaluate(run, films, validation, perturbed)
+    _report(run)
+
+
+def _report(run: Path) -> None:
+    from pneumo_train.report import write_report
+
     write_report(run)
     shutil.rmtree(run / "checkpoint", ignore_errors=True)
 
@@ -271,13 +294,6 @@ def _download() -> Path:
             f"{KAGGLE_SET} could not be downloaded ({reason[:200]}): "
             "check the network, or download it by hand and give its folder to --data"
         ) from error
-
-
-def _say_split(root: Path, files: Sequence[FilmFile], split: Sequence[str], errors: dict[int, str]) -> None:
-    for message in errors.values():
-        say(f"skipped: {message}")
-    counts = Counter(split)
-    say(f"{root}: {len(files)} films: " + ", ".join(f"{n} {part}" for part, n in sorted(counts.items())))
 
 
 def _need_training_packages() -> None:

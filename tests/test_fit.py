@@ -1,0 +1,388 @@
+"""The training loop on a net of a few weights: it learns, keeps the best, and can be killed at any moment."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pneumo_edge.errors import RunError
+from pneumo_train.measure import weighted_auc
+
+if TYPE_CHECKING:
+    import keras
+
+    from pneumo_train.fit import FitData, FitSettings
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs the train extra")
+
+SIZE = 32
+Floats = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def fit() -> Any:
+    """The module; it imports Keras."""
+    from pneumo_train import fit
+
+    return fit
+
+
+def films(n: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Noise with a wide light band in every film of class 1."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 4 == 0
+    pixels = rng.normal(90, 25, (n, SIZE, SIZE))
+    pixels[labels, 8:24] += 90
+    return np.clip(pixels, 0, 255).astype(np.uint8), labels.astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def data(fit: Any) -> FitData:
+    """Forty films, a quarter of class 1: 24 to learn from (not the first), 16 to validate."""
+    pixels, labels = films(40, 0)
+    validation, validation_labels = films(16, 1)
+    made: FitData = fit.FitData(
+        films=pixels,
+        train=np.arange(16, 40),
+        labels=labels,
+        validation=validation,
+        perturbed=np.asarray(255 - (255 - validation.astype(int)) * 0.8, np.uint8),
+        validation_labels=validation_labels,
+    )
+    return made
+
+
+@pytest.fixture
+def settings(fit: Any) -> FitSettings:
+    made: FitSettings = fit.FitSettings(epochs=3, batch_size=8, learning_rate=0.05, seed=5, patience=99)
+    return made
+
+
+def build(norm: bool = False) -> keras.Model:
+    """A net of 69 weights, with what real ones have: dropout, a layer that is frozen, batch-norm on demand."""
+    from keras import Model, layers
+
+    image = layers.Input((SIZE, SIZE, 1), name="image")
+    x = layers.Rescaling(1 / 127, -1.0)(image)
+    x = layers.AveragePooling2D(8)(x)
+    frozen = layers.Conv2D(2, 1, trainable=False, name="frozen")
+    x = frozen(x)
+    if norm:
+        x = layers.BatchNormalization(momentum=0.9)(x)
+    x = layers.Conv2D(8, 1, activation="relu")(x)
+    x = layers.GlobalMaxPooling2D()(x)
+    x = layers.Dropout(0.2)(x)
+    return Model(image, layers.Dense(1, name="logit")(x), name="tiny")
+
+
+def never() -> keras.Model:
+    raise AssertionError("a model was built though there is a checkpoint")
+
+
+def weights_of(path: Path) -> list[Floats]:
+    import keras
+
+    return [np.asarray(w) for w in keras.saving.load_model(path).get_weights()]
+
+
+def same(a: list[Floats], b: list[Floats], tolerance: float = 1e-5) -> bool:
+    return all(np.allclose(x, y, atol=tolerance) for x, y in zip(a, b, strict=True))
+
+
+Epochs = dict[int, dict[int, Floats]]
+
+
+def seen(monkeypatch: pytest.MonkeyPatch, fit: Any) -> Epochs:
+    """Records which films the loop reads: epoch, as the data set counts them -> batch -> augmented films."""
+    epochs: Epochs = {}
+    original = fit._Batches.__getitem__
+
+    def recorded(self: Any, batch: int) -> tuple[Floats, ...]:
+        found: tuple[Floats, ...] = original(self, batch)
+        epochs.setdefault(self._epoch, {})[batch] = found[0]
+        return found
+
+    monkeypatch.setattr(fit._Batches, "__getitem__", recorded)
+    return epochs
+
+
+def trained_on(epochs: Epochs) -> list[Floats]:
+    """The films of each whole epoch in order; Keras also reads two batches to learn their shapes."""
+    whole = (epochs[number] for number in sorted(epochs) if len(epochs[number]) == 3)
+    return [np.concatenate([batches[i] for i in range(3)]) for batches in whole]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, when: Callable[..., bool]) -> None:
+    """Lets a function raise KeyboardInterrupt, once `when` says so."""
+    original = getattr(where, name)
+
+    def stopped(*arguments: Any, **named: Any) -> Any:
+        if when(*arguments):
+            raise KeyboardInterrupt
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(where, name, stopped)
+
+
+class Whole(NamedTuple):
+    """A run that nothing interrupted."""
+
+    run: Path
+    history: list[dict[str, Any]]
+    films: list[Floats]
+
+
+@pytest.fixture(scope="module")
+def whole(fit: Any, data: FitData, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Three epochs, under a decay of weights so strong that a bias would show it."""
+    run = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "WEIGHT_DECAY", 2.0)
+        epochs = seen(patch, fit)
+        settings = fit.FitSettings(epochs=3, batch_size=8, learning_rate=0.05, seed=5, patience=99)
+        history = fit.fit(run, settings, data, build, resume=False)
+        return Whole(run, history, trained_on(epochs))
+
+
+# ------------------------------------------------------------------------------------------------------- learning
+
+
+def test_an_easy_problem_is_learned(fit: Any, data: FitData, settings: FitSettings, tmp_path: Path) -> None:
+    settings = replace(settings, epochs=12)
+    history = fit.fit(tmp_path, settings, data, build, resume=False)
+    assert [record["epoch"] for record in history] == list(range(1, 13))
+    losses = [record["loss"] for record in history]
+    assert np.mean(losses[-4:]) < 0.93 * np.mean(losses[:4])
+    assert history[-1]["val_auc"] > 0.95
+    assert history[-1]["perturbed_auc"] > 0.95
+    assert history[-1]["val_loss"] < history[0]["val_loss"]
+    assert history[-1]["learning_rate"] < 0.05 * settings.learning_rate < history[3]["learning_rate"]
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert rows[0].split(",") == list(fit.HISTORY) == list(history[0])
+    assert len(rows) == 13
+    assert float(rows[-1].split(",")[1]) == history[-1]["loss"]
+
+
+def test_the_measures_of_an_epoch_are_those_of_its_averaged_weights(fit: Any, data: FitData, whole: Whole) -> None:
+    import keras
+
+    best = max(whole.history, key=lambda record: record["perturbed_auc"])
+    model = keras.saving.load_model(whole.run / "model.keras")
+    assert getattr(model, "optimizer", None) is None  # what is kept needs no optimiser and no code of ours
+    for name, pixels in (("val", data.validation), ("perturbed", data.perturbed)):
+        scores = fit.logits(model, pixels)
+        assert scores.dtype == np.float32
+        y = data.validation_labels
+        p = 1 / (1 + np.exp(-scores.astype(float)))
+        assert best[f"{name}_loss"] == pytest.approx(-np.mean(np.where(y == 1, np.log(p), np.log(1 - p))), abs=1e-5)
+        assert best[f"{name}_accuracy"] == np.mean((p >= 0.5) == (y == 1))
+        assert best[f"{name}_auc"] == weighted_auc(y, scores, np.ones((1, len(y))))[0]
+
+
+def test_logits_do_not_depend_on_batches(fit: Any) -> None:
+    model = build()
+    pixels, _ = films(fit.PREDICT_BATCH + 3, 2)
+    expected = model.predict_on_batch(pixels[..., None].astype(np.float32))[:, 0]
+    assert fit.logits(model, pixels) == pytest.approx(expected, abs=1e-5)
+
+
+def test_every_film_is_seen_once_an_epoch_and_both_classes_weigh_the_same(
+    fit: Any, data: FitData, settings: FitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "augment", lambda film, _: film)
+    orders = []
+    batches = fit._Batches(data, settings, epochs_done=0)
+    for _ in range(2):
+        pixels, labels, weights = (np.concatenate(parts) for parts in zip(*(batches[i] for i in range(3)), strict=True))
+        assert len(batches) == 3
+        place = [int(np.flatnonzero((data.films == film[..., 0]).all(axis=(1, 2)))[0]) for film in pixels]
+        assert sorted(place) == data.train.tolist()
+        assert labels[:, 0].tolist() == data.labels[place].tolist()
+        assert weights[labels[:, 0] == 1].sum() == pytest.approx(12)
+        assert weights[labels[:, 0] == 0].sum() == pytest.approx(12)
+        assert {part.dtype for part in (pixels, labels, weights)} == {np.dtype(np.float32)}
+        orders.append(place)
+        batches.on_epoch_end()
+    assert orders[0] != orders[1]
+    again = fit._Batches(data, settings, epochs_done=1)
+    assert np.array_equal(again[0][0], fit._Batches(data, settings, epochs_done=1)[0][0])
+    assert not np.array_equal(again[0][0], fit._Batches(data, replace(settings, seed=6), epochs_done=1)[0][0])
+
+
+def test_a_film_is_augmented_anew_at_each_epoch(fit: Any, data: FitData, settings: FitSettings) -> None:
+    settings = replace(settings, batch_size=24)
+    first, second = (fit._Batches(data, settings, epochs_done=epoch)[0][0] for epoch in (0, 1))
+    assert not {film.tobytes() for film in first} & {film.tobytes() for film in second}
+
+
+# --------------------------------------------------------------------------------------------- what is kept, when
+
+
+def scripted(fit: Any, monkeypatch: pytest.MonkeyPatch, areas: list[float]) -> list[list[Floats]]:
+    """Lets the perturbed AUC be what the script says; returns the weights that were judged, epoch by epoch."""
+    judged: list[list[Floats]] = []
+
+    def judge(self: Any) -> dict[str, float]:
+        judged.append([np.array(w) for w in self.model.get_weights()])
+        return dict.fromkeys(fit.HISTORY[3:9], 0.5) | {"perturbed_auc": areas[len(judged) - 1]}
+
+    monkeypatch.setattr(fit._EachEpoch, "_judge", judge)
+    return judged
+
+
+def test_the_best_model_has_the_largest_perturbed_area(
+    fit: Any, data: FitData, settings: FitSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = scripted(fit, monkeypatch, [0.6, 0.9, 0.7, 0.9])
+    history = fit.fit(tmp_path, replace(settings, epochs=4), data, build, resume=False)
+    assert [record["perturbed_auc"] for record in history] == [0.6, 0.9, 0.7, 0.9]
+    kept = weights_of(tmp_path / "model.keras")
+    assert [same(kept, weights, 1e-7) for weights in judged] == [False, True, False, False]  # the first of equals
+    # What is judged is an average over steps, not where training stands.
+    assert not same(judged[3], weights_of(tmp_path / "checkpoint" / "epoch-4.keras"), 1e-4)
+    assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == [
+        "best-2.keras", "epoch-4.keras", "history.json",
+    ]  # fmt: skip
+
+
+def test_training_stops_when_nothing_has_got_better_for_long(
+    fit: Any, data: FitData, settings: FitSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = scripted(fit, monkeypatch, [0.6, 0.9, 0.7, 0.8, 0.95])
+    settings = replace(settings, epochs=5, patience=2)
+    assert len(fit.fit(tmp_path, settings, data, build, resume=False)) == 4
+    assert len(fit.fit(tmp_path, settings, data, never, resume=True)) == 4  # nor does a resumed run go on
+    assert len(judged) == 4
+
+
+def test_batch_norm_that_learns_and_averaging_exclude_each_other(
+    fit: Any, data: FitData, settings: FitSettings, tmp_path: Path
+) -> None:
+    fit.fit(tmp_path, replace(settings, epochs=1), data, lambda: build(norm=True), resume=False)
+    kept, stands = (weights_of(tmp_path / name) for name in ("model.keras", "checkpoint/epoch-1.keras"))
+    assert same(kept, stands, 0)
+
+
+def test_training_that_diverges_is_a_sentence(fit: Any, data: FitData, settings: FitSettings, tmp_path: Path) -> None:
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(RunError, match="diverged in epoch 1: start again with a smaller --learning-rate"),
+    ):
+        fit.fit(tmp_path, replace(settings, learning_rate=1e30), data, build, resume=False)
+    assert not (tmp_path / "model.keras").exists()
+
+
+def test_the_model_loads_where_nothing_of_ours_is_imported(whole: Whole) -> None:
+    code = (
+        "import sys, keras, numpy; model = keras.saving.load_model(sys.argv[1])\n"
+        "print(model.predict_on_batch(numpy.zeros((2, 32, 32, 1), 'float32')).shape)\n"
+        "assert not any(name.startswith('pneumo') for name in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(whole.run / "model.keras")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(2, 1)"
+
+
+# ----------------------------------------------------------------------------------------------------- interruption
+
+
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(
+    fit: Any,
+    data: FitData,
+    settings: FitSettings,
+    whole: Whole,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fit, "WEIGHT_DECAY", 2.0)
+    with monkeypatch.context() as patch:
+        interrupt(patch, fit._EachEpoch, "on_train_batch_end", lambda self, *_: len(self._history) == 1)
+        with pytest.raises(KeyboardInterrupt):
+            fit.fit(tmp_path, settings, data, build, resume=False)
+    first = json.loads((tmp_path / "checkpoint" / "history.json").read_text())
+    assert len(first) == 1
+    assert not (tmp_path / "model.keras").exists()
+
+    epochs = seen(monkeypatch, fit)
+    history = fit.fit(tmp_path, settings, data, never, resume=True)
+    assert history[0] == first[0]
+    assert len(whole.films) == 3
+    for ours, theirs in zip(trained_on(epochs), whole.films[1:], strict=True):
+        assert np.array_equal(ours, theirs)
+    for record, expected in zip(history, whole.history, strict=True):
+        for name in set(fit.HISTORY) - {"seconds", "films_per_second"}:
+            assert record[name] == pytest.approx(expected[name], abs=1e-4), name
+    # The same films, order, dropout, schedule, averages and decay: the same weights, but for the order of sums.
+    for name in ("model.keras", "checkpoint/epoch-3.keras"):
+        assert same(weights_of(tmp_path / name), weights_of(whole.run / name)), name
+
+
+def test_killed_before_an_epoch_counts_it_is_done_again(
+    fit: Any,
+    data: FitData,
+    settings: FitSettings,
+    whole: Whole,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fit, "WEIGHT_DECAY", 2.0)
+    with monkeypatch.context() as patch:  # all of epoch 2 is on the disk, but no history says so
+        interrupt(patch, fit, "write_text", lambda _, text: len(json.loads(text)) == 2)
+        with pytest.raises(KeyboardInterrupt):
+            fit.fit(tmp_path, settings, data, build, resume=False)
+    checkpoint = tmp_path / "checkpoint"
+    assert (checkpoint / "epoch-2.keras").is_file()
+    assert len(json.loads((checkpoint / "history.json").read_text())) == 1
+    (checkpoint / ".epoch-2.1.tmp.keras").write_bytes(b"half written")  # as kill -9 leaves it
+
+    with monkeypatch.context() as patch:  # all epochs are done, but nothing lies where the run keeps it
+        interrupt(patch, fit, "write_rows", lambda *arguments: len(arguments[2]) == 3)
+        with pytest.raises(KeyboardInterrupt):
+            fit.fit(tmp_path, settings, data, never, resume=True)
+    assert not (tmp_path / "model.keras").exists()
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 3
+
+    epochs = seen(monkeypatch, fit)
+    history = fit.fit(tmp_path, settings, data, never, resume=True)
+    assert not epochs  # nothing is left to train
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 4
+    assert [r["perturbed_auc"] for r in history] == pytest.approx([r["perturbed_auc"] for r in whole.history])
+    assert same(weights_of(tmp_path / "model.keras"), weights_of(whole.run / "model.keras"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "history.csv", "model.keras"]
+    assert len(list(checkpoint.iterdir())) == 3
+
+
+def test_killed_before_the_first_epoch_ends_it_starts_anew(
+    fit: Any,
+    data: FitData,
+    settings: FitSettings,
+    whole: Whole,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fit, "WEIGHT_DECAY", 2.0)
+    (tmp_path / "checkpoint").mkdir()
+    history = fit.fit(tmp_path, replace(settings, epochs=3), data, build, resume=True)
+    assert [r["loss"] for r in history] == pytest.approx([r["loss"] for r in whole.history], abs=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["history.json", "epoch-1.keras"])
+def test_a_damaged_checkpoint_is_a_sentence(
+    fit: Any, data: FitData, settings: FitSettings, tmp_path: Path, damage: str
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "history.json").write_text(json.dumps([{"epoch": 1, "perturbed_auc": 0.5}]))
+    (checkpoint / damage).write_bytes(b"damaged")
+    with pytest.raises(RunError, match=r"checkpoint cannot be read .*: delete it to start this run anew"):
+        fit.fit(tmp_path, settings, data, build, resume=True)

@@ -1,0 +1,331 @@
+"""The installed command `pneumo-train`, as a user meets it; a backbone of a few weights stands in for the real ones."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer.main
+from PIL import Image
+
+from pneumo_edge.command_line import NOT_A_DIAGNOSIS
+from pneumo_train.cli import app
+
+COMMAND = Path(sys.executable).with_name("pneumo-train")
+SIZE = 64
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs the train extra"),
+    pytest.mark.skipif(not COMMAND.is_file(), reason="pneumo is not installed in this environment"),
+]
+
+# Python imports a module of this name before anything else: the command under test is the installed one, unchanged,
+# with one more entry in its table of backbones.
+SITE = """
+import dataclasses
+from pneumo_train.backbones import BACKBONES
+
+def build(image):
+    from keras import layers
+    x = layers.AveragePooling2D(32, name="tiny_pool")(image)
+    return layers.Conv2D(8, 1, activation="relu", name="tiny_conv")(x)
+
+BACKBONES["tiny"] = dataclasses.replace(
+    BACKBONES["mobilenetv2"], name="tiny", build=build, frozen_layers="", novelty_layers=("tiny_conv",)
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(SITE)
+    own = {name: value for name, value in os.environ.items() if name != "PNEUMO_DEBUG"}
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    return own | {
+        "PYTHONPATH": path, "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1",
+        # Nothing here may reach for the network: nobody answers at this port.
+        "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9",
+        "KAGGLEHUB_CACHE": str(folder / "kaggle"),
+    }  # fmt: skip
+
+
+def draw(root: Path, folder: str, patients: int, first: int = 1) -> None:
+    """Two films of each patient, one class each in turn: grey noise, with a light band where there is pneumonia."""
+    for i in range(first, first + patients):
+        for film in (1, 2):
+            ill = i % 2
+            rng = np.random.default_rng([i, film])
+            grey = rng.normal(80, 20, (72, 80))
+            grey[20:50] += 100 * ill
+            name = f"PNEUMONIA/person{i}_virus_{film}.jpeg" if ill else f"NORMAL/IM-{i:04d}-{film:04d}.jpeg"
+            path = root / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 films of 24 patients to learn from and choose by, 12 to test on, and one that is none."""
+    root = tmp_path_factory.mktemp("data")
+    draw(root, "train", 24)
+    draw(root, "test", 6, 101)
+    (root / "train" / "NORMAL" / "IM-0999-0001.jpeg").write_bytes(b"no picture")
+    return root
+
+
+def command(
+    environment: dict[str, str], *arguments: object, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    line = [str(COMMAND), *map(str, arguments)]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
+
+
+def settings(data: Path, run: Path, epochs: int = 4) -> tuple[object, ...]:
+    return (
+        "--data", data, "--output", run, "--backbone", "tiny", "--weights", "none", "--size", SIZE, "--epochs", epochs,
+        "--batch-size", 8, "--learning-rate", 0.03, "--seed", 3,
+    )  # fmt: skip
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """Returns the sentence: what a user's mistake ends with, and nothing else."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("pneumo-train: ")
+    return last
+
+
+# ------------------------------------------------------------------------------------------------------- in words
+
+
+def test_help_documents_every_option(environment: dict[str, str]) -> None:
+    done = command(environment, "--help")
+    assert done.returncode == 0
+    shown = " ".join(done.stdout.replace("│", " ").split())
+    options = [p for p in typer.main.get_command(app).params if p.name != "help"]
+    assert len(options) >= 14
+    for option in options:
+        words = getattr(option, "help", None)
+        assert words, option.name
+        assert option.opts[0] in shown
+        assert " ".join(words.split()[:3]) in shown, option.name
+    assert NOT_A_DIAGNOSIS in shown
+
+
+def test_version(environment: dict[str, str]) -> None:
+    done = command(environment, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"pneumo \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
+    heavy = "{'tensorflow', 'keras', 'sklearn', 'matplotlib', 'kagglehub'}"
+    code = f"import sys, pneumo_train.cli, pneumo_train.train, pneumo_train.report; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# -------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give --data to start a run, or --resume RUN"),
+        (["--data", "DATA", "--resume", "RUN"], "give --data to start a run, or --resume RUN"),
+        (["--data", "nowhere"], "nowhere is no folder"),
+        (["--data", "EMPTY"], "holds no train/ folder"),
+        (["--data", "ONE_CLASS"], "PNEUMONIA holds no films"),
+        (["--data", "DATA", "--output", "EMPTY"], "exists already: go on with --resume"),
+        (["--data", "DATA", "--backbone", "resnet18"], "no backbone 'resnet18': choose one of"),
+        (["--data", "DATA", "--head", "attention"], "no head 'attention': choose one of"),
+        (["--data", "DATA", "--size", "50"], "must be a multiple of 32 pixels, not 50"),
+        (["--data", "DATA", "--size", "0"], "must be a multiple of 32 pixels, not 0"),
+        (["--data", "DATA", "--size", "-32"], "must be a multiple of 32 pixels, not -32"),
+        (["--data", "DATA", "--learning-rate", "0"], "a learning rate of 0.0 teaches nothing"),
+        (["--data", "DATA", "--learning-rate", "inf"], "a learning rate of inf teaches nothing"),
+        (["--data", "DATA", "--patient-regex", "(person"], "is no regular expression"),
+        (["--data", "DATA", "--weights", "nowhere.h5"], "no weight file nowhere.h5"),
+        (["--data", "NO_TEST", "--weights", "none", "--test"], "has no test split with both classes"),
+        (["--resume", "nowhere"], "nowhere is no folder: give the run"),
+        (["--resume", "DATA"], "is it a run?"),
+        (["--data", "kaggle"], "could not be downloaded"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence(
+    environment: dict[str, str], data: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    draw(tmp_path / "no_test", "train", 4)
+    for i in (2, 4):
+        shutil.copytree(tmp_path / "no_test/train/NORMAL", tmp_path / f"one_class/train/NORMAL/{i}")
+    places = {"DATA": data, "EMPTY": tmp_path / "empty", "ONE_CLASS": tmp_path / "one_class",
+              "NO_TEST": tmp_path / "no_test", "RUN": tmp_path}  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    given = [str(places.get(argument, argument)) for argument in arguments]
+    if "--output" not in arguments and "--resume" not in arguments:
+        given += ["--output", str(tmp_path / "run")]
+    if "--backbone" not in arguments:
+        given += ["--backbone", "tiny"]
+    done = command(environment, *given, cwd=tmp_path)
+    assert sentence in refused(done)
+    assert sorted(tmp_path.rglob("*")) == before  # no run folder is left
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--epochs", "0"],
+        ["--seed", "-1"],
+        ["--seed", str(2**32)],
+        ["--limit", "3"],
+        ["--learning-rate", "nan"],
+        ["--bogus"],
+    ],
+)
+def test_a_number_out_of_range_is_refused(environment: dict[str, str], tmp_path: Path, arguments: list[str]) -> None:
+    done = command(environment, "--data", tmp_path, *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert arguments[0] in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------ a whole run
+
+
+@pytest.fixture(scope="module")
+def finished(environment: dict[str, str], data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that nothing interrupted, with its test split measured, and what was said on stderr."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    done = command(environment, *settings(data, run), "--test")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{run / 'report.html'}\n"
+    return run, done.stderr
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return parsed
+
+
+def history_of(run: Path) -> list[dict[str, float]]:
+    with (run / "history.csv").open(newline="") as text:
+        rows = list(csv.DictReader(text))
+    timing = ("seconds", "films_per_second")
+    return [{name: float(value) for name, value in row.items() if name not in timing} for row in rows]
+
+
+def test_a_run_folder_holds_what_the_design_says(finished: tuple[Path, str]) -> None:
+    run, said = finished
+    assert sorted(p.name for p in run.iterdir() if p.suffix != ".png") == [
+        "config.json", "history.csv", "metrics.json", "model.keras", "predictions.csv", "report.html", "split.csv",
+    ]  # fmt: skip
+    pngs = {p.stem for p in run.glob("*.png")}
+    assert pngs - {"mistakes"} == {"augmentation", "confusion", "curves", "reliability", "roc_pr", "scores"}
+    assert "IM-0999-0001.jpeg is not an image" in said
+    assert "1 unreadable" in said
+    assert NOT_A_DIAGNOSIS in said
+    metrics = metrics_of(run)
+    assert metrics["films"]["unreadable/NORMAL"] == 1
+    assert metrics["test"]["measured"] == 1
+    assert metrics["test"]["n"] == 12
+    assert len(history_of(run)) == 4
+    for point in metrics["operating_points"].values():
+        assert 0 < point["threshold"] < 1
+
+
+def test_predictions_say_what_the_metrics_were_made_from(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    metrics = metrics_of(run)
+    with (run / "predictions.csv").open(newline="") as text:
+        rows = list(csv.DictReader(text))
+    threshold = metrics["operating_points"]["balanced"]["threshold"]
+    for part in ("validation", "validation_perturbed", "test"):
+        own = [row for row in rows if row["split"] == part]
+        assert len(own) == metrics[part]["n"]
+        table = np.zeros((2, 2), int)
+        for row in own:
+            scale, offset = (metrics["calibration"][name] for name in ("scale", "offset"))
+            p = 1 / (1 + np.exp(-(scale * float(row["logit"]) + offset)))
+            assert float(row["probability"]) == pytest.approx(p, abs=1e-4)
+            table[int(row["label"] == "PNEUMONIA"), int(float(row["probability"]) >= threshold)] += 1
+        assert table.tolist() == metrics[part]["operating_points"]["balanced"]["confusion"]
+
+
+def test_the_report_needs_nothing_but_itself(finished: tuple[Path, str]) -> None:
+    page = (finished[0] / "report.html").read_text(encoding="utf-8")
+    assert NOT_A_DIAGNOSIS in page
+    assert "The test split has been measured 1 time." in page
+    fetched = re.findall(r"""(?:src|href|srcset|action)\s*=\s*["']?([^"'\s>]{0,40})""", page)
+    assert len(fetched) >= 6
+    assert all(address.startswith("data:image/png;base64,") for address in fetched)
+    assert not re.search(r"<script|<link|<iframe|@import|url\(|https?://", re.sub(r"base64,[^\"]*", "", page))
+
+
+def test_a_finished_run_can_be_measured_once_more(
+    environment: dict[str, str], finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / "report.html").unlink()  # as if killed while it was drawn
+    (run / "checkpoint").mkdir()
+    before = metrics_of(run)
+    done = command(environment, "--resume", run, "--test")
+    assert done.returncode == 0, done.stderr
+    assert f"{run} is finished already" in done.stderr
+    after = metrics_of(run)
+    assert after["test"].pop("measured") == before["test"].pop("measured") + 1 == 2
+    assert after == before  # the same model on the same films
+    assert "The test split has been measured 2 times." in (run / "report.html").read_text(encoding="utf-8")
+    assert not (run / "checkpoint").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- interruption
+
+
+def test_a_run_that_was_killed_goes_on(
+    environment: dict[str, str], data: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    line = [str(COMMAND), *map(str, settings(data, run))]
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 200
+        while not (run / "checkpoint" / "history.json").is_file():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done_before = json.loads((run / "checkpoint" / "history.json").read_text())
+    assert 1 <= len(done_before) < 4
+    assert not (run / "metrics.json").exists()
+
+    done = command(environment, "--resume", run)
+    assert done.returncode == 0, done.stderr
+    assert f"going on after epoch {len(done_before)} of 4" in done.stderr
+    assert metrics_of(run)["test"] is None
+    assert not (run / "checkpoint").exists()
+    # Seed, order, augmentation, dropout and schedule are those of the run that nobody killed.
+    for ours, theirs in zip(history_of(run), history_of(finished[0]), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+    assert (run / "split.csv").read_bytes() == (finished[0] / "split.csv").read_bytes()
+    assert metrics_of(run)["calibration"] == pytest.approx(metrics_of(finished[0])["calibration"], abs=1e-2)
