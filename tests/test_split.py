@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from pneumo_edge.errors import DataError, RunError
@@ -139,7 +139,13 @@ def test_a_tenth_of_each_class_is_cut(normal: list[int], pneumonia: list[int], s
 @settings(deadline=None, max_examples=25)
 @given(sets(), st.integers(0, 1000), st.integers(20, 80))
 def test_a_limit_keeps_whole_patients(made: Set, seed: int, limit: int) -> None:
-    split, whole = made.split(seed, limit), made.split(seed)
+    try:
+        split = made.split(seed, limit)
+    except DataError as error:
+        # Of three patients, one of them of both classes, hardly any cut serves: one set in a thousand here.
+        assert "no cut by patient" in str(error)
+        reject()
+    whole = made.split(seed)
     used = 0
     largest = 0
     for component in made.components():

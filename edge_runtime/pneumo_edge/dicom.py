@@ -24,10 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumo_edge.errors import ImageError, MissingExtraError, PneumoError
-from pneumo_edge.preprocess import MAX_PIXELS
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+
+MAX_PIXELS = 64_000_000
+"""Of any film, DICOM or not. The largest detectors in use give about 20 million; a header that claims more than this is
+refused unread."""
 
 _MODALITIES = ("CR", "DX", "RG")
 """Computed, digital and film radiography. Other projections (MG, IO, PX, RF, XA) are not of the chest, or no stills."""

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from pneumo_edge.dicom import MAX_PIXELS, is_dicom, read_dicom
 from pneumo_edge.errors import ImageError
 
 Source: TypeAlias = str | Path | bytes
@@ -29,9 +30,6 @@ VERSION = 1
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
 """What a folder is searched for. A file that is named is tried whatever it is called."""
-
-MAX_PIXELS = 64_000_000
-"""The largest detectors in use give about 20 million; a header that claims more than this is refused unread."""
 
 MAX_BYTES = 512 * 1024 * 1024
 """Of a file: `MAX_PIXELS` in 16-bit RGB are 384 million. What goes on after that (/dev/zero) is no picture."""
@@ -96,8 +94,6 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
         data, name = _read_bytes(Path(source), name or str(source))
     if len(data) > MAX_BYTES:
         raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB, no film is: give the picture itself")
-    from pneumo_edge.dicom import is_dicom, read_dicom
-
     if is_dicom(data[:512]):
         dicom = read_dicom(data, name)
         height, width = dicom.grey.shape
