@@ -99,9 +99,6 @@ def test_the_directions_are_those_of_the_docstring(settings_: dict[str, float], 
     assert found == pytest.approx((right, down), abs=1.1)
 
 
-@pytest.mark.xfail(
-    reason="Pillow counts from the corners of pixels, move() from their centres: the axis is half a pixel off"
-)
 def test_a_mirrored_film_is_the_film_mirrored() -> None:
     assert np.array_equal(np.asarray(move(Image.fromarray(chest(64)), mirror=True)), chest(64)[:, ::-1])
 

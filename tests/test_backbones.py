@@ -132,7 +132,8 @@ def test_the_entry_names_layers_that_exist(backbone: str) -> None:
     assert entry.name == backbone
     sizes = [model.get_layer(name).output.shape[1] for name in entry.novelty_layers]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] == 2
+    # The upper middle of the network: a sixteenth or a thirty-second of the side.
+    assert sizes[-1] in {64 // 16, 64 // 32}
     frozen = [name for name in with_weights(model) if re.fullmatch(entry.frozen_layers, name)]
     assert bool(frozen) == bool(entry.frozen_layers)
     assert len(frozen) < len(with_weights(model))

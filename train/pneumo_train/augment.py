@@ -75,11 +75,11 @@ def move(
         mirror: Left and right change places.
     """
     size = picture.width
-    centre = (size - 1) / 2
+    centre = size / 2
     width, height = scale * math.sqrt(aspect), scale / math.sqrt(aspect)
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     flip = -1.0 if mirror else 1.0
-    # Pillow wants the inverse: for each pixel of the result, where it comes from.
+    # Pillow wants the inverse: for each place of the result, counted from the corner, where it comes from.
     a, b = flip * cos / width, -flip * sin / width
     d, e = sin / height, cos / height
     right, down = centre + shift[0] * size, centre + shift[1] * size
