@@ -21,8 +21,8 @@ from pneumo_edge.errors import MissingExtraError
 from pneumo_edge.preprocess import Pixels
 
 _STRIDE = 16
-"""Films after which the calibrator of ONNX Runtime sums up. It keeps what it has seen until then: 256 films at once took
-9 GB for ResNet50 at 224 pixels."""
+"""Films after which the calibrator of ONNX Runtime sums up. It keeps what it has seen until then: 256 films at once
+took 9 GB for ResNet50 at 224 pixels."""
 
 ONNX_OPERATIONS = ("Conv", "Add", "MaxPool", "MatMul", "Clip", "Relu", "Pad")
 TFLITE_OPERATIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MAX_POOL_2D", "PAD", "PADV2")
