@@ -43,8 +43,8 @@ class Backbone:
         frozen_layers: Regular expression for whole layer names that keep their pretrained weights; empty for none.
         novelty_layers: Layers whose globally averaged activations tell a chest film from other pictures: those in the
             upper middle. The last ones know little but the two classes, the first ones see exposure, not content.
-        float_layers: Regular expression for names of layers that stay float in int8 files; empty for none. In light
-            networks the first layers hold a thousandth of the weights and cause most of the error.
+        float_layers: Regular expression for names of layers that stay float in int8 files; empty for none. The
+            first layers hold a thousandth of the weights and, in the light networks, cause most of the error.
         licence: Of the ImageNet weights, in one sentence.
     """
 
@@ -183,7 +183,7 @@ BACKBONES: dict[str, Backbone] = {
             learning_rate=1e-4,
             frozen_layers=r"conv[1-4]_.*",
             novelty_layers=("conv3_block4_out", "conv4_block6_out"),
-            float_layers="",
+            float_layers=r"conv1_.*",
             licence="ResNet-50 ImageNet weights by Kaiming He et al., MIT.",
         ),
         Backbone(

@@ -84,7 +84,7 @@ def start_run(
     entry = check_architecture(backbone, head, side)
     check_weights(weights)
     if learning_rate is not None and not 0 < learning_rate < math.inf:
-        raise UsageError(f"a learning rate of {learning_rate} teaches nothing: give a small positive one, such as 3e-4")
+        raise UsageError(f"--learning-rate {learning_rate} teaches nothing: give a small positive one, such as 3e-4")
     if run.exists():
         raise UsageError(f"{run} exists already: go on with --resume {run}, or give another --output")
     _need_training_packages()
