@@ -276,6 +276,8 @@ def test_an_unfinished_run_is_refused(runs: Path, tmp_path: Path) -> None:
 
 LABELS = np.repeat([0, 1], [150, 350]).astype(np.int64)
 IDENTITY = Calibration(1.0, 0.0, 0.7)
+NOVELTY = np.concatenate([np.full(9, 50.0), np.linspace(0.5, 1.5, 2 * len(LABELS) - 9)]).astype(np.float32)
+"""Nine films that the float file withholds, at the front."""
 
 
 def _scores(seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -284,12 +286,18 @@ def _scores(seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
     return (4.0 * (both - 0.5) + rng.normal(size=len(both))).astype(np.float32)
 
 
-def _judge(logit: np.ndarray[Any, Any], *, precision: str = "int8", size: int = 20, share: float = 0.0) -> list[str]:
-    novelty = np.linspace(0.5, 1.5, 2 * len(LABELS)).astype(np.float32)
-    keras_scores = Judged(_scores(), novelty)
+def _judge(
+    logit: np.ndarray[Any, Any],
+    *,
+    precision: str = "int8",
+    size: int = 20,
+    share: float = 0.0,
+    novelty: np.ndarray[Any, Any] | None = None,
+) -> list[str]:
+    keras_scores = Judged(_scores(), NOVELTY)
     record = judge(
         Candidate("model.int8.onnx", precision, size, share),
-        Judged(logit.astype(np.float32), novelty),
+        Judged(logit.astype(np.float32), NOVELTY if novelty is None else novelty.astype(np.float32)),
         keras_scores,
         keras_scores,
         100,
@@ -329,6 +337,13 @@ def test_a_shifted_file_loses_verdicts_though_not_auc() -> None:
 def test_float_weights_and_size_are_refused() -> None:
     assert any("float" in failure for failure in _judge(_scores(), share=0.2))
     assert any("size" in failure for failure in _judge(_scores(), size=31))
+
+
+def test_a_novelty_that_withholds_other_films_is_refused() -> None:
+    assert _judge(_scores(), novelty=NOVELTY * 3) == []
+    failures = _judge(_scores(), novelty=NOVELTY[::-1])
+    assert len(failures) == 1
+    assert "18 films are withheld" in failures[0]
 
 
 def test_fp32_is_judged_by_the_logit_alone() -> None:

@@ -196,7 +196,7 @@ BACKBONES: dict[str, Backbone] = {
             learning_rate=5e-5,
             frozen_layers=r"block[1-3]_.*",
             novelty_layers=("block4_pool", "block5_pool"),
-            float_layers="",
+            float_layers="block1_conv1",
             licence="VGG16 ImageNet weights by the Visual Geometry Group, University of Oxford, CC BY 4.0.",
         ),
     )
