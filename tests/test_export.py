@@ -293,15 +293,19 @@ def _judge(
     size: int = 20,
     share: float = 0.0,
     novelty: np.ndarray[Any, Any] | None = None,
+    films: slice = slice(None),
 ) -> list[str]:
-    keras_scores = Judged(_scores(), NOVELTY)
+    both = np.concatenate([np.arange(len(LABELS))[films], len(LABELS) + np.arange(len(LABELS))[films]])
+    keras_scores = Judged(_scores()[both], NOVELTY[both])
+    logit = logit[both]
+    novelty = (NOVELTY if novelty is None else novelty)[both]
     record = judge(
         Candidate("model.int8.onnx", precision, size, share),
-        Judged(logit.astype(np.float32), NOVELTY if novelty is None else novelty.astype(np.float32)),
+        Judged(logit.astype(np.float32), novelty.astype(np.float32)),
         keras_scores,
         keras_scores,
         100,
-        LABELS,
+        LABELS[films],
         IDENTITY,
         0.5,
         "gap",
@@ -332,6 +336,17 @@ def test_a_shifted_file_loses_verdicts_though_not_auc() -> None:
     failures = _judge(_scores() + 1.0)
     assert any("NORMAL" in failure for failure in failures)
     assert not any("AUC" in failure for failure in failures)
+
+
+def test_with_few_films_the_loss_of_auc_must_be_beyond_doubt() -> None:
+    # 30 normal and 70 pneumonia films.
+    few = slice(120, 220)
+    swapped = _scores()
+    # The weakest pneumonia film of those falls below the normal ones: one film, 0.014 of AUC.
+    swapped[150 + int(np.argmin(swapped[150:220]))] = -9.0
+    assert _judge(swapped, films=few) == []
+    noisy = _scores() + np.random.default_rng(3).normal(0, 3, 1000)
+    assert any("AUC" in failure for failure in _judge(noisy, films=few))
 
 
 def test_float_weights_and_size_are_refused() -> None:
