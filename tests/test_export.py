@@ -300,9 +300,9 @@ def _judge(
     logit = logit[both]
     novelty = (NOVELTY if novelty is None else novelty)[both]
     record = judge(
-        Candidate("model.int8.onnx", precision, size, share),
+        Candidate(precision, size, share),
         Judged(logit.astype(np.float32), novelty.astype(np.float32)),
-        keras_scores,
+        keras_scores.logit,
         keras_scores,
         100,
         LABELS[films],

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 
 class PneumoError(Exception):
-    """Base of all errors that a user can mend. The commands exit with 2 unless the class says otherwise."""
+    """Base of all errors that a user can mend. A command that one ends exits with 2."""
 
 
 class ImageError(PneumoError):

@@ -85,6 +85,8 @@ def export_run(
     Raises:
         RunError, UsageError, MissingExtraError: One sentence each; nothing is written.
     """
+    from pneumo_train.fit import logits
+
     config, metrics = read_config(run), read_metrics(run)
     if output.exists() and not force:
         raise UsageError(f"{output} exists already: replace it with --force, or give another --output")
@@ -98,7 +100,7 @@ def export_run(
     say("building the graph")
     reference, model = _build(path, config, train)
     judged_films = np.concatenate([validation.pixels, perturb_all(validation.pixels, validation.paths)])
-    keras_outputs = _run_keras(reference, model, judged_films)
+    keras_logits = logits(reference, judged_films)
 
     chosen = _calibration_choice(train, calibration_films, config.seed)
     files = _convert(model, config.backbone, train.pixels[chosen], formats, int8)
@@ -115,9 +117,9 @@ def export_run(
         if precision == "fp32":
             fp32 = found
         records[name] = judge(
-            Candidate(name, precision, len(content), float_share(content, name)),
+            Candidate(precision, len(content), float_share(content, name)),
             found,
-            keras_outputs,
+            keras_logits,
             fp32,
             len(files[float_name][1]),
             validation.labels,
@@ -179,14 +181,6 @@ def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
     films = np.concatenate([films, perturb_all(films, [train.paths[i] for i in some])])
     novelty = fit_novelty(outputs_of(feature_model(plain, config.backbone), films)["features"])
     return reference, deployed(plain, config.backbone, novelty)
-
-
-def _run_keras(reference: Any, model: Any, films: Pixels) -> Judged:
-    """The logit of the model as trained, before anything was folded; the novelty of the model as it will run."""
-    from pneumo_export.graph import outputs_of
-    from pneumo_train.fit import logits
-
-    return Judged(logits(reference, films), outputs_of(model, films)["novelty"])
 
 
 def _calibration_choice(train: Films, count: int, seed: int) -> list[int]:

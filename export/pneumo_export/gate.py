@@ -49,7 +49,6 @@ class Judged:
 class Candidate:
     """A file that wants to leave, and what has been measured of it apart from its answers."""
 
-    name: str
     precision: str
     """"fp32" or "int8"."""
     size: int
@@ -79,7 +78,7 @@ def novelty_limit(novelty: Floats) -> float:
 def judge(
     candidate: Candidate,
     found: Judged,
-    keras: Judged,
+    keras: Floats,
     fp32: Judged,
     fp32_size: int,
     labels: Labels,
@@ -93,7 +92,7 @@ def judge(
     Args:
         candidate: The file.
         found: What it puts out.
-        keras: What the Keras model puts out.
+        keras: (2 N,), logits of the Keras model as trained, before anything was folded.
         fp32: What the float file of the same format puts out.
         fp32_size: Bytes of that float file.
         labels: (N,) of the validation films.
@@ -112,12 +111,12 @@ def judge(
         "bytes": candidate.size,
         "size_share_of_fp32": candidate.size / fp32_size,
         "novelty_limit": limit,
-        "logit_difference": _difference(found.logit, keras.logit),
+        "logit_difference": _difference(found.logit, keras),
         "distinct_scores": len(np.unique(found.logit)),
         "distinct_scores_fp32": len(np.unique(fp32.logit)),
         "float_share_of_convolution_weights": candidate.float_share,
         "probability_difference": _difference(
-            probabilities(found.logit, calibration), probabilities(keras.logit, calibration)
+            probabilities(found.logit, calibration), probabilities(keras, calibration)
         ),
         "withheld": float(np.mean(found.novelty > limit)),
         # Each at its own limit, which is a percentile: the shares alone would always agree.
@@ -125,8 +124,8 @@ def judge(
     }
     n = len(labels)
     for part, films in (("clean", slice(0, n)), ("perturbed", slice(n, 2 * n))):
-        record[part] = _compare(found.logit[films], keras.logit[films], labels, calibration, threshold)
-    record["pooled"] = _compare(found.logit, keras.logit, y, calibration, threshold)
+        record[part] = _compare(found.logit[films], keras[films], labels, calibration, threshold)
+    record["pooled"] = _compare(found.logit, keras, y, calibration, threshold)
     record["failures"] = _failures(candidate, record, head, max_drop)
     return record
 
