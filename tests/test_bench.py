@@ -116,7 +116,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path
     run.mkdir()
     config = Config(
         1, str(phantoms), "phantoms", "0" * 64, KAGGLE_PATIENT, "none", "gap", SIZE, "none", "none", 1, 1, 1e-3, 0,
-        None, {}, "2018-02-22",
+        "weights", (), None, {}, "2018-02-22",
     )  # fmt: skip
     write_config(run, config)
     _, films = index_films(phantoms)

@@ -21,7 +21,8 @@ from pneumo_train.measure import weighted_auc
 if TYPE_CHECKING:
     import keras
 
-    from pneumo_train.fit import FitData, FitSettings
+    from pneumo_train.batches import FitData
+    from pneumo_train.fit import FitSettings
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs the train extra")
 
@@ -105,14 +106,14 @@ Epochs = dict[int, dict[int, Floats]]
 def seen(monkeypatch: pytest.MonkeyPatch, fit: Any) -> Epochs:
     """Records which films the loop reads: epoch, as the data set counts them -> batch -> augmented films."""
     epochs: Epochs = {}
-    original = fit._Batches.__getitem__
+    original = fit.Batches.__getitem__
 
     def recorded(self: Any, batch: int) -> tuple[Floats, ...]:
         found: tuple[Floats, ...] = original(self, batch)
         epochs.setdefault(self._epoch, {})[batch] = found[0]
         return found
 
-    monkeypatch.setattr(fit._Batches, "__getitem__", recorded)
+    monkeypatch.setattr(fit.Batches, "__getitem__", recorded)
     return epochs
 
 
@@ -187,42 +188,6 @@ def test_the_measures_of_an_epoch_are_those_of_its_averaged_weights(fit: Any, da
         assert best[f"{name}_loss"] == pytest.approx(-np.mean(np.where(y == 1, np.log(p), np.log(1 - p))), abs=1e-5)
         assert best[f"{name}_accuracy"] == np.mean((p >= 0.5) == (y == 1))
         assert best[f"{name}_auc"] == weighted_auc(y, scores, np.ones((1, len(y))))[0]
-
-
-def test_logits_do_not_depend_on_batches(fit: Any) -> None:
-    model = build()
-    pixels, _ = films(fit.PREDICT_BATCH + 3, 2)
-    expected = model.predict_on_batch(pixels[..., None].astype(np.float32))[:, 0]
-    assert fit.logits(model, pixels) == pytest.approx(expected, abs=1e-5)
-
-
-def test_every_film_is_seen_once_an_epoch_and_both_classes_weigh_the_same(
-    fit: Any, data: FitData, settings: FitSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit, "augment", lambda film, _: film)
-    orders = []
-    batches = fit._Batches(data, settings, epochs_done=0)
-    for _ in range(2):
-        pixels, labels, weights = (np.concatenate(parts) for parts in zip(*(batches[i] for i in range(3)), strict=True))
-        assert len(batches) == 3
-        place = [int(np.flatnonzero((data.films == film[..., 0]).all(axis=(1, 2)))[0]) for film in pixels]
-        assert sorted(place) == data.train.tolist()
-        assert labels[:, 0].tolist() == data.labels[place].tolist()
-        assert weights[labels[:, 0] == 1].sum() == pytest.approx(12)
-        assert weights[labels[:, 0] == 0].sum() == pytest.approx(12)
-        assert {part.dtype for part in (pixels, labels, weights)} == {np.dtype(np.float32)}
-        orders.append(place)
-        batches.on_epoch_end()
-    assert orders[0] != orders[1]
-    again = fit._Batches(data, settings, epochs_done=1)
-    assert np.array_equal(again[0][0], fit._Batches(data, settings, epochs_done=1)[0][0])
-    assert not np.array_equal(again[0][0], fit._Batches(data, replace(settings, seed=6), epochs_done=1)[0][0])
-
-
-def test_a_film_is_augmented_anew_at_each_epoch(fit: Any, data: FitData, settings: FitSettings) -> None:
-    settings = replace(settings, batch_size=24)
-    first, second = (fit._Batches(data, settings, epochs_done=epoch)[0][0] for epoch in (0, 1))
-    assert not {film.tobytes() for film in first} & {film.tobytes() for film in second}
 
 
 # --------------------------------------------------------------------------------------------- what is kept, when

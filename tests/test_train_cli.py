@@ -25,6 +25,7 @@ from pneumo_train.cli import app
 
 COMMAND = Path(sys.executable).with_name("pneumo-train")
 SIZE = 64
+EPOCHS = 10
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs the train extra"),
@@ -78,9 +79,9 @@ def draw(root: Path, folder: str, patients: int, first: int = 1) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 films of 24 patients to learn from and choose by, 12 to test on, and one that is none."""
+    """120 films of 60 patients to learn from and choose by, 12 to test on, and one that is none."""
     root = tmp_path_factory.mktemp("data")
-    draw(root, "train", 24)
+    draw(root, "train", 60)
     draw(root, "test", 6, 101)
     (root / "train" / "NORMAL" / "IM-0999-0001.jpeg").write_bytes(b"no picture")
     return root
@@ -93,7 +94,7 @@ def command(
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
 
 
-def settings(data: Path, run: Path, epochs: int = 4) -> tuple[object, ...]:
+def settings(data: Path, run: Path, epochs: int = EPOCHS) -> tuple[object, ...]:
     return (
         "--data", data, "--output", run, "--backbone", "tiny", "--weights", "none", "--size", SIZE, "--epochs", epochs,
         "--batch-size", 8, "--learning-rate", 0.03, "--seed", 3,
@@ -157,6 +158,8 @@ def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
         (["--data", "DATA", "--size", "50"], "must be a multiple of 32 pixels, not 50"),
         (["--data", "DATA", "--size", "0"], "must be a multiple of 32 pixels, not 0"),
         (["--data", "DATA", "--size", "-32"], "must be a multiple of 32 pixels, not -32"),
+        (["--data", "DATA", "--balance", "smote"], "no balance 'smote': choose weights or sampling"),
+        (["--data", "DATA", "--weights", "none", "--teacher", "nowhere"], "nowhere is no folder: give the run"),
         (["--data", "DATA", "--learning-rate", "0"], "--learning-rate 0.0 teaches nothing"),
         (["--data", "DATA", "--learning-rate", "inf"], "--learning-rate inf teaches nothing"),
         (["--data", "DATA", "--patient-regex", "(person"], "is no regular expression"),
@@ -246,7 +249,7 @@ def test_a_run_folder_holds_what_the_design_says(finished: tuple[Path, str]) -> 
     assert metrics["films"]["unreadable/NORMAL"] == 1
     assert metrics["test"]["measured"] == 1
     assert metrics["test"]["n"] == 12
-    assert len(history_of(run)) == 4
+    assert len(history_of(run)) == EPOCHS
     for point in metrics["operating_points"].values():
         assert 0 < point["threshold"] < 1
 
@@ -297,6 +300,27 @@ def test_a_finished_run_can_be_measured_once_more(
     assert not (run / "checkpoint").exists()
 
 
+def test_a_student_learns_from_what_its_teachers_say(
+    environment: dict[str, str], data: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    student = tmp_path / "student"
+    arguments = (*settings(data, student), "--teacher", finished[0], "--balance", "sampling")
+    done = command(environment, *arguments)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((student / "config.json").read_text())
+    assert (config["teachers"], config["balance"]) == ([str(finished[0])], "sampling")
+    assert metrics_of(student)["validation"]["auc"]["value"] > 0.9
+
+    # Learned from films that would judge the student, the teacher would tell it the answers.
+    cheat = tmp_path / "cheat"
+    shutil.copytree(finished[0], cheat)
+    split = (cheat / "split.csv").read_text()
+    (cheat / "split.csv").write_text(split.replace(",validation\n", ",train\n"))
+    done = command(environment, *settings(data, tmp_path / "other"), "--teacher", cheat)
+    assert "has learned from" in refused(done)
+    assert not (tmp_path / "other").exists()
+
+
 # ----------------------------------------------------------------------------------------------------- interruption
 
 
@@ -316,12 +340,12 @@ def test_a_run_that_was_killed_goes_on(
         process.send_signal(signal.SIGKILL)
         process.wait()
     done_before = json.loads((run / "checkpoint" / "history.json").read_text())
-    assert 1 <= len(done_before) < 4
+    assert 1 <= len(done_before) < EPOCHS
     assert not (run / "metrics.json").exists()
 
     done = command(environment, "--resume", run)
     assert done.returncode == 0, done.stderr
-    assert f"going on after epoch {len(done_before)} of 4" in done.stderr
+    assert f"going on after epoch {len(done_before)} of {EPOCHS}" in done.stderr
     assert metrics_of(run)["test"] is None
     assert not (run / "checkpoint").exists()
     # Seed, order, augmentation, dropout and schedule are those of the run that nobody killed.

@@ -42,8 +42,16 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(min=0.0, help="Peak of the schedule; the backbone's own by default.")
     ] = None,
+    balance: Annotated[
+        str,
+        typer.Option(help="How the rarer class gets its say: weights (heavier films) or sampling (more of them)."),
+    ] = "weights",
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Learn from what this run's model says, not from the labels; repeatable."),
+    ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of the split, the order, the augmentation and the weights.")
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the order, the augmentation and the random weights.")
     ] = 0,
     limit: Annotated[
         int | None, typer.Option(min=20, help="Train and validate on about so many films, for a quick look.")
@@ -86,6 +94,8 @@ def train(
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
+            balance=balance,
+            teachers=tuple(teacher or ()),
             seed=seed,
             limit=limit,
             patient_rule=patient_regex,

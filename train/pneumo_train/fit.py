@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,45 +19,24 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from pneumo_edge.atomic import replacing_file, write_text
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import RunError
-from pneumo_edge.preprocess import Pixels
-from pneumo_train.augment import augment
-from pneumo_train.calibrate import Labels
+from pneumo_train.batches import VIEWS, Batches, FeatureViews, FitData, logits, predict, split_at_learning
 from pneumo_train.measure import weighted_auc
 from pneumo_train.run import write_rows
 
-LABEL_SMOOTHING = 0.1
 WEIGHT_DECAY = 1e-2
 GRADIENT_NORM = 5.0
 AVERAGED_SHARE = 1 / 6
 """The averaged weights reach back over this share of all steps, and at most over 200 steps."""
 WARMUP_STEPS = 200
-PREDICT_BATCH = 64
 
 HISTORY = (
     "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "val_auc", "perturbed_loss", "perturbed_accuracy",
     "perturbed_auc", "learning_rate", "seconds", "films_per_second",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FitData:
-    """What the loop reads. Films are uint8 (N, S, S), labels int64 (N,)."""
-
-    films: Pixels
-    """All films of the data set, a memory map; training films are taken from it by position."""
-    train: npt.NDArray[np.int64]
-    """Positions of the training films."""
-    labels: Labels
-    """Of all films."""
-    validation: Pixels
-    perturbed: Pixels
-    """The validation films under the site perturbation."""
-    validation_labels: Labels
 
 
 @dataclass(frozen=True)
@@ -70,6 +49,8 @@ class FitSettings:
     seed: int
     patience: int
     """Epochs without a better perturbed AUC after which training stops."""
+    balance: str = "weights"
+    """One of `pneumo_train.train.BALANCES`."""
 
 
 def fit(
@@ -79,11 +60,13 @@ def fit(
     build: Callable[[], keras.Model],
     *,
     resume: bool,
+    teachers: Sequence[keras.Model] = (),
 ) -> list[dict[str, Any]]:
     """Trains, and leaves the best model in `run/model.keras` and the history in `run/history.csv`.
 
     Best means the largest AUC on the perturbed validation films. The weights that are judged and kept are averages
-    over training steps (exponential), unless batch-norm learns too.
+    over training steps (exponential), unless batch-norm learns too. Where the first layers are frozen and there are
+    more epochs than views, those layers are computed once for each view: `pneumo_train.batches.FeatureViews`.
 
     Args:
         run: The run's folder.
@@ -91,6 +74,7 @@ def fit(
         data: What it learns from and is chosen by.
         build: Makes the model with the weights to start from; not called where a checkpoint is taken up.
         resume: Go on from `run/checkpoint` if there is one.
+        teachers: Models like the one that learns, whose answers are its targets in place of the labels.
 
     Returns:
         The history, one record an epoch.
@@ -119,10 +103,23 @@ def fit(
         model = build()
         _compile(model, settings, steps)
     if len(history) < settings.epochs and not _exhausted(history, settings.patience):
-        each_epoch = _EachEpoch(run, settings, data, history)
+        learner, features = _without_frozen(model, run / "features", settings, data, teachers)
+        for teacher in teachers:
+            # Built here: the threads that make batches would do it twice at once.
+            logits(teacher, data.validation[:1])
+        each_epoch = _EachEpoch(run, settings, data, history, model, features)
+        batches = Batches(
+            data,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            balance=settings.balance,
+            epochs_done=len(history),
+            teachers=teachers,
+            features=features,
+        )
         try:
-            model.fit(
-                _Batches(data, settings, epochs_done=len(history)),
+            learner.fit(
+                batches,
                 initial_epoch=len(history),
                 epochs=settings.epochs,
                 shuffle=False,  # the batches come shuffled already, by seed and epoch
@@ -134,7 +131,25 @@ def fit(
     write_rows(run / "history.csv", HISTORY, history)
     with replacing_file(run / "model.keras") as kept:
         shutil.copyfile(checkpoint / _best_name(history), kept)
+    shutil.rmtree(run / "features", ignore_errors=True)
     return history
+
+
+def _without_frozen(
+    model: keras.Model, folder: Path, settings: FitSettings, data: FitData, teachers: Sequence[keras.Model]
+) -> tuple[keras.Model, FeatureViews | None]:
+    """Returns what is left to train where the frozen layers can be computed beforehand, else the model itself."""
+    parts = split_at_learning(model) if settings.epochs > VIEWS else None
+    if parts is None:
+        return model, None
+    front, tail = parts
+    features = FeatureViews(folder, front, data, settings.seed, teachers)
+    if not features.fits_on_disk():
+        return model, None
+    features.prepare()
+    # One optimiser for both: the frozen layers have nothing for it, and the whole model is what is checkpointed.
+    tail.compile(model.optimizer, _loss(), metrics=[accuracy])
+    return tail, features
 
 
 def _state_name(history: list[dict[str, Any]]) -> str:
@@ -163,11 +178,17 @@ def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
         ema_momentum=min(0.995, 1 - 1 / max(1.0, AVERAGED_SHARE * total)),
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    model.compile(
-        optimizer,
-        keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=LABEL_SMOOTHING),
-        metrics=[keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)],
-    )
+    model.compile(optimizer, _loss(), metrics=[accuracy])
+
+
+def _loss() -> keras.losses.Loss:
+    return keras.losses.BinaryCrossentropy(from_logits=True)
+
+
+@keras.saving.register_keras_serializable(package="pneumo")  # type: ignore[untyped-decorator] # keras has no types
+def accuracy(target: keras.KerasTensor, logit: keras.KerasTensor) -> keras.KerasTensor:
+    """Share of films whose logit falls on the side of their target, which may be smoothed or a teacher's."""
+    return keras.ops.mean(keras.ops.cast(keras.ops.equal(target > 0.5, logit > 0), "float32"), axis=-1)
 
 
 def _batch_norm_learns(model: keras.Model) -> bool:
@@ -179,46 +200,23 @@ def _exhausted(history: list[dict[str, Any]], patience: int) -> bool:
     return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
 
 
-class _Batches(keras.utils.PyDataset):  # type: ignore[misc] # keras has no types
-    """Augmented training films in an order that depends on seed and epoch alone: a resumed run sees the same."""
-
-    def __init__(self, data: FitData, settings: FitSettings, epochs_done: int) -> None:
-        super().__init__(workers=2, max_queue_size=4)
-        self._data, self._settings, self._epoch = data, settings, epochs_done
-        labels = data.labels[data.train]
-        # Both classes weigh the same in the sum; the mean weight is 1.
-        self._class_weight = len(labels) / (2 * np.bincount(labels, minlength=2))
-        self._order = self._shuffled()
-
-    def _shuffled(self) -> npt.NDArray[np.int64]:
-        return np.random.default_rng([self._settings.seed, self._epoch]).permutation(self._data.train)
-
-    def on_epoch_end(self) -> None:
-        self._epoch += 1
-        self._order = self._shuffled()
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._order) / self._settings.batch_size)
-
-    def __getitem__(self, batch: int) -> tuple[npt.NDArray[np.float32], ...]:
-        size = self._settings.batch_size
-        chosen = self._order[batch * size : (batch + 1) * size]
-        rngs = (np.random.default_rng([self._settings.seed, self._epoch, int(i)]) for i in chosen)
-        films = np.stack([augment(self._data.films[i], rng) for i, rng in zip(chosen, rngs, strict=True)])
-        labels = self._data.labels[chosen]
-        return (
-            films[..., np.newaxis].astype(np.float32),
-            labels[:, np.newaxis].astype(np.float32),
-            self._class_weight[labels].astype(np.float32),
-        )
-
-
 class _EachEpoch(keras.callbacks.Callback):  # type: ignore[misc] # keras has no types
     """Judges, keeps the best, checkpoints and reports after every epoch."""
 
-    def __init__(self, run: Path, settings: FitSettings, data: FitData, history: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        run: Path,
+        settings: FitSettings,
+        data: FitData,
+        history: list[dict[str, Any]],
+        whole: keras.Model,
+        features: FeatureViews | None,
+    ) -> None:
+        """Takes what `fit` has; `whole` is the model to keep, of which `self.model` may be the part that learns."""
         super().__init__()
-        self._run, self._settings, self._data, self._history = run, settings, data, history
+        self._run, self._settings, self._data, self._history, self._whole = run, settings, data, history, whole
+        side = features.of if features else lambda films: films[..., np.newaxis]
+        self._inputs = {"val": side(data.validation), "perturbed": side(data.perturbed)}
         self._open = ExitStack()
         self._show: Callable[[int], None] = lambda _: None
         self._start = 0.0
@@ -264,12 +262,12 @@ class _EachEpoch(keras.callbacks.Callback):  # type: ignore[misc] # keras has no
         if best.name == f"best-{epoch + 1}.keras":
             with replacing_file(best) as temporary:
                 # A model around the same layers, never compiled: what is kept needs no optimiser.
-                keras.Model(self.model.input, self.model.output, name=self.model.name).save(temporary)
+                keras.Model(self._whole.input, self._whole.output, name=self._whole.name).save(temporary)
         if average is not None:
             average.on_test_end()
         state = checkpoint / _state_name(self._history)
         with replacing_file(state) as temporary:
-            self.model.save(temporary)
+            self._whole.save(temporary)
         # With this rename the epoch is done; what no history names any more can go.
         write_text(checkpoint / "history.json", json.dumps(self._history))
         for stale in checkpoint.iterdir():
@@ -288,18 +286,9 @@ class _EachEpoch(keras.callbacks.Callback):  # type: ignore[misc] # keras has no
     def _judge(self) -> dict[str, float]:
         found = {}
         labels = self._data.validation_labels
-        for name, films in (("val", self._data.validation), ("perturbed", self._data.perturbed)):
-            scores = logits(self.model, films)
+        for name, inputs in self._inputs.items():
+            scores = predict(self.model, inputs)[:, 0]
             found[f"{name}_loss"] = float(np.mean(np.logaddexp(0, np.where(labels == 1, -scores, scores))))
             found[f"{name}_accuracy"] = float(np.mean((scores >= 0) == (labels == 1)))
             found[f"{name}_auc"] = float(weighted_auc(labels, scores, np.ones((1, len(labels))))[0])
         return found
-
-
-def logits(model: keras.Model, films: Pixels) -> npt.NDArray[np.float32]:
-    """Returns the logits (N,) float32 of films uint8 (N, S, S), in batches."""
-    parts = [
-        model.predict_on_batch(films[i : i + PREDICT_BATCH, ..., np.newaxis].astype(np.float32))[:, 0]
-        for i in range(0, len(films), PREDICT_BATCH)
-    ]
-    return np.concatenate([np.asarray(part, np.float32) for part in parts])

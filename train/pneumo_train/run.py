@@ -59,6 +59,10 @@ class Config:
     batch_size: int
     learning_rate: float
     seed: int
+    balance: str
+    """One of `pneumo_train.train.BALANCES`."""
+    teachers: tuple[str, ...]
+    """Runs whose models it learned from, as they were given."""
     limit: int | None
     versions: dict[str, str]
     trained: str

@@ -25,9 +25,13 @@ USABLE_VALIDATION = 100
 _PARTS = 10
 """One part in ten of the patients becomes validation."""
 
+SPLIT_SEED = 0
+"""Of every cut: models that differ in the seed of their training are judged by the same films, and one can teach
+another without having seen what the other is judged by."""
+
 
 def split_films(
-    films: Sequence[FilmFile], prepared: PreparedFilms, *, seed: int, limit: int | None = None
+    films: Sequence[FilmFile], prepared: PreparedFilms, *, seed: int = SPLIT_SEED, limit: int | None = None
 ) -> list[str]:
     """Decides for every film: "train", "validation", "test", or why it is left out.
 

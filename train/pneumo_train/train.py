@@ -6,7 +6,7 @@ import datetime
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from pneumo_edge.errors import DataError, MissingExtraError, RunError, UsageErro
 from pneumo_edge.preprocess import Pixels
 from pneumo_train.backbones import build_model, check_architecture, find_backbone, freeze
 from pneumo_train.calibrate import Floats, choose_thresholds, fit_calibration, probabilities
-from pneumo_train.films import KAGGLE_PATIENT, index_films, index_hash, labels_of, prepare
+from pneumo_train.films import KAGGLE_PATIENT, FilmFile, index_films, index_hash, labels_of, prepare
 from pneumo_train.measure import measure
 from pneumo_train.perturb import perturb_all
 from pneumo_train.phantom import draw_phantoms
@@ -40,10 +40,13 @@ from pneumo_train.run import (
     write_config,
     write_rows,
 )
-from pneumo_train.split import TEST, TRAIN, VALIDATION, split_films, write_split
+from pneumo_train.split import TEST, TRAIN, VALIDATION, read_split, split_films, write_split
 
 if TYPE_CHECKING:
     import keras
+
+BALANCES = ("weights", "sampling")
+"""How the rarer class gets as much say as the other: heavier films, or more of them in an epoch."""
 
 PATIENCE = 4
 PHANTOMS = 600
@@ -63,6 +66,8 @@ def start_run(
     learning_rate: float | None,
     seed: int,
     limit: int | None,
+    balance: str = "weights",
+    teachers: Sequence[Path] = (),
     patient_rule: str = KAGGLE_PATIENT,
     test: bool = False,
 ) -> None:
@@ -74,6 +79,8 @@ def start_run(
         backbone, head, weights, size: See `pneumo_train.backbones`; size None is the backbone's default.
         epochs, batch_size, learning_rate, seed: Of the training; learning_rate None is the backbone's default.
         limit: About so many films of training and validation together; None for all.
+        balance: How the rarer class gets as much say: "weights" or "sampling".
+        teachers: Finished runs whose models give the targets in place of the labels.
         patient_rule: Regular expression that finds the patient in a file name.
         test: Refuse data without a test split: `measure_test` is to follow.
 
@@ -85,6 +92,8 @@ def start_run(
     check_weights(weights)
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise UsageError(f"--learning-rate {learning_rate} teaches nothing: give a small positive one, such as 3e-4")
+    if balance not in BALANCES:
+        raise UsageError(f"there is no balance {balance!r}: choose {' or '.join(BALANCES)}")
     if run.exists():
         raise UsageError(f"{run} exists already: go on with --resume {run}, or give another --output")
     _need_training_packages()
@@ -97,7 +106,8 @@ def start_run(
     prepared = prepare(root, files, side)
     for message in prepared.errors.values():
         say(f"skipped: {message}")
-    split = split_films(files, prepared, seed=seed, limit=limit)
+    split = split_films(files, prepared, limit=limit)
+    _check_teachers(teachers, files, split)
     counts = Counter(split)
     say(f"{root}: {len(files)} films: " + ", ".join(f"{n} {part}" for part, n in sorted(counts.items())))
     config = Config(
@@ -115,6 +125,8 @@ def start_run(
         batch_size=batch_size,
         learning_rate=entry.learning_rate if learning_rate is None else learning_rate,
         seed=seed,
+        balance=balance,
+        teachers=tuple(str(teacher) for teacher in teachers),
         limit=limit,
         versions=versions(),
         trained=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -152,9 +164,7 @@ def measure_test(run: Path) -> None:
     Raises:
         RunError: The run is not finished, or its data set has no test split.
     """
-    import keras
-
-    from pneumo_train.fit import logits
+    from pneumo_train.batches import logits
     from pneumo_train.report import write_report
 
     config, metrics = read_config(run), read_metrics(run)
@@ -162,7 +172,7 @@ def measure_test(run: Path) -> None:
     test = films.part(TEST)
     if set(test.labels.tolist()) != {0, 1}:
         raise RunError(f"{films.root} has no test split with both classes: --test has nothing to measure")
-    scores = logits(keras.saving.load_model(model_path(run)), test.pixels)
+    scores = logits(_load(run), test.pixels)
     calibration = Calibration(**metrics["calibration"])
     probability = probabilities(scores, calibration)
     thresholds = {name: point["threshold"] for name, point in metrics["operating_points"].items()}
@@ -189,8 +199,33 @@ def _build(backbone: str, head: str, size: int, weights: str, seed: int) -> tupl
     return model, report.summary()
 
 
+def _check_teachers(teachers: Sequence[Path], files: Sequence[FilmFile], split: Sequence[str]) -> None:
+    """Refuses a teacher that is not finished, or that has learned from films by which the student will be judged."""
+    judging = {film.path for film, part in zip(files, split, strict=True) if part in {VALIDATION, TEST}}
+    for teacher in teachers:
+        read_metrics(teacher)
+        model_path(teacher)
+        learned = {film.path for film, part in zip(*read_split(teacher / "split.csv"), strict=True) if part == TRAIN}
+        if learned & judging:
+            raise UsageError(
+                f"{teacher} has learned from {len(learned & judging)} of the films that this run would be judged by: "
+                "give a teacher that was trained on the same data with the same --limit and --patient-regex"
+            )
+
+
+def _load(run: Path) -> keras.Model:
+    import keras
+
+    path = model_path(run)
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        raise RunError(f"{path} cannot be loaded ({type(error).__name__}): train {run} again") from error
+
+
 def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model], *, resume: bool) -> None:
-    from pneumo_train.fit import FitData, FitSettings, fit
+    from pneumo_train.batches import FitData
+    from pneumo_train.fit import FitSettings, fit
 
     films = load_films(run, config)
     validation = films.part(VALIDATION)
@@ -203,8 +238,11 @@ def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model
         perturbed=perturbed,
         validation_labels=validation.labels,
     )
-    settings = FitSettings(config.epochs, config.batch_size, config.learning_rate, config.seed, PATIENCE)
-    fit(run, settings, data, build, resume=resume)
+    settings = FitSettings(
+        config.epochs, config.batch_size, config.learning_rate, config.seed, PATIENCE, config.balance
+    )
+    teachers = [_load(Path(teacher)) for teacher in config.teachers]
+    fit(run, settings, data, build, resume=resume, teachers=teachers)
     _evaluate(run, films, validation, perturbed)
     _report(run)
 
@@ -218,11 +256,9 @@ def _report(run: Path) -> None:
 
 def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) -> None:
     """Calibrates, chooses the operating points, and measures validation; writes predictions.csv and metrics.json."""
-    import keras
+    from pneumo_train.batches import logits
 
-    from pneumo_train.fit import logits
-
-    model = keras.saving.load_model(model_path(run))
+    model = _load(run)
     clean, disturbed = logits(model, validation.pixels), logits(model, perturbed)
     labels = np.concatenate([validation.labels] * 2)
     pooled = np.concatenate([clean, disturbed])

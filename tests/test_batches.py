@@ -1,0 +1,263 @@
+"""What a training step reads: films in balance, teachers' targets, and the output of frozen layers kept on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+if TYPE_CHECKING:
+    import keras
+
+    from pneumo_train.batches import Batches, FitData
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs the train extra")
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def module() -> Any:
+    """The module; it imports Keras."""
+    from pneumo_train import batches
+
+    return batches
+
+
+@pytest.fixture(scope="module")
+def data(module: Any) -> FitData:
+    """Forty films, a quarter of class 1; 24 to learn from (not the first), of which 6 are of class 1."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 4 == 0
+    pixels = rng.normal(90, 25, (40, SIZE, SIZE))
+    pixels[labels, 8:24] += 90
+    films = np.clip(pixels, 0, 255).astype(np.uint8)
+    made: FitData = module.FitData(
+        films, np.arange(16, 40), labels.astype(np.int64), films[:8], films[8:16], labels[:8]
+    )
+    return made
+
+
+def net(size: int = SIZE, *, learns: str = "all") -> keras.Model:
+    """A little net; `learns` says whether "all", "last" (convolution and head) or "head" does."""
+    from keras import Model, layers
+
+    image = layers.Input((size, size, 1), name="image")
+    x = layers.Rescaling(1 / 127, -1.0)(image)
+    x = layers.Conv2D(3, 3, strides=2, activation="relu", name="first", trainable=learns == "all")(x)
+    side = layers.Conv2D(4, 1, name="side", trainable=learns != "head")(x)
+    x = layers.Conv2D(4, 3, padding="same", name="last", trainable=learns != "head")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.Add()([x, side]))
+    x = layers.Dropout(0.2, name="dropout")(x)
+    return Model(image, layers.Dense(1, name="logit")(x), name="tiny")
+
+
+def batches(module: Any, data: FitData, epoch: int = 0, **options: Any) -> Batches:
+    """Batches of eight films."""
+    settings = {"batch_size": 8, "seed": 5, "balance": "weights", "teachers": (), "features": None} | options
+    made: Batches = module.Batches(data, epochs_done=epoch, **settings)
+    return made
+
+
+def places(data: FitData, films: npt.NDArray[np.float32]) -> list[int]:
+    """Which films of the set these are."""
+    return [int(np.flatnonzero((data.films == film[..., 0]).all(axis=(1, 2)))[0]) for film in films]
+
+
+def whole(batches: Batches) -> tuple[npt.NDArray[np.float32], ...]:
+    """Inputs, targets and weights of an epoch."""
+    inputs, targets, weights = (np.concatenate(p) for p in zip(*(batches[i] for i in range(len(batches))), strict=True))
+    return inputs, targets[:, 0], weights
+
+
+# ---------------------------------------------------------------------------------------------------------- balance
+
+
+def test_every_film_is_seen_once_an_epoch_and_both_classes_weigh_the_same(
+    module: Any, data: FitData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "augment", lambda film, _: film)
+    orders = []
+    made = batches(module, data)
+    for _ in range(2):
+        films, targets, weights = whole(made)
+        assert len(made) == 3
+        place = places(data, films)
+        assert sorted(place) == data.train.tolist()
+        assert targets == pytest.approx(np.where(data.labels[place] == 1, 0.95, 0.05))
+        assert weights[targets > 0.5].sum() == pytest.approx(12)
+        assert weights[targets < 0.5].sum() == pytest.approx(12)
+        assert {part.dtype for part in (films, targets, weights)} == {np.dtype(np.float32)}
+        orders.append(place)
+        made.on_epoch_end()
+    assert orders[0] != orders[1]
+    again = batches(module, data, 1)
+    assert np.array_equal(again[0][0], batches(module, data, 1)[0][0])
+    assert not np.array_equal(again[0][0], batches(module, data, 1, seed=6)[0][0])
+
+
+def test_sampling_shows_the_rarer_class_more_often_and_weighs_all_the_same(
+    module: Any, data: FitData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "augment", lambda film, _: film)
+    films, targets, weights = whole(batches(module, data, balance="sampling"))
+    assert set(weights) == {1.0}
+    shown = np.array(places(data, films))
+    common, rare = shown[targets < 0.5], shown[targets > 0.5]
+    assert len(common) == len(rare) == 12
+    assert len(set(common)) == 12  # none twice while there are others
+    assert np.unique(rare, return_counts=True)[1].tolist() == [2] * 6
+
+
+def test_a_film_is_augmented_anew_at_each_epoch_and_each_time_it_is_sampled(module: Any, data: FitData) -> None:
+    first, second = (batches(module, data, epoch, batch_size=24)[0][0] for epoch in (0, 1))
+    assert not {film.tobytes() for film in first} & {film.tobytes() for film in second}
+
+
+# --------------------------------------------------------------------------------------------------------- teachers
+
+
+def test_logits_do_not_depend_on_batches(module: Any) -> None:
+    model = net()
+    pixels = np.random.default_rng(1).integers(0, 256, (module.PREDICT_BATCH + 3, SIZE, SIZE)).astype(np.uint8)
+    expected = model.predict_on_batch(pixels[..., None].astype(np.float32))[:, 0]
+    assert module.logits(model, pixels) == pytest.approx(expected, abs=1e-5)
+
+
+def test_targets_are_what_the_teachers_say_of_the_same_view(module: Any, data: FitData) -> None:
+    from PIL import Image
+
+    same_size, smaller = net(), net(16)
+    inputs, targets, weights = batches(module, data, teachers=(same_size, smaller), batch_size=24)[0]
+    films = inputs[..., 0].astype(np.uint8)
+    shrunk = np.stack([np.asarray(Image.fromarray(f).resize((16, 16), Image.Resampling.BICUBIC)) for f in films])
+    said = [1 / (1 + np.exp(-module.logits(t, f))) for t, f in ((same_size, films), (smaller, shrunk))]
+    assert np.abs(said[0] - said[1]).max() > 1e-3
+    assert targets[:, 0] == pytest.approx((said[0] + said[1]) / 2, abs=1e-5)
+    assert len(set(weights)) == 2  # the classes still weigh the same
+
+
+# ---------------------------------------------------------------------------------------------------- frozen layers
+
+
+@pytest.mark.parametrize(("learns", "cut"), [("last", (15, 15, 3)), ("head", (4,))])
+def test_a_model_is_cut_in_front_of_what_learns(module: Any, data: FitData, learns: str, cut: tuple[int, ...]) -> None:
+    model = net(learns=learns)
+    front, tail = module.split_at_learning(model)
+    assert front.output.shape[1:] == cut
+    assert not front.trainable_weights
+    assert any(layer.name == "dropout" for layer in tail.layers)
+    features = module.predict(front, data.films[..., None])
+    assert module.predict(tail, features)[:, 0] == pytest.approx(module.logits(model, data.films), abs=1e-6)
+
+
+def test_what_cannot_be_cut_off_stays_whole(module: Any) -> None:
+    from keras import Model, layers
+
+    assert module.split_at_learning(net()) is None  # only the normalisation stands in front
+    image = layers.Input((SIZE, SIZE, 1))
+    x = layers.Conv2D(2, 3, trainable=False)(image)
+    around = layers.GlobalMaxPooling2D()(x)
+    x = layers.GlobalMaxPooling2D()(layers.Conv2D(2, 1)(layers.Conv2D(3, 1, trainable=False)(x)))
+    assert module.split_at_learning(Model(image, layers.Dense(1)(layers.Add()([around, x])))) is None
+
+
+def test_views_are_computed_once_and_hold_what_the_frozen_layers_say(
+    module: Any, data: FitData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "VIEWS", 2)
+    model = net(learns="last")
+    teacher = net()
+    front, _ = module.split_at_learning(model)
+    views = module.FeatureViews(tmp_path / "features", front, data, 5, (teacher,))
+    views.prepare()
+    plain = batches(module, data, 1, teachers=(teacher,))
+    for epoch in (1, 3):  # the order of films is the epoch's own, the view comes round again
+        inputs, targets, weights = batches(module, data, epoch, teachers=(teacher,), features=views)[0]
+        chosen = np.random.default_rng([5, epoch]).permutation(data.train)[:8]
+        films = module.augmented(data, chosen, 5, 1)
+        assert np.abs(inputs - module.predict(front, films[..., None])).max() < 2e-3  # half precision
+        assert targets[:, 0] == pytest.approx(module.soft_targets((teacher,), films), abs=1e-6)
+        if epoch == 1:
+            assert targets == pytest.approx(plain[0][1])
+            assert np.array_equal(weights, plain[0][2])
+
+    # Killed while a view was written: what is there is read, what is missing is computed, alike.
+    stored = (tmp_path / "features" / "features-1.npy").read_bytes()
+    (tmp_path / "features" / "features-1.npy").unlink()
+    (tmp_path / "features" / "features-0.npy").write_bytes(b"not computed again")
+    with pytest.raises(ValueError, match="pickle"):
+        module.FeatureViews(tmp_path / "features", front, data, 5, (teacher,)).prepare()
+    (tmp_path / "features" / "features-0.npy").unlink()
+    module.FeatureViews(tmp_path / "features", front, data, 5, (teacher,)).prepare()
+    assert (tmp_path / "features" / "features-1.npy").read_bytes() == stored
+
+
+def test_features_beyond_half_precision_are_clipped_not_infinite(module: Any) -> None:
+    assert np.isfinite(module._half(np.array([1e9, -1e9, 1.5], np.float32))).all()
+
+
+def test_a_full_disk_is_found_out_before_anything_is_computed(
+    module: Any, data: FitData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    front, _ = module.split_at_learning(net(learns="last"))
+    views = module.FeatureViews(tmp_path / "features", front, data, 5, ())
+    assert views.fits_on_disk()
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    assert not views.fits_on_disk()
+    assert "computed anew in each epoch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_training_on_kept_features_leaves_the_whole_model(
+    module: Any, data: FitData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    import keras
+
+    from pneumo_train import fit
+
+    monkeypatch.setattr(module, "VIEWS", 2)
+    monkeypatch.setattr(fit, "VIEWS", 2)
+    settings = fit.FitSettings(epochs=6, batch_size=8, learning_rate=0.05, seed=5, patience=99)
+    data = replace(data, validation=data.films[16:], validation_labels=data.labels[16:], perturbed=data.films[16:])
+
+    def build() -> keras.Model:
+        keras.utils.set_random_seed(3)
+        return net(learns="last")
+
+    started = build()
+    if interrupted:
+        real = fit._EachEpoch.on_epoch_end
+
+        def stop(self: Any, epoch: int, logs: Any = None) -> None:
+            if epoch == 3:
+                raise KeyboardInterrupt
+            real(self, epoch, logs)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(fit._EachEpoch, "on_epoch_end", stop)
+            fit.fit(tmp_path, settings, data, build, resume=False)
+        assert (tmp_path / "features" / "features-1.npy").is_file()
+    history = fit.fit(tmp_path, settings, data, build, resume=interrupted)
+    assert not (tmp_path / "features").exists()
+    kept = keras.saving.load_model(tmp_path / "model.keras")
+    assert kept.input.shape == started.input.shape
+    for name, same in (("first", True), ("last", False), ("logit", False)):
+        pairs = zip(started.get_layer(name).get_weights(), kept.get_layer(name).get_weights(), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs) == same, name
+    best = max(history, key=lambda record: record["perturbed_auc"])
+    scores = module.logits(kept, data.validation)
+    assert best["val_loss"] == pytest.approx(
+        np.mean(np.logaddexp(0, np.where(data.validation_labels == 1, -scores, scores))), abs=2e-3
+    )
+    assert history[-1]["val_auc"] > 0.9
+    # The same films, features, dropout and schedule, interrupted or not.
+    assert history[-1]["loss"] == pytest.approx(WHOLE_LOSS.setdefault("loss", history[-1]["loss"]), abs=1e-4)
+
+
+WHOLE_LOSS: dict[str, float] = {}

@@ -1,0 +1,231 @@
+"""What a training step reads: augmented films, or what the frozen layers make of them, with target and weight."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pneumo_edge.atomic import replacing_file
+from pneumo_edge.command_line import say, tracked
+from pneumo_edge.preprocess import Pixels
+from pneumo_train.augment import augment
+from pneumo_train.calibrate import Labels
+
+LABEL_SMOOTHING = 0.1
+PREDICT_BATCH = 64
+
+VIEWS = 4
+"""Augmented views of each film for which the output of the frozen layers is kept: epoch 5 sees those of epoch 1 again.
+Training on the views of one film alone would overfit; each further one costs a pass through the frozen layers."""
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FitData:
+    """What the loop learns from and is chosen by. Films are uint8 (N, S, S), labels int64 (N,)."""
+
+    films: Pixels
+    """All films of the data set, a memory map; training films are taken from it by position."""
+    train: npt.NDArray[np.int64]
+    """Positions of the training films."""
+    labels: Labels
+    """Of all films."""
+    validation: Pixels
+    perturbed: Pixels
+    """The validation films under the site perturbation."""
+    validation_labels: Labels
+
+
+def logits(model: keras.Model, films: Pixels) -> Floats:
+    """Returns the logits (N,) float32 of films uint8 (N, S, S), in batches."""
+    return predict(model, films[..., np.newaxis])[:, 0]
+
+
+def predict(model: keras.Model, inputs: npt.NDArray[np.generic]) -> Floats:
+    """Returns what a model answers, float32, in batches small enough for any memory."""
+    parts = [
+        np.asarray(model.predict_on_batch(inputs[i : i + PREDICT_BATCH].astype(np.float32)), np.float32)
+        for i in range(0, len(inputs), PREDICT_BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def soft_targets(teachers: Sequence[keras.Model], films: Pixels) -> Floats:
+    """Returns the mean probability that teachers give to films uint8 (N, S, S); (N,) float32 in [0, 1].
+
+    Teacher and student look at the same augmented view, each at its own size: Beyer et al., "Knowledge distillation: a
+    good teacher is patient and consistent" (CVPR 2022).
+    """
+    probabilities = []
+    for teacher in teachers:
+        side = teacher.input.shape[1]
+        seen = films
+        if side != films.shape[1]:
+            resized = (Image.fromarray(film).resize((side, side), Image.Resampling.BICUBIC) for film in films)
+            seen = np.stack([np.asarray(film) for film in resized])
+        probabilities.append(1 / (1 + np.exp(-logits(teacher, seen))))
+    mean: Floats = np.mean(probabilities, axis=0, dtype=np.float32)
+    return mean
+
+
+def augmented(data: FitData, chosen: npt.NDArray[np.int64], seed: int, view: int) -> Pixels:
+    """Returns films uint8 (N, S, S) as their view of that number shows them, whatever stands beside them."""
+    rngs = (np.random.default_rng([seed, view, int(i)]) for i in chosen)
+    return np.stack([augment(data.films[i], rng) for i, rng in zip(chosen, rngs, strict=True)])
+
+
+def split_at_learning(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
+    """Cuts a model in front of its first layer that learns or acts otherwise in training.
+
+    Returns:
+        Front and tail, made of the model's own layers, such that model(x) = tail(front(x)). None where nothing with
+        weights stands in front, or where the frozen layers cannot be cut off at one place.
+    """
+    learning = next(x for x in model.layers if x.trainable_weights or isinstance(x, keras.layers.Dropout))
+    cut = learning.input
+    if isinstance(cut, list):
+        return None
+    front = keras.Model(model.input, cut)
+    if not front.weights:
+        return None
+    try:
+        tail = keras.Model(cut, model.output, name=model.name)
+    except ValueError:
+        return None
+    # One optimiser serves both, and knows its variables by their order.
+    pairs = zip(model.trainable_variables, tail.trainable_variables, strict=True)
+    return (front, tail) if all(one is other for one, other in pairs) else None
+
+
+class FeatureViews:
+    """What frozen layers make of `VIEWS` augmented views of each training film, computed once and kept on disk."""
+
+    def __init__(
+        self, folder: Path, front: keras.Model, data: FitData, seed: int, teachers: Sequence[keras.Model]
+    ) -> None:
+        self._folder, self._front, self._data, self._seed, self._teachers = folder, front, data, seed, teachers
+        self._row = np.full(len(data.labels), -1)
+        self._row[data.train] = np.arange(len(data.train))
+        self._shape = (len(data.train), *front.output.shape[1:])
+        self._views: list[tuple[npt.NDArray[np.float16], Floats | None]] = []
+
+    def fits_on_disk(self) -> bool:
+        """Whether there is room for the views, which half precision halves."""
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        needed = VIEWS * math.prod(self._shape) * 2
+        free = shutil.disk_usage(self._folder.parent).free
+        if needed < 0.8 * free:
+            return True
+        say(f"the output of the frozen layers would take {needed / 1e9:.1f} GB: it is computed anew in each epoch")
+        return False
+
+    def prepare(self) -> None:
+        """Computes the views that are not there yet."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for view in range(VIEWS):
+            features, targets = self._folder / f"features-{view}.npy", self._folder / f"targets-{view}.npy"
+            if not features.is_file():
+                self._compute(view, features, targets)
+            soft = np.load(targets) if self._teachers else None
+            self._views.append((np.load(features, mmap_mode="r"), soft))
+
+    def _compute(self, view: int, features: Path, targets: Path) -> None:
+        soft = np.zeros(len(self._data.train), np.float32)
+        with replacing_file(features) as temporary:
+            stored = np.lib.format.open_memmap(temporary, "w+", np.float16, self._shape)
+            starts = range(0, len(soft), PREDICT_BATCH)
+            for i in tracked(starts, f"frozen layers, view {view + 1} of {VIEWS}", len(starts)):
+                films = augmented(self._data, self._data.train[i : i + PREDICT_BATCH], self._seed, view)
+                stored[i : i + len(films)] = _half(predict(self._front, films[..., np.newaxis]))
+                if self._teachers:
+                    soft[i : i + len(films)] = soft_targets(self._teachers, films)
+            stored.flush()
+            if self._teachers:
+                # Before the features get their name: with that the view is there.
+                np.save(targets, soft)
+
+    def of(self, films: Pixels) -> npt.NDArray[np.float16]:
+        """Returns what the frozen layers make of films uint8 (N, S, S), as it is kept for training."""
+        return _half(predict(self._front, films[..., np.newaxis]))
+
+    def read(self, epoch: int, chosen: npt.NDArray[np.int64]) -> tuple[Floats, Floats | None]:
+        """Returns the features, float32, and the teachers' targets of films by position, in the view of an epoch."""
+        features, soft = self._views[epoch % VIEWS]
+        rows = self._row[chosen]
+        return features[rows].astype(np.float32), None if soft is None else soft[rows]
+
+
+def _half(features: Floats) -> npt.NDArray[np.float16]:
+    limit = np.finfo(np.float16).max
+    return np.clip(features, -limit, limit).astype(np.float16)
+
+
+class Batches(keras.utils.PyDataset):  # type: ignore[misc] # keras has no types
+    """Inputs, targets and weights in an order that depends on seed and epoch alone: a resumed run sees the same.
+
+    Targets are smoothed labels or, with teachers, what these say of the very same view.
+    """
+
+    def __init__(
+        self,
+        data: FitData,
+        *,
+        batch_size: int,
+        seed: int,
+        balance: str,
+        epochs_done: int,
+        teachers: Sequence[keras.Model],
+        features: FeatureViews | None,
+    ) -> None:
+        super().__init__(workers=2, max_queue_size=4)
+        self._data, self._batch_size, self._seed, self._epoch = data, batch_size, seed, epochs_done
+        self._balance, self._teachers, self._features = balance, teachers, features
+        labels = data.labels[data.train]
+        # Both classes weigh the same in the sum; the mean weight is 1.
+        self._class_weight = len(labels) / (2 * np.bincount(labels, minlength=2))
+        if balance == "sampling":
+            self._class_weight = np.ones(2)
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> npt.NDArray[np.int64]:
+        rng = np.random.default_rng([self._seed, self._epoch])
+        train = self._data.train
+        if self._balance != "sampling":
+            return rng.permutation(train)
+        # As many films of each class; those of the rarer one come round again, each as often as the others.
+        half = len(train) // 2
+        sides = [train[self._data.labels[train] == label] for label in (0, 1)]
+        drawn = [np.concatenate([rng.permutation(side) for _ in range(math.ceil(half / len(side)))]) for side in sides]
+        return rng.permutation(np.concatenate([side[:half] for side in drawn]))
+
+    def on_epoch_end(self) -> None:
+        self._epoch += 1
+        self._order = self._shuffled()
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._order) / self._batch_size)
+
+    def __getitem__(self, batch: int) -> tuple[Floats, Floats, Floats]:
+        chosen = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
+        labels = self._data.labels[chosen]
+        if self._features is None:
+            films = augmented(self._data, chosen, self._seed, self._epoch)
+            inputs = films[..., np.newaxis].astype(np.float32)
+            soft = soft_targets(self._teachers, films) if self._teachers else None
+        else:
+            inputs, soft = self._features.read(self._epoch, chosen)
+        targets = labels * (1 - LABEL_SMOOTHING) + LABEL_SMOOTHING / 2 if soft is None else soft
+        return (
+            inputs,
+            targets[:, np.newaxis].astype(np.float32),
+            self._class_weight[labels].astype(np.float32),
+        )
