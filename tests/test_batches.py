@@ -59,7 +59,14 @@ def net(size: int = SIZE, *, learns: str = "all") -> keras.Model:
 
 def batches(module: Any, data: FitData, epoch: int = 0, **options: Any) -> Batches:
     """Batches of eight films."""
-    settings = {"batch_size": 8, "seed": 5, "balance": "weights", "teachers": (), "features": None} | options
+    settings = {
+        "batch_size": 8,
+        "seed": 5,
+        "balance": "weights",
+        "sizes": [SIZE] * 9,
+        "teachers": (),
+        "features": None,
+    } | options
     made: Batches = module.Batches(data, epochs_done=epoch, **settings)
     return made
 
@@ -140,6 +147,40 @@ def test_targets_are_what_the_teachers_say_of_the_same_view(module: Any, data: F
     assert np.abs(said[0] - said[1]).max() > 1e-3
     assert targets[:, 0] == pytest.approx((said[0] + said[1]) / 2, abs=1e-5)
     assert len(set(weights)) == 2  # the classes still weigh the same
+
+
+# ------------------------------------------------------------------------------------------------- progressive size
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "expected"),
+    [(160, 5, [128, 128, 160, 160, 160]), (224, 2, [192, 224]), (32, 2, [32, 32]), (96, 1, [96])],
+)
+def test_training_begins_with_smaller_films(module: Any, size: int, epochs: int, expected: list[int]) -> None:
+    assert module.progressive_sizes(net(size), epochs) == expected
+
+
+def test_a_flattened_map_is_of_one_size(module: Any) -> None:
+    from keras import Model, layers
+
+    image = layers.Input((96, 96, 1))
+    model = Model(image, layers.Dense(1)(layers.Flatten()(image)))
+    assert module.progressive_sizes(model, 4) == [96] * 4
+
+
+def test_films_are_shrunk_after_they_were_augmented(module: Any, data: FitData) -> None:
+    plain = batches(module, data, 1)[0][0][..., 0].astype(np.uint8)
+    small = batches(module, data, 1, sizes=[SIZE, 16])[0][0][..., 0].astype(np.uint8)
+    assert small.shape == (8, 16, 16)
+    assert np.array_equal(small, module.resized(plain, 16))
+
+
+def test_a_model_of_any_size_has_the_same_weights(module: Any, data: FitData) -> None:
+    model = net()
+    free = module.of_any_size(model)
+    assert all(a is b for a, b in zip(model.trainable_variables, free.trainable_variables, strict=True))
+    assert np.array_equal(module.logits(free, data.films), module.logits(model, data.films))
+    assert module.logits(free, module.resized(data.films, 48)).shape == (40,)
 
 
 # ---------------------------------------------------------------------------------------------------- frozen layers

@@ -65,16 +65,36 @@ def soft_targets(teachers: Sequence[keras.Model], films: Pixels) -> Floats:
     Teacher and student look at the same augmented view, each at its own size: Beyer et al., "Knowledge distillation: a
     good teacher is patient and consistent" (CVPR 2022).
     """
-    probabilities = []
-    for teacher in teachers:
-        side = teacher.input.shape[1]
-        seen = films
-        if side != films.shape[1]:
-            resized = (Image.fromarray(film).resize((side, side), Image.Resampling.BICUBIC) for film in films)
-            seen = np.stack([np.asarray(film) for film in resized])
-        probabilities.append(1 / (1 + np.exp(-logits(teacher, seen))))
-    mean: Floats = np.mean(probabilities, axis=0, dtype=np.float32)
+    said = [1 / (1 + np.exp(-logits(teacher, resized(films, teacher.input.shape[1])))) for teacher in teachers]
+    mean: Floats = np.mean(said, axis=0, dtype=np.float32)
     return mean
+
+
+def resized(films: Pixels, side: int) -> Pixels:
+    """Returns films uint8 (N, S, S) at another side."""
+    if films.shape[1] == side:
+        return films
+    pictures = (Image.fromarray(film).resize((side, side), Image.Resampling.BICUBIC) for film in films)
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def progressive_sizes(model: keras.Model, epochs: int) -> list[int]:
+    """Returns the side of the films in each epoch: about four fifths of the model's in the first half, then its own.
+
+    Small films are learned from sooner, and what they teach holds for large ones: Tan and Le, "EfficientNetV2" (ICML
+    2021). A flattened feature map fits one size only.
+    """
+    side = model.input.shape[1]
+    small = 32 * max(1, round(0.8 * side / 32))
+    if any(isinstance(layer, keras.layers.Flatten) for layer in model.layers):
+        small = side
+    return [small] * (epochs // 2) + [side] * (epochs - epochs // 2)
+
+
+def of_any_size(model: keras.Model) -> keras.Model:
+    """Returns a model of the same layers that takes films of any side, (N, S, S, 1)."""
+    image = keras.Input((None, None, 1), dtype=model.input.dtype, name="image")
+    return keras.models.clone_model(model, input_tensors=image, clone_function=lambda layer: layer)
 
 
 def augmented(data: FitData, chosen: npt.NDArray[np.int64], seed: int, view: int) -> Pixels:
@@ -183,12 +203,14 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc] # keras has no types
         seed: int,
         balance: str,
         epochs_done: int,
+        sizes: Sequence[int],
         teachers: Sequence[keras.Model],
         features: FeatureViews | None,
     ) -> None:
+        """Takes what `fit` has; `sizes` are the sides of the films, epoch by epoch."""
         super().__init__(workers=2, max_queue_size=4)
         self._data, self._batch_size, self._seed, self._epoch = data, batch_size, seed, epochs_done
-        self._balance, self._teachers, self._features = balance, teachers, features
+        self._balance, self._sizes, self._teachers, self._features = balance, sizes, teachers, features
         labels = data.labels[data.train]
         # Both classes weigh the same in the sum; the mean weight is 1.
         self._class_weight = len(labels) / (2 * np.bincount(labels, minlength=2))
@@ -219,7 +241,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc] # keras has no types
         labels = self._data.labels[chosen]
         if self._features is None:
             films = augmented(self._data, chosen, self._seed, self._epoch)
-            inputs = films[..., np.newaxis].astype(np.float32)
+            inputs = resized(films, self._sizes[self._epoch])[..., np.newaxis].astype(np.float32)
             soft = soft_targets(self._teachers, films) if self._teachers else None
         else:
             inputs, soft = self._features.read(self._epoch, chosen)

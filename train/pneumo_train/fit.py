@@ -23,7 +23,17 @@ import numpy as np
 from pneumo_edge.atomic import replacing_file, write_text
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import RunError
-from pneumo_train.batches import VIEWS, Batches, FeatureViews, FitData, logits, predict, split_at_learning
+from pneumo_train.batches import (
+    VIEWS,
+    Batches,
+    FeatureViews,
+    FitData,
+    logits,
+    of_any_size,
+    predict,
+    progressive_sizes,
+    split_at_learning,
+)
 from pneumo_train.measure import weighted_auc
 from pneumo_train.run import write_rows
 
@@ -66,7 +76,8 @@ def fit(
 
     Best means the largest AUC on the perturbed validation films. The weights that are judged and kept are averages
     over training steps (exponential), unless batch-norm learns too. Where the first layers are frozen and there are
-    more epochs than views, those layers are computed once for each view: `pneumo_train.batches.FeatureViews`.
+    more epochs than views, those layers are computed once for each view (`pneumo_train.batches.FeatureViews`).
+    Elsewhere training begins with smaller films (`pneumo_train.batches.progressive_sizes`).
 
     Args:
         run: The run's folder.
@@ -104,6 +115,12 @@ def fit(
         _compile(model, settings, steps)
     if len(history) < settings.epochs and not _exhausted(history, settings.patience):
         learner, features = _without_frozen(model, run / "features", settings, data, teachers)
+        sizes = progressive_sizes(model, settings.epochs)
+        if features is None and len(set(sizes)) > 1:
+            learner = of_any_size(model)
+        if learner is not model:
+            # One optimiser for both: their weights that learn are the same, and the whole model is checkpointed.
+            learner.compile(model.optimizer, _loss(), metrics=[accuracy])
         for teacher in teachers:
             # Built here: the threads that make batches would do it twice at once.
             logits(teacher, data.validation[:1])
@@ -114,6 +131,7 @@ def fit(
             seed=settings.seed,
             balance=settings.balance,
             epochs_done=len(history),
+            sizes=sizes,
             teachers=teachers,
             features=features,
         )
@@ -147,8 +165,6 @@ def _without_frozen(
     if not features.fits_on_disk():
         return model, None
     features.prepare()
-    # One optimiser for both: the frozen layers have nothing for it, and the whole model is what is checkpointed.
-    tail.compile(model.optimizer, _loss(), metrics=[accuracy])
     return tail, features
 
 
