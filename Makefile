@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test default-model format clean
+.PHONY: demo test test-arm default-model format clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last: an interrupted installation is done again.
@@ -41,6 +41,11 @@ test: $(VENV)/installed
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
+# Does 64-bit Arm give the same answers? Emulated, as root. RUN=runs/NAME: on validation films of that run, which lie in
+# DATA if they have moved; on phantoms otherwise. BUNDLE=...: another model than the one that comes with pneumo.
+test-arm: $(VENV)/installed
+	$(BIN)/python tests/arm.py $(if $(RUN),--run $(RUN)) $(if $(DATA),--data $(DATA)) $(if $(BUNDLE),--model $(BUNDLE))
+
 # The model that comes with pneumo: the int8 files of BUNDLE.
 default-model: $(VENV)/installed
 	$(BIN)/python -m pneumo_export.default_model $(BUNDLE)
@@ -50,4 +55,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) dist .arm
