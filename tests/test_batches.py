@@ -14,11 +14,14 @@ import pytest
 if TYPE_CHECKING:
     import keras
 
-    from pneumo_train.batches import Batches, FitData
+    from pneumo_train.batches import FitData
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs the train extra")
 
 SIZE = 32
+
+LOSSES: dict[str, list[float]] = {}
+"""Of the runs that nothing interrupted, for those that something did."""
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +60,20 @@ def net(size: int = SIZE, *, learns: str = "all") -> keras.Model:
     return Model(image, layers.Dense(1, name="logit")(x), name="tiny")
 
 
-def batches(module: Any, data: FitData, epoch: int = 0, **options: Any) -> Batches:
-    """Batches of eight films."""
+Batch = tuple[npt.NDArray[np.float32], ...]
+
+
+def batches(module: Any, data: FitData, epoch: int = 0, **options: Any) -> list[Batch]:
+    """The batches of an epoch, of eight films."""
     settings = {
         "batch_size": 8,
         "seed": 5,
         "balance": "weights",
-        "sizes": [SIZE] * 9,
+        "side": SIZE,
         "teachers": (),
         "features": None,
     } | options
-    made: Batches = module.Batches(data, epochs_done=epoch, **settings)
-    return made
+    return list(module.Batches(data, **settings).stream([epoch]))
 
 
 def places(data: FitData, films: npt.NDArray[np.float32]) -> list[int]:
@@ -76,9 +81,9 @@ def places(data: FitData, films: npt.NDArray[np.float32]) -> list[int]:
     return [int(np.flatnonzero((data.films == film[..., 0]).all(axis=(1, 2)))[0]) for film in films]
 
 
-def whole(batches: Batches) -> tuple[npt.NDArray[np.float32], ...]:
+def whole(batches: list[Batch]) -> Batch:
     """Inputs, targets and weights of an epoch."""
-    inputs, targets, weights = (np.concatenate(p) for p in zip(*(batches[i] for i in range(len(batches))), strict=True))
+    inputs, targets, weights = (np.concatenate(p) for p in zip(*batches, strict=True))
     return inputs, targets[:, 0], weights
 
 
@@ -90,8 +95,8 @@ def test_every_film_is_seen_once_an_epoch_and_both_classes_weigh_the_same(
 ) -> None:
     monkeypatch.setattr(module, "augment", lambda film, _: film)
     orders = []
-    made = batches(module, data)
-    for _ in range(2):
+    for epoch in range(2):
+        made = batches(module, data, epoch)
         films, targets, weights = whole(made)
         assert len(made) == 3
         place = places(data, films)
@@ -101,7 +106,6 @@ def test_every_film_is_seen_once_an_epoch_and_both_classes_weigh_the_same(
         assert weights[targets < 0.5].sum() == pytest.approx(12)
         assert {part.dtype for part in (films, targets, weights)} == {np.dtype(np.float32)}
         orders.append(place)
-        made.on_epoch_end()
     assert orders[0] != orders[1]
     again = batches(module, data, 1)
     assert np.array_equal(again[0][0], batches(module, data, 1)[0][0])
@@ -119,6 +123,29 @@ def test_sampling_shows_the_rarer_class_more_often_and_weighs_all_the_same(
     assert len(common) == len(rare) == 12
     assert len(set(common)) == 12  # none twice while there are others
     assert np.unique(rare, return_counts=True)[1].tolist() == [2] * 6
+
+
+def test_batches_are_a_function_of_seed_and_epoch_however_many_were_made(module: Any, data: FitData) -> None:
+    settings = {"batch_size": 8, "seed": 5, "balance": "weights", "side": SIZE, "teachers": (), "features": None}
+    made = module.Batches(data, **settings)
+    several = list(made.stream(range(4)))
+    assert len(several) == 4 * made.steps
+    for epoch in (1, 3):
+        alone = batches(module, data, epoch)
+        for ours, theirs in zip(several[3 * epoch : 3 * epoch + 3], alone, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    stream = made.stream(range(100))
+    next(stream)
+    stream.close()  # as when training stops early: no thread is left behind
+
+
+def test_what_goes_wrong_in_a_thread_is_not_lost(module: Any, data: FitData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("no such film")
+
+    monkeypatch.setattr(module, "augment", broken)
+    with pytest.raises(OSError, match="no such film"):
+        batches(module, data)
 
 
 def test_a_film_is_augmented_anew_at_each_epoch_and_each_time_it_is_sampled(module: Any, data: FitData) -> None:
@@ -170,7 +197,7 @@ def test_a_flattened_map_is_of_one_size(module: Any) -> None:
 
 def test_films_are_shrunk_after_they_were_augmented(module: Any, data: FitData) -> None:
     plain = batches(module, data, 1)[0][0][..., 0].astype(np.uint8)
-    small = batches(module, data, 1, sizes=[SIZE, 16])[0][0][..., 0].astype(np.uint8)
+    small = batches(module, data, 1, side=16)[0][0][..., 0].astype(np.uint8)
     assert small.shape == (8, 16, 16)
     assert np.array_equal(small, module.resized(plain, 16))
 
@@ -181,6 +208,48 @@ def test_a_model_of_any_size_has_the_same_weights(module: Any, data: FitData) ->
     assert all(a is b for a, b in zip(model.trainable_variables, free.trainable_variables, strict=True))
     assert np.array_equal(module.logits(free, data.films), module.logits(model, data.films))
     assert module.logits(free, module.resized(data.films, 48)).shape == (40,)
+
+
+@pytest.mark.parametrize("interrupted", [None, 1])
+def test_sizes_change_in_the_middle_of_a_run(
+    module: Any, data: FitData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int | None
+) -> None:
+    import keras
+
+    from pneumo_train import fit
+
+    monkeypatch.setattr(fit, "progressive_sizes", lambda *_: [16, 16, SIZE, SIZE])
+    settings = fit.FitSettings(epochs=4, batch_size=8, learning_rate=0.05, seed=5, patience=99)
+    data = replace(data, validation=data.films[16:], validation_labels=data.labels[16:], perturbed=data.films[16:])
+    sides = []
+    real_make, real_end = module.Batches.make, fit._EachEpoch.on_epoch_end
+
+    def make(*arguments: Any) -> Any:
+        found = real_make(*arguments)
+        sides.append(found[0].shape[1])
+        return found
+
+    def end(self: Any, epoch: int, logs: Any = None) -> None:
+        if epoch == interrupted:
+            raise KeyboardInterrupt
+        real_end(self, epoch, logs)
+
+    monkeypatch.setattr(module.Batches, "make", make)
+
+    def build() -> keras.Model:
+        keras.utils.set_random_seed(3)
+        return net()
+
+    if interrupted:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(fit._EachEpoch, "on_epoch_end", end)
+            fit.fit(tmp_path, settings, data, build, resume=False)
+    history = fit.fit(tmp_path, settings, data, build, resume=bool(interrupted))
+    assert set(sides) == {16, SIZE}
+    assert sides == sorted(sides)
+    assert keras.saving.load_model(tmp_path / "model.keras").input.shape == (None, SIZE, SIZE, 1)
+    losses = [record["loss"] for record in history]
+    assert losses == pytest.approx(LOSSES.setdefault("progressive", losses), abs=1e-4)  # interrupted or not
 
 
 # ---------------------------------------------------------------------------------------------------- frozen layers
@@ -298,7 +367,5 @@ def test_training_on_kept_features_leaves_the_whole_model(
     )
     assert history[-1]["val_auc"] > 0.9
     # The same films, features, dropout and schedule, interrupted or not.
-    assert history[-1]["loss"] == pytest.approx(WHOLE_LOSS.setdefault("loss", history[-1]["loss"]), abs=1e-4)
-
-
-WHOLE_LOSS: dict[str, float] = {}
+    losses = [record["loss"] for record in history]
+    assert losses == pytest.approx(LOSSES.setdefault("frozen", losses), abs=1e-4)

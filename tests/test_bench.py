@@ -116,7 +116,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path
     run.mkdir()
     config = Config(
         1, str(phantoms), "phantoms", "0" * 64, KAGGLE_PATIENT, "none", "gap", SIZE, "none", "none", 1, 1, 1e-3, 0,
-        "weights", (), None, {}, "2018-02-22",
+        "weights", (), "float32", None, {}, "2018-02-22",
     )  # fmt: skip
     write_config(run, config)
     _, films = index_films(phantoms)
@@ -547,7 +547,7 @@ def test_every_option_has_help() -> None:
 
     command = typer.main.get_command(app)
     commands = [command, *command.commands.values()]  # type: ignore[attr-defined]
-    assert {c.name for c in commands[1:]} == {"latency", "accuracy", "end-to-end"}
+    assert {c.name for c in commands[1:]} == {"latency", "accuracy", "agreement", "end-to-end"}
     for each in commands:
         assert all(getattr(parameter, "help", None) for parameter in each.params), each.name
 

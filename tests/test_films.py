@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from PIL import Image
 from pneumo_edge.errors import DataError
 from pneumo_edge.preprocess import VERSION, read_film
 from pneumo_train import films as films_module
+from pneumo_train import train as train_module
 from pneumo_train.films import FilmFile, cache_folder, find_root, index_films, index_hash, labels_of, prepare
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "chest_xray"
@@ -242,6 +246,69 @@ def test_the_cache_is_made_again_when_a_film_changes(data: Path) -> None:
     assert np.array_equal(np.delete(after.pixels, 2, 0), np.delete(before.pixels, 2, 0))
 
 
+def test_a_film_that_comes_or_goes_makes_the_cache_again_and_the_old_list_still_has_its_own(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, films = index_films(data)
+    before = prepare(root, films, 32)
+    added = draw(data / "train/NORMAL/IM-0116-0001.jpeg", 30)
+    more = prepare(root, index_films(data)[1], 32)
+    assert len(more.pixels) == 8
+    assert np.array_equal(np.delete(more.pixels, 1, 0), before.pixels)
+    assert np.array_equal(more.pixels[1], read_film(added, 32).pixels[:, :, 0])
+    added.unlink()
+
+    def read(*_: object) -> None:
+        raise RuntimeError("read again")
+
+    monkeypatch.setattr(films_module, "read_film", read)
+    assert np.array_equal(prepare(root, index_films(data)[1], 32).pixels, before.pixels)
+    (root / films[0].path).unlink()
+    with pytest.raises(RuntimeError, match="read again"):
+        prepare(root, index_films(data)[1], 32)
+
+
+def test_a_film_that_was_touched_is_read_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, films = index_films(data)
+    before = prepare(root, films, 32)
+    path = root / films[3].path
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    calls: list[object] = []
+
+    def read(*arguments: object) -> object:
+        calls.append(arguments)
+        return read_film(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(films_module, "read_film", read)
+    after = prepare(root, films, 32)
+    assert len(calls) == len(films)
+    assert after.sha256 == before.sha256
+    assert np.array_equal(after.pixels, before.pixels)
+
+
+def test_films_are_decoded_in_parallel_and_progress_counts_each(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, films = index_films(data)
+    together = threading.Barrier(3, timeout=20)
+    done: list[int] = []
+
+    def read(*arguments: object) -> object:
+        if len(done) == 0:
+            together.wait()  # three at once, or nobody goes on
+        return read_film(*arguments)  # type: ignore[arg-type]
+
+    def tracked(items: Iterable[None], what: str, total: int) -> Iterator[None]:
+        assert (what, total) == ("preparing films at 32 x 32", 3)
+        for item in items:
+            done.append(1)
+            yield item
+
+    monkeypatch.setattr(films_module, "usable_cores", lambda: 3)
+    monkeypatch.setattr(films_module, "read_film", read)
+    monkeypatch.setattr(films_module, "tracked", tracked)
+    prepare(root, films[:3], 32)
+    assert len(done) == 3
+
+
 def test_the_cache_is_made_again_for_another_list_size_or_preprocessing(
     data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +355,58 @@ def test_the_hash_of_an_index_sees_path_label_and_content() -> None:
 
     assert hashed() == hashed()
     assert len({hashed(), hashed("train/NORMAL/b.png"), hashed(label=1), hashed(content="01")}) == 4
+
+
+# ---------------------------------------------------------------------------------------------- the download
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands in for kagglehub; `requests`, with which it asks, finds everybody at home."""
+    requests = SimpleNamespace(head=lambda *_, **__: None, ConnectionError=ConnectionError, Timeout=TimeoutError)
+    monkeypatch.setitem(sys.modules, "requests", requests)
+    fake = SimpleNamespace(requests=requests)
+    monkeypatch.setitem(sys.modules, "kagglehub", fake)
+    return fake
+
+
+def test_kaggle_is_downloaded_with_kagglehub(data: Path, tmp_path: Path, hub: SimpleNamespace) -> None:
+    (tmp_path / "hub").mkdir()
+    data.rename(tmp_path / "hub" / "chest_xray")
+    asked = []
+
+    def dataset_download(handle: str) -> str:
+        asked.append(handle)
+        return str(tmp_path / "hub")
+
+    hub.dataset_download = dataset_download
+    folder, name = train_module._locate("kaggle", tmp_path)
+    root, films = index_films(folder)
+    assert asked == ["paultimothymooney/chest-xray-pneumonia"]
+    assert (root, len(films)) == (tmp_path / "hub" / "chest_xray", 7)
+    assert name.startswith("chest-xray-pneumonia")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such data set\nand more\nwords"), ConnectionError("pool(host=x)")])
+def test_a_download_that_fails_is_one_sentence(tmp_path: Path, hub: SimpleNamespace, error: Exception) -> None:
+    def dataset_download(handle: str) -> str:
+        raise error
+
+    hub.dataset_download = dataset_download
+    with pytest.raises(DataError, match=r"could not be downloaded.*check the network, or download it by") as raised:
+        train_module._locate("kaggle", tmp_path)
+    assert "\n" not in str(raised.value)
+    assert "more words" not in str(raised.value)
+
+
+def test_where_kaggle_does_not_answer_nobody_waits_for_ever(tmp_path: Path, hub: SimpleNamespace) -> None:
+    def silence(_: str, timeout: float) -> None:
+        assert timeout <= 30
+        raise TimeoutError
+
+    hub.requests.head = silence  # and there is no dataset_download: nobody must ask without a time limit
+    with pytest.raises(DataError, match="Kaggle does not answer: check the network, or download it by hand"):
+        train_module._locate("kaggle", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ the real set

@@ -106,21 +106,21 @@ Epochs = dict[int, dict[int, Floats]]
 def seen(monkeypatch: pytest.MonkeyPatch, fit: Any) -> Epochs:
     """Records which films the loop reads: epoch, as the data set counts them -> batch -> augmented films."""
     epochs: Epochs = {}
-    original = fit.Batches.__getitem__
+    original = fit.Batches.make
 
-    def recorded(self: Any, batch: int) -> tuple[Floats, ...]:
-        found: tuple[Floats, ...] = original(self, batch)
-        epochs.setdefault(self._epoch, {})[batch] = found[0]
+    def recorded(self: Any, epoch: int, chosen: npt.NDArray[np.int64]) -> tuple[Floats, ...]:
+        found: tuple[Floats, ...] = original(self, epoch, chosen)
+        batch = next(i for i in range(3) if np.array_equal(self.order(epoch)[8 * i : 8 * i + 8], chosen))
+        epochs.setdefault(epoch, {})[batch] = found[0]
         return found
 
-    monkeypatch.setattr(fit.Batches, "__getitem__", recorded)
+    monkeypatch.setattr(fit.Batches, "make", recorded)
     return epochs
 
 
 def trained_on(epochs: Epochs) -> list[Floats]:
-    """The films of each whole epoch in order; Keras also reads two batches to learn their shapes."""
-    whole = (epochs[number] for number in sorted(epochs) if len(epochs[number]) == 3)
-    return [np.concatenate([batches[i] for i in range(3)]) for batches in whole]
+    """The films of each epoch in order."""
+    return [np.concatenate([epochs[number][i] for i in range(3)]) for number in sorted(epochs)]
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, when: Callable[..., bool]) -> None:
@@ -236,6 +236,37 @@ def test_batch_norm_that_learns_and_averaging_exclude_each_other(
     fit.fit(tmp_path, replace(settings, epochs=1), data, lambda: build(norm=True), resume=False)
     kept, stands = (weights_of(tmp_path / name) for name in ("model.keras", "checkpoint/epoch-1.keras"))
     assert same(kept, stands, 0)
+
+
+def test_what_is_kept_of_mixed_precision_computes_in_float32(
+    fit: Any, data: FitData, settings: FitSettings, tmp_path: Path
+) -> None:
+    import keras
+
+    def mixed() -> keras.Model:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        try:
+            return build()
+        finally:
+            keras.config.set_dtype_policy("float32")
+
+    with pytest.MonkeyPatch.context() as patch:
+        saved: list[keras.Model] = []
+        real = fit._to_keep
+
+        def recorded(model: keras.Model) -> keras.Model:
+            saved.append(model)
+            return real(model)
+
+        patch.setattr(fit, "_to_keep", recorded)
+        fit.fit(tmp_path, replace(settings, epochs=1), data, mixed, resume=False)
+    kept = keras.saving.load_model(tmp_path / "model.keras")
+    assert {layer.compute_dtype for layer in kept.layers} == {"float32"}
+    assert not kept.get_layer("frozen").trainable
+    pixels = data.validation[..., None].astype(np.float32)
+    exact, rounded = kept.predict_on_batch(pixels), saved[0].predict_on_batch(pixels)
+    assert not np.array_equal(exact, rounded)  # else nothing was mixed
+    assert np.abs(exact - rounded).max() < 0.05 * np.abs(exact).max()
 
 
 def test_training_that_diverges_is_a_sentence(fit: Any, data: FitData, settings: FitSettings, tmp_path: Path) -> None:

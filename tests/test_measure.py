@@ -94,6 +94,20 @@ def test_the_interval_is_the_bootstrap_over_patients() -> None:
     assert found["patients"] == 6
 
 
+def test_the_area_and_its_interval_against_a_published_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Hanley and McNeil, Radiology 1982, table I: 109 CT scans rated from 1 (surely normal) to 5; area 0.893, standard
+    # error 0.032.
+    monkeypatch.setattr(measure_module, "REPLICATES", 4000)
+    normal, abnormal = [33, 6, 6, 11, 2], [3, 2, 2, 11, 33]
+    ratings = np.repeat(np.tile(np.arange(5) / 4, 2), normal + abnormal)
+    labels = np.repeat([0, 1], [58, 51])
+    area = measured(labels, ratings)["auc"]
+    assert area["value"] == pytest.approx(0.893, abs=5e-4)
+    assert (area["high"] - area["low"]) / (2 * 1.96) == pytest.approx(0.032, abs=0.002)
+    assert area["low"] == pytest.approx(0.893 - 1.96 * 0.032, abs=0.01)
+    assert area["high"] == pytest.approx(0.893 + 1.96 * 0.032, abs=0.01)
+
+
 def test_copies_of_a_film_are_no_new_observations() -> None:
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 2, 40)
@@ -141,11 +155,37 @@ def test_the_table_at_a_threshold_by_hand() -> None:
     assert rare["ppv"] == pytest.approx((4 / 6 * 0.1) / (4 / 6 * 0.1 + 0.5 * 0.9))
 
 
+def test_predictive_values_have_the_interval_of_their_bootstrap() -> None:
+    labels = np.array([0, 0, 1, 1, 1, 0, 1, 0, 0, 1])
+    p = np.array([0.1, 0.4, 0.35, 0.8, 0.7, 0.6, 0.9, 0.2, 0.55, 0.3])
+    patients = ["a", "a", "b", "b", "c", "d", "e", "f", "g", "h"]
+    drawn = np.random.default_rng(0).multinomial(8, np.full(8, 1 / 8), size=200)
+    place = [sorted(set(patients)).index(name) for name in patients]
+    for value in measured(labels, p, {"at": 0.5}, patients)["operating_points"]["at"]["ppv_npv"]:
+        spread: dict[str, list[float]] = {"ppv": [], "npv": []}
+        for counts in drawn:
+            again = np.repeat(np.arange(10), counts[place])
+            y, called = labels[again], p[again] >= 0.5
+            if not 0 < y.sum() < len(y):
+                continue
+            each = predictive_values(float(called[y == 1].mean()), float((~called)[y == 0].mean()), value["prevalence"])
+            for name, given_so in (("ppv", called.any()), ("npv", not called.all())):
+                if given_so:
+                    spread[name].append(each[name])
+        for name, values in spread.items():
+            low, high = np.percentile(values, [2.5, 97.5])
+            assert (value[f"{name}_low"], value[f"{name}_high"]) == (pytest.approx(low), pytest.approx(high)), name
+            assert low <= value[name] <= high
+            assert low < high
+
+
 def test_where_nothing_is_called_the_precision_is_unknown() -> None:
     point = measured([0, 1, 1], [0.1, 0.2, 0.3], {"never": 1.0})["operating_points"]["never"]
     assert point["precision"] == {"value": 0.0, "low": 0.0, "high": 1.0, "wilson_low": 0.0, "wilson_high": 1.0}
     assert point["sensitivity"]["value"] == 0
     assert point["f1"]["value"] == 0
+    for value in point["ppv_npv"]:
+        assert (value["ppv"], value["ppv_low"], value["ppv_high"]) == (0, 0, 1)
 
 
 @settings(deadline=None)

@@ -30,7 +30,7 @@ from pneumo_train.split import TEST, TRAIN, VALIDATION, write_split
 CONFIG = Config(
     format_version=1, data="/films", data_name="films", data_hash="00", patient_rule=KAGGLE_PATIENT,
     backbone="efficientnet_lite0", head="gap", size=32, weights="none", started_from="none", epochs=2, batch_size=8,
-    learning_rate=3e-4, seed=0, balance="weights", teachers=(), limit=None,
+    learning_rate=3e-4, seed=0, balance="weights", teachers=(), precision="float32", limit=None,
     versions={"numpy": "2"}, trained="2026-01-01",
 )  # fmt: skip
 

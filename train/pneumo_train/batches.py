@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from pneumo_train.calibrate import Labels
 
 LABEL_SMOOTHING = 0.1
 PREDICT_BATCH = 64
+
+_WORKERS, _AHEAD = 2, 4
+"""Threads that make batches, and how many batches wait."""
 
 VIEWS = 4
 """Augmented views of each film for which the output of the frozen layers is kept: epoch 5 sees those of epoch 1 again.
@@ -189,8 +194,8 @@ def _half(features: Floats) -> npt.NDArray[np.float16]:
     return np.clip(features, -limit, limit).astype(np.float16)
 
 
-class Batches(keras.utils.PyDataset):  # type: ignore[misc] # keras has no types
-    """Inputs, targets and weights in an order that depends on seed and epoch alone: a resumed run sees the same.
+class Batches:
+    """Inputs, targets and weights, each batch a function of seed, epoch and step alone: a resumed run sees the same.
 
     Targets are smoothed labels or, with teachers, what these say of the very same view.
     """
@@ -202,24 +207,23 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc] # keras has no types
         batch_size: int,
         seed: int,
         balance: str,
-        epochs_done: int,
-        sizes: Sequence[int],
+        side: int,
         teachers: Sequence[keras.Model],
         features: FeatureViews | None,
     ) -> None:
-        """Takes what `fit` has; `sizes` are the sides of the films, epoch by epoch."""
-        super().__init__(workers=2, max_queue_size=4)
-        self._data, self._batch_size, self._seed, self._epoch = data, batch_size, seed, epochs_done
-        self._balance, self._sizes, self._teachers, self._features = balance, sizes, teachers, features
+        """Takes what `fit` has; `side` is that of the films that the model is shown."""
+        self._data, self._batch_size, self._seed = data, batch_size, seed
+        self._balance, self._side, self._teachers, self._features = balance, side, teachers, features
         labels = data.labels[data.train]
         # Both classes weigh the same in the sum; the mean weight is 1.
         self._class_weight = len(labels) / (2 * np.bincount(labels, minlength=2))
         if balance == "sampling":
             self._class_weight = np.ones(2)
-        self._order = self._shuffled()
+        self.steps = math.ceil(len(self.order(0)) / batch_size)
 
-    def _shuffled(self) -> npt.NDArray[np.int64]:
-        rng = np.random.default_rng([self._seed, self._epoch])
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Returns the positions of the films of an epoch, in their order."""
+        rng = np.random.default_rng([self._seed, epoch])
         train = self._data.train
         if self._balance != "sampling":
             return rng.permutation(train)
@@ -229,22 +233,36 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc] # keras has no types
         drawn = [np.concatenate([rng.permutation(side) for _ in range(math.ceil(half / len(side)))]) for side in sides]
         return rng.permutation(np.concatenate([side[:half] for side in drawn]))
 
-    def on_epoch_end(self) -> None:
-        self._epoch += 1
-        self._order = self._shuffled()
+    def stream(self, epochs: Iterable[int]) -> Iterator[tuple[Floats, Floats, Floats]]:
+        """Yields the batches of some epochs, a few made ahead by threads.
 
-    def __len__(self) -> int:
-        return math.ceil(len(self._order) / self._batch_size)
+        Not a `keras.utils.PyDataset`: where one epoch of that ends and the next begins differs between backends.
+        """
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            ahead: deque[Future[tuple[Floats, Floats, Floats]]] = deque()
+            try:
+                for epoch in epochs:
+                    order = self.order(epoch)
+                    for step in range(self.steps):
+                        chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
+                        ahead.append(pool.submit(self.make, epoch, chosen))
+                        if len(ahead) > _AHEAD:
+                            yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
 
-    def __getitem__(self, batch: int) -> tuple[Floats, Floats, Floats]:
-        chosen = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
+    def make(self, epoch: int, chosen: npt.NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
+        """Returns inputs, targets (N, 1) and weights (N,) of films by position, as they are in an epoch."""
         labels = self._data.labels[chosen]
         if self._features is None:
-            films = augmented(self._data, chosen, self._seed, self._epoch)
-            inputs = resized(films, self._sizes[self._epoch])[..., np.newaxis].astype(np.float32)
+            films = augmented(self._data, chosen, self._seed, epoch)
+            inputs = resized(films, self._side)[..., np.newaxis].astype(np.float32)
             soft = soft_targets(self._teachers, films) if self._teachers else None
         else:
-            inputs, soft = self._features.read(self._epoch, chosen)
+            inputs, soft = self._features.read(epoch, chosen)
         targets = labels * (1 - LABEL_SMOOTHING) + LABEL_SMOOTHING / 2 if soft is None else soft
         return (
             inputs,

@@ -97,60 +97,71 @@ def fit(
     steps = math.ceil(len(data.train) / settings.batch_size)
     history: list[dict[str, Any]] = []
     if resume and (checkpoint / "history.json").is_file():
-        try:
-            history = json.loads((checkpoint / "history.json").read_text(encoding="utf-8"))
-            model = keras.saving.load_model(checkpoint / _state_name(history))
-            stored = model.optimizer
-            # Compiled anew, since a .keras file does not keep which weights are left out of the decay.
-            _compile(model, settings, steps)
-            model.optimizer.build(model.trainable_variables)
-            for variable, value in zip(model.optimizer.variables, stored.variables, strict=True):
-                variable.assign(value)
-        except Exception as error:
-            raise RunError(f"{checkpoint} cannot be read ({error}): delete it to start this run anew") from error
+        model, history = _take_up(checkpoint, settings, steps)
         say(f"going on after epoch {len(history)} of {settings.epochs}")
     else:
         keras.utils.set_random_seed(settings.seed)
         model = build()
         _compile(model, settings, steps)
-    if len(history) < settings.epochs and not _exhausted(history, settings.patience):
+    for teacher in teachers:
+        # Built here: the threads that make batches would do it twice at once.
+        logits(teacher, data.validation[:1])
+    sizes = progressive_sizes(model, settings.epochs)
+    while len(history) < settings.epochs and not _exhausted(history, settings.patience):
         learner, features = _without_frozen(model, run / "features", settings, data, teachers)
-        sizes = progressive_sizes(model, settings.epochs)
+        until = settings.epochs
         if features is None and len(set(sizes)) > 1:
             learner = of_any_size(model)
+            until = next((e for e in range(len(history), until) if sizes[e] != sizes[len(history)]), until)
         if learner is not model:
             # One optimiser for both: their weights that learn are the same, and the whole model is checkpointed.
             learner.compile(model.optimizer, _loss(), metrics=[accuracy])
-        for teacher in teachers:
-            # Built here: the threads that make batches would do it twice at once.
-            logits(teacher, data.validation[:1])
         each_epoch = _EachEpoch(run, settings, data, history, model, features)
         batches = Batches(
             data,
             batch_size=settings.batch_size,
             seed=settings.seed,
             balance=settings.balance,
-            epochs_done=len(history),
-            sizes=sizes,
+            side=sizes[len(history)],
             teachers=teachers,
             features=features,
         )
         try:
             learner.fit(
-                batches,
-                initial_epoch=len(history),
-                epochs=settings.epochs,
+                batches.stream(range(len(history), until)),
+                steps_per_epoch=batches.steps,
                 shuffle=False,  # the batches come shuffled already, by seed and epoch
+                initial_epoch=len(history),
+                epochs=until,
                 callbacks=[each_epoch],
                 verbose=0,
             )
         finally:
             each_epoch.on_train_end()
+        if until < settings.epochs:
+            # One call of Keras' fit() takes films of one size, and leaves averaged weights behind.
+            model, history = _take_up(checkpoint, settings, steps)
     write_rows(run / "history.csv", HISTORY, history)
     with replacing_file(run / "model.keras") as kept:
         shutil.copyfile(checkpoint / _best_name(history), kept)
     shutil.rmtree(run / "features", ignore_errors=True)
     return history
+
+
+def _take_up(checkpoint: Path, settings: FitSettings, steps: int) -> tuple[keras.Model, list[dict[str, Any]]]:
+    """Reads the state after the last epoch that stands in the history."""
+    try:
+        history = json.loads((checkpoint / "history.json").read_text(encoding="utf-8"))
+        model = keras.saving.load_model(checkpoint / _state_name(history))
+        stored = model.optimizer
+        # Compiled anew, since a .keras file does not keep which weights are left out of the decay.
+        _compile(model, settings, steps)
+        model.optimizer.build(model.trainable_variables)
+        for variable, value in zip(model.optimizer.variables, stored.variables, strict=True):
+            variable.assign(value)
+    except Exception as error:
+        raise RunError(f"{checkpoint} cannot be read ({error}): delete it to start this run anew") from error
+    return model, history
 
 
 def _without_frozen(
@@ -166,6 +177,16 @@ def _without_frozen(
         return model, None
     features.prepare()
     return tail, features
+
+
+def _to_keep(model: keras.Model) -> keras.Model:
+    """Returns the model uncompiled, since what is kept needs no optimiser, and in float32, since it must not round."""
+    uncompiled = keras.Model(model.input, model.output, name=model.name)
+    copy = keras.models.clone_model(
+        uncompiled, clone_function=lambda layer: layer.__class__.from_config(layer.get_config() | {"dtype": "float32"})
+    )
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _state_name(history: list[dict[str, Any]]) -> str:
@@ -277,8 +298,7 @@ class _EachEpoch(keras.callbacks.Callback):  # type: ignore[misc] # keras has no
         best = checkpoint / _best_name(self._history)
         if best.name == f"best-{epoch + 1}.keras":
             with replacing_file(best) as temporary:
-                # A model around the same layers, never compiled: what is kept needs no optimiser.
-                keras.Model(self._whole.input, self._whole.output, name=self._whole.name).save(temporary)
+                _to_keep(self._whole).save(temporary)
         if average is not None:
             average.on_test_end()
         state = checkpoint / _state_name(self._history)

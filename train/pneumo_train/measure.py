@@ -42,7 +42,7 @@ def measure(
     Returns:
         n, patients, prevalence; auc, average_precision, brier, ece, each with its interval; and for each operating
         point confusion [[TN, FP], [FN, TP]], accuracy, sensitivity, specificity, precision, f1 with intervals, and
-        ppv / npv over `PREVALENCES`.
+        ppv / npv with intervals over `PREVALENCES`.
 
     Raises:
         DataError: Films of one class only.
@@ -86,17 +86,37 @@ def _at_threshold(y: Floats, called: Floats, interval: Any) -> dict[str, Any]:
     def ratio(numerator: Any, denominator: Any) -> dict[str, float]:
         # A replicate without a film in the denominator says nothing: NaN, which the interval passes over.
         with np.errstate(invalid="ignore"):
-            found: dict[str, float] = interval(lambda w: numerator(w) / denominator(w))
-        return found
+            shares: dict[str, float] = interval(lambda w: numerator(w) / denominator(w))
+        return shares
 
     def share(numerator: str, denominator: str) -> dict[str, float]:
         top, bottom = (sum(cells[c] for c in names.split()) for names in (numerator, denominator))
         hits, n = int(np.sum(top)), int(np.sum(bottom))
         if n == 0:
             return {"value": 0.0, "low": 0.0, "high": 1.0, "wilson_low": 0.0, "wilson_high": 1.0}
-        found = ratio(lambda w: w @ top, lambda w: w @ bottom)
         low, high = wilson(hits, n)
-        return found | {"wilson_low": low, "wilson_high": high}
+        return ratio(lambda w: w @ top, lambda w: w @ bottom) | {"wilson_low": low, "wilson_high": high}
+
+    def found(w: Floats) -> Floats:
+        return (w @ cells["tp"]) / (w @ (cells["tp"] + cells["fn"]))
+
+    def spared(w: Floats) -> Floats:
+        return (w @ cells["tn"]) / (w @ (cells["tn"] + cells["fp"]))
+
+    def held(verdicts: Floats, right: Any, wrong: Any) -> tuple[float, float]:
+        """The interval of right / (right + wrong); anything is possible of a verdict that was never given."""
+        if not verdicts.any():
+            return 0.0, 1.0
+        share = ratio(right, lambda w: right(w) + wrong(w))
+        return share["low"], share["high"]
+
+    def predictive(prevalence: float) -> dict[str, float]:
+        ill, well = prevalence, 1 - prevalence
+        ppv = held(called, lambda w: ill * found(w), lambda w: well * (1 - spared(w)))
+        npv = held(1 - called, lambda w: well * spared(w), lambda w: ill * (1 - found(w)))
+        values = predictive_values(sensitivity["value"], specificity["value"], prevalence)
+        intervals = {"ppv_low": ppv[0], "ppv_high": ppv[1], "npv_low": npv[0], "npv_high": npv[1]}
+        return {"prevalence": prevalence} | values | intervals
 
     sensitivity, specificity = share("tp", "tp fn"), share("tn", "tn fp")
     return {
@@ -106,10 +126,7 @@ def _at_threshold(y: Floats, called: Floats, interval: Any) -> dict[str, Any]:
         "specificity": specificity,
         "precision": share("tp", "tp fp"),
         "f1": ratio(lambda w: 2 * (w @ cells["tp"]), lambda w: w @ (2 * cells["tp"] + cells["fp"] + cells["fn"])),
-        "ppv_npv": [
-            {"prevalence": share_, **predictive_values(sensitivity["value"], specificity["value"], share_)}
-            for share_ in PREVALENCES
-        ],
+        "ppv_npv": [predictive(prevalence) for prevalence in PREVALENCES],
     }
 
 

@@ -63,6 +63,8 @@ class Config:
     """One of `pneumo_train.train.BALANCES`."""
     teachers: tuple[str, ...]
     """Runs whose models it learned from, as they were given."""
+    precision: str
+    """Of training, as Keras calls it: "float32" or "mixed_bfloat16". What is kept is float32."""
     limit: int | None
     versions: dict[str, str]
     trained: str

@@ -68,6 +68,7 @@ def start_run(
     limit: int | None,
     balance: str = "weights",
     teachers: Sequence[Path] = (),
+    mixed_precision: bool = False,
     patient_rule: str = KAGGLE_PATIENT,
     test: bool = False,
 ) -> None:
@@ -81,6 +82,7 @@ def start_run(
         limit: About so many films of training and validation together; None for all.
         balance: How the rarer class gets as much say: "weights" or "sampling".
         teachers: Finished runs whose models give the targets in place of the labels.
+        mixed_precision: Multiply in bfloat16, which has the range of float32, so that no loss has to be scaled.
         patient_rule: Regular expression that finds the patient in a file name.
         test: Refuse data without a test split: `measure_test` is to follow.
 
@@ -102,7 +104,8 @@ def start_run(
     if test and {f.label for f in files if f.folder == TEST} != {0, 1}:
         raise DataError(f"{root} has no test split with both classes: leave out --test")
     # Built before the films are decoded, which may take long, and before anything is written.
-    model, started_from = _build(backbone, head, side, weights, seed)
+    precision = "mixed_bfloat16" if mixed_precision else "float32"
+    model, started_from = _build(backbone, head, side, weights, seed, precision)
     prepared = prepare(root, files, side)
     for message in prepared.errors.values():
         say(f"skipped: {message}")
@@ -127,6 +130,7 @@ def start_run(
         seed=seed,
         balance=balance,
         teachers=tuple(str(teacher) for teacher in teachers),
+        precision=precision,
         limit=limit,
         versions=versions(),
         trained=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -153,7 +157,7 @@ def resume_run(run: Path) -> None:
     _train_and_report(
         run,
         config,
-        lambda: _build(config.backbone, config.head, config.size, config.weights, config.seed)[0],
+        lambda: _build(config.backbone, config.head, config.size, config.weights, config.seed, config.precision)[0],
         resume=True,
     )
 
@@ -188,11 +192,15 @@ def measure_test(run: Path) -> None:
 PREDICTIONS = ("split", "path", "label", "logit", "probability")
 
 
-def _build(backbone: str, head: str, size: int, weights: str, seed: int) -> tuple[keras.Model, str]:
+def _build(backbone: str, head: str, size: int, weights: str, seed: int, precision: str) -> tuple[keras.Model, str]:
     import keras
 
     keras.utils.set_random_seed(seed)
-    model = build_model(backbone, head, size)
+    keras.config.set_dtype_policy(precision)
+    try:
+        model = build_model(backbone, head, size)
+    finally:
+        keras.config.set_dtype_policy("float32")
     report = load_weights(model, backbone, weights)
     freeze(model, backbone, report.loaded)
     say(f"weights: {report.summary()}")
@@ -319,11 +327,19 @@ def _locate(data: str, runs: Path) -> tuple[Path, str]:
 def _download() -> Path:
     try:
         import kagglehub
+        import requests
     except ImportError:
         raise MissingExtraError("kagglehub", "train", "--data kaggle") from None
     say(f"downloading {KAGGLE_SET} with kagglehub")
     try:
+        # kagglehub sets no time limit: where nobody answers it would wait for ever.
+        requests.head("https://api.kaggle.com", timeout=10)
         return Path(kagglehub.dataset_download(KAGGLE_SET))
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise DataError(
+            f"{KAGGLE_SET} could not be downloaded, since Kaggle does not answer: "
+            "check the network, or download it by hand and give its folder to --data"
+        ) from error
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(

@@ -1,0 +1,172 @@
+"""Keras on TensorFlow and on JAX: the same command, and what one has written the other reads and goes on with."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"needs {name}: pip install -e '.[train,dev]'")
+    for name in ("keras", "tensorflow", "jax", "sklearn", "matplotlib")
+]
+
+# One process for each backend, since Keras chooses it when it is imported. The network has what real ones have, but
+# for size: convolutions, frozen and learning ones, batch-norm, dropout and a head.
+SCRIPT = """
+import dataclasses, os, sys
+import numpy as np
+
+class NoTensorFlow:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tensorflow":
+            raise ImportError("as where it is not installed")
+
+if os.environ["KERAS_BACKEND"] == "jax":
+    sys.meta_path.insert(0, NoTensorFlow())  # only the export needs it
+import keras
+from keras import layers
+from pneumo_train import fit, report, train
+from pneumo_train.backbones import BACKBONES
+from pneumo_train.explain import explained
+
+def build(image):
+    x = layers.AveragePooling2D(16, name="tiny_pool")(image)
+    x = layers.Conv2D(6, 3, padding="same", activation="relu", name="tiny_conv")(x)
+    x = layers.DepthwiseConv2D(3, 2, padding="same", name="tiny_dwconv")(x)
+    return layers.ReLU(6.0, name="tiny_activation")(x)
+
+BACKBONES["tiny"] = dataclasses.replace(
+    BACKBONES["mobilenetv2"], name="tiny", build=build, frozen_layers="", novelty_layers=("tiny_conv",)
+)
+data, place = sys.argv[1:]
+
+def start(name, head, interrupted=False):
+    if interrupted:
+        said = fit.say
+        def say(text):
+            said(text)
+            if text.startswith("epoch 1/"):
+                raise KeyboardInterrupt
+        fit.say = say
+    try:
+        train.start_run(
+            train.Path(place) / name, data=data, backbone="tiny", head=head, weights="none", size=64, epochs=3,
+            batch_size=8, learning_rate=0.03, seed=3, limit=None,
+        )
+    except KeyboardInterrupt:
+        fit.say = said
+
+def resume(name):
+    report.write_report = lambda run: None  # on-jax has one
+    train.resume_run(train.Path(place) / name)
+
+def answer(name):
+    model = explained(keras.saving.load_model(f"{place}/{name}/model.keras"))
+    films = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 1)).astype("float32")
+    found = {key: keras.ops.convert_to_numpy(value) for key, value in model.predict_on_batch(films).items()}
+    np.savez(f"{place}/{name}-{keras.backend.backend()}.npz", **found)
+"""
+
+STEPS = (
+    ("jax", 'start("on-jax", "gap"); answer("on-jax"); start("jax-first", "flatten", interrupted=True)'),
+    (
+        "tensorflow",
+        'answer("on-jax"); resume("jax-first"); answer("jax-first");start("tensorflow-first", "gap", interrupted=True)',
+    ),
+    ("jax", 'answer("jax-first"); resume("tensorflow-first")'),
+)
+
+
+class Done(NamedTuple):
+    """Where the runs lie, and what each step said on stderr."""
+
+    place: Path
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Runs all steps: one run on JAX alone, and two that begin on one backend and end on the other."""
+    place = tmp_path_factory.mktemp("backends")
+    for i in range(60):
+        ill = i % 2
+        grey = np.random.default_rng(i).normal(80, 20, (72, 80))
+        grey[20:50] += 100 * ill
+        name = f"train/PNEUMONIA/person{i}_virus_1.png" if ill else f"train/NORMAL/IM-{i:04d}-0001.png"
+        path = place / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(path)
+    said = []
+    for backend, step in STEPS:
+        environment = os.environ | {
+            "KERAS_BACKEND": backend, "XDG_CACHE_HOME": str(place / "cache"), "TF_CPP_MIN_LOG_LEVEL": "3",
+            "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "",
+        }  # fmt: skip
+        command = [sys.executable, "-c", SCRIPT + step, str(place / "data"), str(place)]
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert finished.returncode == 0, finished.stderr
+        said.append(finished.stderr)
+    return Done(place, said)
+
+
+def answers(done: Done, run: str) -> list[dict[str, npt.NDArray[np.float32]]]:
+    found = []
+    for backend in ("tensorflow", "jax"):
+        with np.load(done.place / f"{run}-{backend}.npz") as stored:
+            found.append(dict(stored))
+    return found
+
+
+@pytest.mark.parametrize("run", ["on-jax", "jax-first"])
+def test_a_model_answers_the_same_on_both(done: Done, run: str) -> None:
+    on_tensorflow, on_jax = answers(done, run)
+    for name in ("logit", "heatmap"):
+        assert np.ptp(on_jax[name]) > 1e-2, name  # else anything would be the same
+        assert on_jax[name] == pytest.approx(on_tensorflow[name], abs=1e-4), name
+
+
+@pytest.mark.parametrize("run", ["on-jax", "jax-first", "tensorflow-first"])
+def test_a_run_is_whole_whichever_backend_ended_it(done: Done, run: str) -> None:
+    files = {path.name for path in (done.place / run).iterdir() if path.suffix != ".png"}
+    whole = {"config.json", "history.csv", "metrics.json", "model.keras", "predictions.csv", "split.csv"}
+    assert files == whole | ({"report.html"} if run == "on-jax" else set())
+    assert len((done.place / run / "history.csv").read_text().splitlines()) == 1 + 3
+    metrics = json.loads((done.place / run / "metrics.json").read_text())
+    assert metrics["validation"]["auc"]["value"] > 0.9
+
+
+def test_a_run_goes_on_with_the_other_backend_where_it_was(done: Done) -> None:
+    assert "going on after epoch 1 of 3" in done.said[1]
+    assert "going on after epoch 1 of 3" in done.said[2]
+    rates = []
+    for run in ("on-jax", "jax-first", "tensorflow-first"):
+        with (done.place / run / "history.csv").open(newline="") as text:
+            rates.append([float(row["learning_rate"]) for row in csv.DictReader(text)])
+    # The schedule knows how many steps were taken: an optimiser that began anew would stand elsewhere.
+    assert rates[1] == pytest.approx(rates[0])
+    assert rates[2] == pytest.approx(rates[0])
+    assert rates[0][0] > rates[0][1] > rates[0][2]
+
+
+def test_on_jax_too_a_resumed_run_is_the_run_that_was_not_interrupted() -> None:
+    """Keras feeds JAX otherwise than TensorFlow: the films of an epoch must not depend on what it fetched ahead."""
+    chosen = Path(__file__).with_name("test_fit.py"), "-k", "a_resumed_run_is_the_run"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, chosen)]
+    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parents[1]
+    finished = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert finished.returncode == 0, finished.stdout
+    assert "1 passed" in finished.stdout
