@@ -311,6 +311,43 @@ def test_outputs_of_another_shape_are_refused(new_model: Any) -> None:
         open_onnx(new_model)
 
 
+def lies(model: Any, how: str) -> Any:
+    """Makes a graph whose lengths cannot be known before it runs: they hang on the grey level of a pixel."""
+    from onnx import helper
+
+    nodes = [
+        helper.make_node("Slice", ["image", "zeros", "ones", "axes"], ["pixel"]),
+        helper.make_node("Reshape", ["pixel", "one"], ["flat"]),
+        helper.make_node("Cast", ["flat"], ["count"], to=7),
+        helper.make_node("Add", ["count", "two"], ["length"]),
+    ]
+    values = {"zeros": [0, 0, 0], "ones": [1, 1, 1], "axes": [0, 1, 2], "one": [1], "two": [2]}
+    for name, value in values.items():
+        model.graph.initializer.append(helper.make_tensor(name, 7, [len(value)], value))
+    last = next(node for node in model.graph.node if node.output[0] == "novelty")
+    last.output[0] = "honest"
+    kind = {"longer": "Expand", "none": "Reshape"}[how]
+    nodes.append(helper.make_node(kind, ["honest", "length"], ["novelty"]))
+    model.graph.node.extend(nodes)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("longer", r"^model.onnx puts out other shapes than a pneumo model: export it again$"),
+        ("none", r"^model.onnx does not run \([^\n]*\): export it again$"),
+    ],
+)
+def test_a_graph_that_does_not_do_what_it_states_is_found_out_when_it_runs(
+    how: str, sentence: str, new_model: Any
+) -> None:
+    data = lies(new_model, how).SerializeToString()
+    backend = open_backend("onnx", data, 32, 1, "model.onnx")
+    with pytest.raises(BundleError, match=sentence):
+        backend.run(np.zeros((1, 32, 32, 1), np.uint8))
+
+
 @pytest.mark.parametrize("location", ["weights.bin", "../weights.bin", "absolute"])
 def test_a_graph_that_wants_a_file_beside_it_is_refused(
     location: str, new_model: Any, write_bundle: WriteBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,10 +6,13 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,11 @@ from PIL import Image
 
 from pneumo_edge import Classifier, Prediction
 from pneumo_edge import classifier as module
+from pneumo_edge.backends import open_backend
 from pneumo_edge.bundle import DEFAULT_BUNDLE
 from pneumo_edge.classifier import Failure, usable_cores
 from pneumo_edge.errors import BundleError, ImageError, MissingExtraError, PneumoError, UsageError
+from pneumo_edge.overlay import FULL_EVIDENCE, colour_heatmap, draw_overlay
 from pneumo_edge.plausibility import MAX_ASPECT, MAX_CHROMA, MIN_CONTRAST, MIN_SIDE, objections
 from pneumo_edge.preprocess import Film
 
@@ -267,12 +272,75 @@ def test_an_error_of_the_source_goes_through(classifier: Classifier) -> None:
         list(classifier.predict_batch(broken()))
 
 
-def test_many_threads_get_the_same_answers(classifier: Classifier) -> None:
-    films = [picture(30 + 5 * i) for i in range(40)]
+@pytest.mark.parametrize("engine", ["onnx", "tflite"])
+def test_many_threads_get_the_same_answers(engine: str, classifier: Classifier) -> None:
+    films = [picture(30 + 10 * i) for i in range(20)]
+    if engine == "tflite":
+        if not find_spec("ai_edge_litert") or not DEFAULT_BUNDLE.is_dir():
+            pytest.skip("the extra `tflite` is not installed, or there is no default bundle in this tree yet")
+        classifier = Classifier.load(engine="tflite", threads=1)
     alone = [classifier.predict(data).logit for data in films]
+    assert len(set(alone)) > 10
     with ThreadPoolExecutor(8) as pool:
         for together in pool.map(lambda _: [classifier.predict(data).logit for data in films], range(8)):
             assert together == alone
+
+
+def test_one_film_gets_all_cores_and_several_get_one_each(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def counted(engine: str, model: bytes, size: int, threads: int, name: str) -> Any:
+        opened.append(threads)
+        return open_backend(engine, model, size, threads, name)
+
+    monkeypatch.setattr(module, "open_backend", counted)
+    monkeypatch.setattr(module, "usable_cores", lambda: 3)
+    with Classifier.load(bundle) as default:
+        default.predict(picture(100))
+        assert len(list(default.predict_batch([picture(100)]))) == 1
+        assert opened == [3]
+        assert len(list(default.predict_batch([picture(100)] * 9))) == 9
+    assert opened == [3, 1]
+    opened.clear()
+    with Classifier.load(bundle, threads=2) as told:
+        told.predict(picture(100))
+        assert len(list(told.predict_batch([picture(100)] * 9))) == 9
+    assert opened == [2]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs to know the cores of this process")
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [
+        ("max 100000", None),
+        ("100000 100000", 1),
+        ("50000 100000", 1),
+        ("9900000 100000", None),
+        ("0 0", None),
+        ("", None),
+    ],
+)
+def test_a_container_gets_as_many_threads_as_it_may_use(
+    limit: str, cores: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(limit + "\n")
+    monkeypatch.setattr(module, "_CPU_LIMIT", tmp_path / "cpu.max")
+    assert usable_cores() == (cores or len(os.sched_getaffinity(0)))
+
+
+def test_memory_does_not_grow_with_the_number_of_films(classifier: Classifier) -> None:
+    data = picture(100)
+
+    def peak(films: int) -> int:
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in classifier.predict_batch(data for _ in range(films))) == films
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(50)
+    assert peak(1500) < peak(150) + 100_000
 
 
 def test_leaving_the_context_closes_the_engine(bundle: Path) -> None:
@@ -282,6 +350,38 @@ def test_leaving_the_context_closes_the_engine(bundle: Path) -> None:
         opened.predict(picture(100))
     with pytest.raises(PneumoError, match="has been closed"):
         list(opened.predict_batch([picture(100)]))
+
+
+# ------------------------------------------------------------------------------------------------- the overlay
+
+
+def test_the_heatmap_colours_what_it_stands_for_and_leaves_the_rest() -> None:
+    grey = Image.new("L", (120, 90), 100)
+    for nothing in (np.zeros((4, 4), np.float32), np.full((4, 4), -9, np.float32)):
+        assert colour_heatmap(grey, nothing).getcolors() == [(120 * 90, (100, 100, 100))]
+    evidence = np.zeros((4, 4), np.float32)
+    evidence[0, 3] = 2 * FULL_EVIDENCE
+    mixed = np.asarray(colour_heatmap(grey, evidence)).astype(int)
+    red, _, blue = mixed[:30, 90:].transpose(2, 0, 1)
+    assert (red - 100).max() > 40
+    assert (mixed[50:, :60] == 100).all()
+    assert (mixed == 255).all(axis=-1).any()  # the line at half of the peak
+    assert blue.max() <= 255
+    weak = np.asarray(colour_heatmap(grey, evidence * np.float32(0.01))).astype(int)
+    assert np.abs(weak - 100).max() < 30
+    assert not (weak == 255).all(axis=-1).any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (700, 100), (100, 340)])
+def test_the_overlay_has_room_for_its_words(height: int, width: int, classifier: Classifier) -> None:
+    data = picture(120, height=height, width=width)
+    answer = replace(classifier.predict(data), warnings=("a warning of many words " * 6,) * 2)
+    sheet = draw_overlay(data, answer)
+    assert sheet.width >= 640
+    foot = np.asarray(sheet)[-36:]
+    assert (foot.max(axis=-1) > 200).any()  # "Not a diagnosis" stands at the lower edge
+    taller = draw_overlay(data, replace(answer, warnings=answer.warnings * 5))
+    assert sheet.height < taller.height < sheet.height + 200
 
 
 # ----------------------------------------------------------------------------------- which file, which engine

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import typer.main
 from PIL import Image
 
 from pneumo_edge import __version__
-from pneumo_edge.cli import app
+from pneumo_edge.cli import _glob, _overlay_name, app
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 
 Infer = Callable[..., "subprocess.CompletedProcess[Any]"]
@@ -123,6 +124,74 @@ def test_paths_folders_and_globs_keep_their_order(infer: Infer, films: Path) -> 
     assert done.returncode == 1
 
 
+def test_what_lies_in_a_folder_is_a_film_by_suffix_or_without_one_by_content(
+    infer: Infer, films: Path, tmp_path: Path
+) -> None:
+    png = (films / "a.png").read_bytes()
+    for name in ("scan", "1.2.840.10008.5", "IM-0001-0001", "a.jfif", "b.gif", "c.txt", "d.dat", "-"):
+        (tmp_path / name).write_bytes(png)
+    (tmp_path / "dicom").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    (tmp_path / "README").write_text("no film")
+    (tmp_path / "empty").touch()
+    if os.name == "posix":
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "dead").symlink_to("nowhere")
+    done = infer(tmp_path, "--format", "json")
+    found = [Path(record["path"]).name for record in records(done.stdout)]
+    assert found == ["-", "1.2.840.10008.5", "IM-0001-0001", "a.jfif", "b.gif", "dicom", "scan"]
+    assert [r["path"] for r in records(done.stdout) if "error" in r] == [str(tmp_path / "dicom")]
+
+
+@posix
+def test_a_quoted_glob_of_any_depth_does_not_go_in_circles(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(films)
+    (films / "sub" / "again").symlink_to(films / "sub")
+    try:
+        assert _glob("**/a.png") == ["a.png", "sub/a.png", "sub/deeper/a.png"]
+        assert _glob("su?/**") == ["sub/a.png", "sub/deeper/a.png"]
+        assert _glob(f"{films}/**/*.tif") == [f"{films}/c.tif"]
+        assert _glob("sub/**/dee*/*.png") == ["sub/deeper/a.png"]
+        assert _glob("[ac]**.*") == ["a.png", "c.tif"]
+        assert _glob("**/none*.png") == []
+    finally:
+        (films / "sub" / "again").unlink()
+
+
+def test_overlays_are_no_films(infer: Infer, films: Path, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.png"):
+        (tmp_path / name).write_bytes((films / "a.png").read_bytes())
+    for _ in range(2):
+        done = infer(tmp_path, "--recursive", "--heatmap", tmp_path / "maps", "--format", "json")
+        assert [Path(r["path"]).name for r in records(done.stdout)] == ["a.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_folder_that_cannot_be_searched_is_said_and_does_not_stop_the_others(
+    films: Path, bundle: Path, tmp_path: Path
+) -> None:
+    # As root everything can be searched: the folder has to say no by other means.
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (tmp_path / "a.png").write_bytes((films / "a.png").read_bytes())
+    code = f"""
+import os
+scandir = os.scandir
+def refuse(path):
+    if os.fspath(path) == {str(closed)!r}:
+        raise PermissionError(13, "Permission denied", path)
+    return scandir(path)
+os.scandir = refuse
+from pneumo_edge.cli import main
+main()
+"""
+    line = [sys.executable, "-c", code, str(tmp_path), "--recursive", "--model", str(bundle)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert "a.png: PNEUMONIA" in done.stdout
+    assert f"{closed} cannot be searched for films: Permission denied" in done.stderr.splitlines()
+    assert done.returncode == 1
+
+
 def test_standard_input(infer: Infer, films: Path, tmp_path: Path) -> None:
     data = (films / "a.png").read_bytes()
     done = infer("-", films / "d.webp", "--format", "json", "--heatmap", tmp_path, input=data, text=False)
@@ -149,6 +218,9 @@ def test_closed_streams(infer: Infer, films: Path) -> None:
     done = infer("-", preexec_fn=close_stdin)
     assert done.returncode == 2
     assert "standard input is closed" in done.stderr
+    for arguments in (["--list"], [films / "a.png", "--format", "csv"]):
+        done = infer(*arguments, preexec_fn=lambda: os.close(1))
+        assert (done.returncode, done.stdout, no_traceback(done.stderr)) == (0, "", True)
     done = infer(films / "a.png", "--format", "json", preexec_fn=close_stderr)
     assert [r["label"] for r in records(done.stdout)] == ["PNEUMONIA"]
     assert done.returncode == 0
@@ -217,6 +289,18 @@ def test_heatmaps_are_pictures_and_films_of_one_name_get_one_each(infer: Infer, 
             overlay.load()
             assert overlay.format == "PNG"
             assert min(overlay.size) > 500
+
+
+def test_every_film_gets_an_overlay_name_of_its_own_that_a_file_can_have() -> None:
+    taken: dict[str, int] = {}
+    names = ["a.png", "b/a.jpg", "A.png", "a-2.png", "a.tif", "-", "c/" + "x" * 251 + ".png", "d/" + "ü" * 125 + ".png"]
+    given = [_overlay_name(name, taken) for name in names]
+    assert given[:6] == ["a.png", "a-2.png", "A-3.png", "a-2-2.png", "a-4.png", "stdin.png"]
+    assert given[6:] == ["x" * 200 + ".png", "ü" * 100 + ".png"]
+    start = time.perf_counter()
+    many = {_overlay_name(f"{i}/image.png", taken) for i in range(20_000)}
+    assert len(many) == 20_000
+    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="there is no /dev/fd here")
@@ -394,10 +478,11 @@ def test_ctrl_c_ends_cleanly_with_whole_lines(infer_command: Command, many: Path
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_full_disk_is_a_sentence(infer: Infer, films: Path) -> None:
-    with Path("/dev/full").open("w") as full:
-        done = infer(films / "a.png", capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    assert done.stderr.splitlines() == [NOT_A_DIAGNOSIS, "pneumo-infer: No space left on device"]
-    assert done.returncode == 1
+    for arguments, said in (([films / "a.png"], [NOT_A_DIAGNOSIS]), (["--list"], [])):
+        with Path("/dev/full").open("w") as full:
+            done = infer(*arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+        assert done.stderr.splitlines() == [*said, "pneumo-infer: No space left on device"]
+        assert done.returncode == 1
 
 
 @posix
@@ -421,6 +506,14 @@ def test_a_terminal_shows_progress_with_the_time_left(infer_command: Command, ma
 
 
 # ----------------------------------------------------------------------------------------- help, version, imports
+
+
+def test_nothing_is_left_in_the_home_of_the_user(infer: Infer, films: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    done = infer(films / "a.png", env={"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")})
+    assert done.returncode == 0
+    assert not list(home.rglob("*"))
 
 
 def test_list_shows_bundle_files_engines_and_hashes(infer: Infer, bundle: Path) -> None:
@@ -453,6 +546,39 @@ def test_every_option_is_documented(infer: Infer) -> None:
         for option in parameter.opts if parameter.name != "paths" else ["PATH..."]:
             assert option in done.stdout
     assert NOT_A_DIAGNOSIS in done.stdout
+
+
+def test_help_and_version_load_neither_numpy_nor_pillow() -> None:
+    code = """
+import sys
+from pneumo_edge.cli import app
+from pneumo_edge.command_line import run
+try:
+    run(app, "pneumo-infer")
+finally:
+    print(sorted({"numpy", "PIL", "onnxruntime"} & set(sys.modules)))
+"""
+    for option in ("--version", "--help"):
+        line = [sys.executable, "-W", "error", "-c", code, option]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, done.stdout.splitlines()[-1], done.stderr) == (0, "[]", "")
+
+
+def test_one_film_loads_no_more_than_it_needs(films: Path, bundle: Path) -> None:
+    """Each of these costs a hundredth of a second or more, of a third of a second in all."""
+    code = """
+import sys
+from pneumo_edge.cli import app
+from pneumo_edge.command_line import run
+try:
+    run(app, "pneumo-infer")
+finally:
+    late = {"rich", "concurrent.futures.thread", "PIL.TiffImagePlugin", "PIL.PngImagePlugin", "pydicom", "csv"}
+    print(sorted(late & set(sys.modules)))
+"""
+    line = [sys.executable, "-W", "error", "-c", code, str(films / "B.JPG"), "--model", str(bundle)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
 
 
 def test_inference_loads_nothing_of_training(films: Path, bundle: Path) -> None:

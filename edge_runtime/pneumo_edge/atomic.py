@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import glob
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_ABANDONED_SECONDS = 86400
 
-@contextmanager
+
+@contextlib.contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`; renames it to `path` if the block ends well.
 
@@ -29,27 +34,64 @@ def replacing_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary empty folder beside `path`; renames it to `path` if the block ends well.
+    """Yields a temporary empty folder beside `path`; gives it the name `path` if the block ends well.
 
-    A folder that stands at `path` is moved aside first and deleted last, so no moment has half of either.
+    All that was written is synced before that. Where the system can exchange two names in one step (Linux), a folder
+    that stands at `path` is there, whole, at every moment, and so is its successor after it; elsewhere it is moved
+    aside first. What a process that was killed more than a day ago has left behind is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
+        for written in (*temporary.rglob("*"), temporary):
+            _sync(written)
+        if not path.exists():
+            temporary.rename(path)
+        elif not _exchange(temporary, path):
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
-        temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        _sync(path.parent)
     finally:
+        # After an exchange this is the old folder.
         shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk, where the system can open it for that."""
+    try:
+        opened = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Lets two folders swap names in one step; False where the system cannot."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <linux/fs.h>
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    done: int = renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange)
+    return done == 0
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pneumo_edge.errors import BundleError, MissingExtraError
-from pneumo_edge.preprocess import Pixels
+from pneumo_edge.errors import BundleError, MissingExtraError, one_line
+
+if TYPE_CHECKING:
+    from pneumo_edge.preprocess import Pixels
 
 OUTPUTS = ("logit", "heatmap", "novelty")
 
@@ -34,7 +36,7 @@ class Backend(Protocol):
 
 
 def open_backend(engine: str, model: bytes, size: int, threads: int, name: str) -> Backend:
-    """Loads a model into an engine and checks that it keeps the graph contract.
+    """Loads a model into an engine and checks that it states the graph contract.
 
     Args:
         engine: "onnx" or "tflite".
@@ -44,17 +46,11 @@ def open_backend(engine: str, model: bytes, size: int, threads: int, name: str) 
         name: What errors call the file.
 
     Raises:
-        BundleError: The engine does not accept the file, or its inputs and outputs are not those of the contract.
+        BundleError: The engine does not accept the file, or its inputs and outputs are not those of the contract. A
+            graph that states the contract and does not keep it is found out when it runs.
         MissingExtraError: The engine is not installed.
     """
-    backend = _Onnx(model, threads, name) if engine == "onnx" else _LiteRT(model, threads, name)
-    try:
-        outputs = backend.run(np.zeros((1, size, size, 1), np.uint8))
-    except Exception as error:
-        raise BundleError(f"{name} does not take films of {size} x {size} pixels ({_line(error)})") from error
-    if outputs.logit.shape != (1,) or outputs.novelty.shape != (1,) or outputs.heatmap.ndim != 3:
-        raise BundleError(f"{name} puts out other shapes than a pneumo model: export it again")
-    return backend
+    return _Onnx(model, size, threads, name) if engine == "onnx" else _LiteRT(model, size, threads, name)
 
 
 def engine_versions() -> dict[str, str | None]:
@@ -71,7 +67,7 @@ def engine_versions() -> dict[str, str | None]:
 
 
 class _Onnx:
-    def __init__(self, model: bytes, threads: int, name: str) -> None:
+    def __init__(self, model: bytes, size: int, threads: int, name: str) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -81,38 +77,65 @@ class _Onnx:
         # a place where nothing can be is where they are looked for instead (onnxruntime 1.21 and later; from 1.24 on
         # absolute paths are refused as well).
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+        # Between two films the threads would go on spinning, on cores that the next films are decoded on.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise BundleError(f"{name} is no model that ONNX Runtime accepts ({_line(error)})") from error
-        inputs = {i.name for i in self._session.get_inputs()}
-        outputs = {o.name for o in self._session.get_outputs()}
-        _check_names(inputs, outputs, name)
+            raise BundleError(f"{name} is no model that ONNX Runtime accepts ({one_line(error)})") from error
+        inputs = {i.name: i for i in self._session.get_inputs()}
+        outputs = {o.name: o for o in self._session.get_outputs()}
+        _check_names(set(inputs), set(outputs), name)
+        _check_input(inputs["image"].type == "tensor(uint8)", inputs["image"].shape, size, name)
+        _check_ranks([len(outputs[o].shape) for o in OUTPUTS], name)
+        self._name = name
 
     def run(self, films: Pixels) -> Outputs:
-        return Outputs(*self._session.run(OUTPUTS, {"image": films}))
+        try:
+            outputs = Outputs(*self._session.run(OUTPUTS, {"image": films}))
+        except Exception as error:
+            raise _did_not_run(self._name, error) from error
+        return _checked(outputs, len(films), self._name)
 
 
 class _LiteRT:
-    def __init__(self, model: bytes, threads: int, name: str) -> None:
+    def __init__(self, model: bytes, size: int, threads: int, name: str) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             raise MissingExtraError("ai-edge-litert", "tflite", f"{name}: a TFLite model") from None
+        self._new_interpreter = partial(Interpreter, model_content=model, num_threads=threads)
+        self._name = name
+        runner = self._new_runner()
+        inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        _check_names(set(inputs), set(outputs), name)
+        _check_input(inputs["image"]["dtype"] is np.uint8, inputs["image"]["shape"].tolist(), size, name)
+        _check_ranks([len(outputs[o]["shape"]) for o in OUTPUTS], name)
+        # An interpreter owns one set of tensors: each call takes one for itself.
+        self._idle = [runner]
+
+    def _new_runner(self) -> Any:
         try:
-            self._interpreter = Interpreter(model_content=model, num_threads=threads)
-            self._interpreter.allocate_tensors()
-            self._runner: Any = self._interpreter.get_signature_runner()
+            interpreter = self._new_interpreter()
+            interpreter.allocate_tensors()
+            return interpreter.get_signature_runner()
         except Exception as error:
-            raise BundleError(f"{name} is no model that LiteRT accepts ({_line(error)})") from error
-        _check_names(set(self._runner.get_input_details()), set(self._runner.get_output_details()), name)
-        # One interpreter owns one set of tensors.
-        self._lock = threading.Lock()
+            raise BundleError(f"{self._name} is no model that LiteRT accepts ({one_line(error)})") from error
 
     def run(self, films: Pixels) -> Outputs:
-        with self._lock:
-            answers = [self._runner(image=film[np.newaxis]) for film in films]
-        return Outputs(*(np.concatenate([a[o] for a in answers]) for o in OUTPUTS))
+        try:
+            runner = self._idle.pop()
+        except IndexError:
+            # All are at work in other threads.
+            runner = self._new_runner()
+        try:
+            answers = [runner(image=film[np.newaxis]) for film in films]
+        except Exception as error:
+            raise _did_not_run(self._name, error) from error
+        finally:
+            self._idle.append(runner)
+        outputs = Outputs(*(np.concatenate([a[o] for a in answers]) for o in OUTPUTS))
+        return _checked(outputs, len(films), self._name)
 
 
 def _check_names(inputs: set[str], outputs: set[str], name: str) -> None:
@@ -120,7 +143,28 @@ def _check_names(inputs: set[str], outputs: set[str], name: str) -> None:
         raise BundleError(f"{name} has other inputs or outputs than a pneumo model: export it again")
 
 
-def _line(error: Exception) -> str:
-    """The first line of an engine's message: the rest is a dump that helps nobody at a terminal."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+def _check_input(uint8: bool, shape: list[int | str | None], size: int, name: str) -> None:
+    # What may have any length, such as the number of films, stands there as a name or not at all.
+    fits = len(shape) == 4 and all(
+        stated == wanted or not isinstance(stated, int)
+        for stated, wanted in zip(shape, (1, size, size, 1), strict=True)
+    )
+    if not uint8 or not fits:
+        raise BundleError(f"{name} does not take films of {size} x {size} pixels: export it again")
+
+
+def _check_ranks(ranks: list[int], name: str) -> None:
+    if ranks != [1, 3, 1]:
+        raise BundleError(f"{name} puts out other shapes than a pneumo model: export it again")
+
+
+def _checked(outputs: Outputs, films: int, name: str) -> Outputs:
+    """What a graph states of its outputs need not be what comes out."""
+    _check_ranks([output.ndim for output in outputs], name)
+    if any(len(output) != films or not output.size or output.dtype != np.float32 for output in outputs):
+        raise BundleError(f"{name} puts out other shapes than a pneumo model: export it again")
+    return outputs
+
+
+def _did_not_run(name: str, error: Exception) -> BundleError:
+    return BundleError(f"{name} does not run ({one_line(error)}): export it again")

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
-from math import exp, isfinite, log
+from itertools import chain, islice
+from math import ceil, exp, isfinite, log
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from pneumo_edge.backends import Backend, open_backend
 from pneumo_edge.bundle import DEFAULT_BUNDLE, ENGINE_OF_SUFFIX, LABELS, Bundle, read_bundle
 from pneumo_edge.errors import BundleError, ImageError, MissingExtraError, PneumoError, UsageError
-from pneumo_edge.plausibility import objections
-from pneumo_edge.preprocess import Film, Source, read_film
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from pneumo_edge.preprocess import Source
 
 ENGINE_ORDER = {"aarch64": ("tflite", "onnx"), "arm64": ("tflite", "onnx")}
 """Which engine `auto` prefers, by processor; ("onnx", "tflite") elsewhere. A fixed order and no race: two devices of
@@ -30,8 +35,11 @@ one kind, with the same packages, give the same answer. LiteRT's int8 kernels pa
 
 _MODULE = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
 
-_DECODED_AHEAD = 4
-"""Films that each worker may have ready before the engine asks for them: bounds the memory of a large folder."""
+_AHEAD = 4
+"""Answers that each worker may have ready before they are asked for: bounds the memory of a large folder."""
+
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+"""Where a Linux container reads how much of the machine it may use: "200000 100000" is two cores."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ class Classifier:
         self.bundle, self.file = bundle, file
         self.operating_point = point
         self.threads = threads or usable_cores()
+        self._threads_side_by_side = threads or 1
         self._force = force_verdict
         self._size = description.input.size
         # Bayes: another prevalence adds the difference of the log odds to the logit, and moves the threshold with it,
@@ -117,10 +126,12 @@ class Classifier:
         shift = 0.0 if prevalence is None else _log_odds(prevalence) - _log_odds(calibration.prevalence)
         self._offset = calibration.offset + shift
         self._cut = _log_odds(description.operating_points[point].threshold) + shift
-        data = bundle.read_file(file)
+        self._backends: dict[int, Backend] | None = {}
+        self._opening = threading.Lock()
+        # An engine that is being opened leaves Python to other threads: Pillow is imported in the meantime.
+        threading.Thread(target=import_module, args=("pneumo_edge.plausibility",)).start()
+        self._backend(self.threads)
         self._novelty_limit = description.files[file].novelty_limit
-        engine = ENGINE_OF_SUFFIX[Path(file).suffix]
-        self._backend: Backend | None = open_backend(engine, data, self._size, self.threads, str(bundle.folder / file))
 
     @classmethod
     def load(
@@ -143,7 +154,8 @@ class Classifier:
             operating_point: Name of a threshold in the bundle; the bundle's default otherwise.
             prevalence: Share of films with pneumonia where the model is used, in (0, 1); moves the probability and
                 the threshold by Bayes' rule. By default that of the validation films.
-            threads: Of one inference; as many as this process may use by default.
+            threads: Of one inference. By default `predict` uses all cores for its film, and `predict_batch` judges as
+                many films side by side as there are cores.
             force_verdict: Give a label even to a picture that is not what the model was made for.
 
         Raises:
@@ -174,53 +186,71 @@ class Classifier:
             ImageError: The picture cannot be read.
             MissingExtraError: It is a DICOM file and the extra `dicom` is not installed.
         """
-        name = name or ("-" if isinstance(source, bytes) else os.fspath(source))
-        return self._judge(name, *self._read(source, name))
+        return self._judge(source, name or _name(source), self.threads)
 
     def predict_batch(self, sources: Iterable[Source]) -> Iterator[Prediction | Failure]:
-        """Judges many films in order, decoding ahead in worker threads while the engine runs.
+        """Judges many films, several at once, and answers in their order.
 
         Yields:
             A `Prediction` for each source, or a `Failure` where it cannot be read. Memory does not grow with their
             number.
         """
+        sources = iter(sources)
+        first = list(islice(sources, 2))
+        if len(first) < 2:
+            for source in first:
+                yield self._answer(source, self.threads)
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
         workers = usable_cores()
-        waiting: deque[tuple[str, Future[tuple[Film, float]]]] = deque()
+        waiting: deque[Future[Prediction | Failure]] = deque()
         with ThreadPoolExecutor(workers) as pool:
             try:
-                for source in sources:
-                    name = "-" if isinstance(source, bytes) else os.fspath(source)
-                    waiting.append((name, pool.submit(self._read, source, name)))
-                    if len(waiting) >= workers * _DECODED_AHEAD:
-                        yield self._answer(*waiting.popleft())
+                for source in chain(first, sources):
+                    waiting.append(pool.submit(self._answer, source, self._threads_side_by_side))
+                    if len(waiting) >= workers * _AHEAD:
+                        yield waiting.popleft().result()
                 while waiting:
-                    yield self._answer(*waiting.popleft())
+                    yield waiting.popleft().result()
             finally:
-                for _, future in waiting:
+                for future in waiting:
                     future.cancel()
 
-    def _answer(self, name: str, read: Future[tuple[Film, float]]) -> Prediction | Failure:
+    def _answer(self, source: Source, threads: int) -> Prediction | Failure:
+        name = _name(source)
         try:
-            return self._judge(name, *read.result())
+            return self._judge(source, name, threads)
         except (ImageError, MissingExtraError) as error:
             return Failure(name, str(error))
 
-    def _read(self, source: Source, name: str) -> tuple[Film, float]:
+    def _backend(self, threads: int) -> Backend:
+        """Returns the engine that uses so many threads for one film; opens it if there is none yet."""
+        backends = self._backends
+        if backends is None:
+            raise PneumoError("this Classifier has been closed: load it again")
+        with self._opening:
+            if threads not in backends:
+                data = self.bundle.read_file(self.file)
+                engine, name = ENGINE_OF_SUFFIX[Path(self.file).suffix], str(self.bundle.folder / self.file)
+                backends[threads] = open_backend(engine, data, self._size, threads, name)
+        return backends[threads]
+
+    def _judge(self, source: Source, name: str, threads: int) -> Prediction:
+        from pneumo_edge.plausibility import objections
+        from pneumo_edge.preprocess import read_film
+
+        backend = self._backend(threads)
         start = time.perf_counter()
         film = read_film(source, self._size, name)
-        return film, (time.perf_counter() - start) * 1e3
-
-    def _judge(self, name: str, film: Film, read_ms: float) -> Prediction:
-        if self._backend is None:
-            raise PneumoError("this Classifier has been closed: load it again")
-        start = time.perf_counter()
-        outputs = self._backend.run(film.pixels[np.newaxis])
-        infer_ms = (time.perf_counter() - start) * 1e3
+        doubts = objections(film)
+        between = time.perf_counter()
+        outputs = backend.run(film.pixels[None])
+        read_ms, infer_ms = (between - start) * 1e3, (time.perf_counter() - between) * 1e3
         logit, novelty = float(outputs.logit[0]), float(outputs.novelty[0])
         # No comparison with NaN is true: without this check it would pass for a NORMAL film.
         if not isfinite(logit) or not isfinite(novelty):
             raise ImageError(f"{name}: {self.file} gives no number for this picture: export the model again")
-        doubts = objections(film)
         if novelty > self._novelty_limit:
             doubts += ("the picture does not look like the chest films that the model has learned from",)
         log_odds = self._scale * logit + self._offset
@@ -247,14 +277,22 @@ class Classifier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._backend = None
+        self._backends = None
 
 
 def usable_cores() -> int:
-    """Returns how many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Returns how many cores this process may use: those it is bound to, and no more than its container is given."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        share, period = map(int, _CPU_LIMIT.read_text(encoding="ascii").split())
+        return min(cores, ceil(share / period))
+    except (OSError, ValueError, ZeroDivisionError):
+        # No container, or one without a limit ("max 100000").
+        return cores
+
+
+def _name(source: Source) -> str:
+    return "-" if isinstance(source, bytes) else os.fspath(source)
 
 
 def _choose_file(bundle: Bundle, engine: str) -> str:

@@ -6,9 +6,12 @@ import glob as globbing
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from functools import partial
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -19,7 +22,6 @@ from pneumo_edge.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from pneumo_edge.classifier import Failure, Prediction
-    from pneumo_edge.preprocess import Source
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -63,7 +65,10 @@ def infer(
     heatmap: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder to write an overlay PNG for each film into.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference; all cores by default.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of one inference; by default one film gets all cores, several get one each."),
+    ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Search folders to any depth.")] = False,
     force_verdict: Annotated[
         bool, typer.Option("--force-verdict", help="Give a label even to what does not look like a chest film.")
@@ -82,8 +87,12 @@ def infer(
     if list_:
         _list(model)
         return
-    names = list(_expand(paths or [], recursive))
-    if not names:
+    unlisted: list[str] = []
+    found = partial(_expand, paths or [], recursive, heatmap, unlisted)
+    names = found()
+    first = list(islice(names, 2))
+    several = len(first) > 1
+    if not first:
         raise UsageError("no image named: give a film, a folder of films, or - for standard input")
     classifier = Classifier.load(
         model,
@@ -91,18 +100,24 @@ def infer(
         engine=engine.value,
         operating_point=operating_point,
         prevalence=prevalence,
-        threads=threads,
+        # One film gets all cores; of several, as many are judged side by side as there are cores.
+        threads=threads or (1 if several else None),
         force_verdict=force_verdict,
     )
     say(NOT_A_DIAGNOSIS)
     if format is Format.csv:
         _write_csv(_CSV_COLUMNS)
     show = {Format.text: _show_text, Format.json: _show_json, Format.csv: _show_csv}[format]
+    # Names come one by one, and `tee` keeps those alone that are being judged: a folder of any size takes no memory.
     # Standard input can be read once: its bytes are kept for the overlay.
-    sources: list[Source] = [_read_stdin() if name == "-" else name for name in names]
-    failed = undrawn = 0
-    answers = tracked(classifier.predict_batch(sources), "judging", len(sources))
-    for source, overlay, answer in zip(sources, _overlay_names(names), answers, strict=True):
+    asked, sources = tee(_read_stdin() if name == "-" else name for name in chain(first, names))
+    answers = classifier.predict_batch(asked)
+    if several and sys.stderr.isatty():
+        answers = tracked(answers, "judging", sum(1 for _ in found()))
+    judged = failed = undrawn = 0
+    taken: dict[str, int] = {}
+    for source, answer in zip(sources, answers, strict=True):
+        judged += 1
         show(answer)
         if isinstance(answer, Failure):
             failed += 1
@@ -110,14 +125,14 @@ def infer(
             from pneumo_edge.overlay import save_overlay
 
             try:
-                save_overlay(heatmap / overlay, source, answer)
+                save_overlay(heatmap / _overlay_name(answer.path, taken), source, answer)
             except ImageError as error:
                 # The film is read a second time, and may be gone by now.
                 say(f"no heatmap of this film: {error}")
                 undrawn += 1
-    if failed and len(sources) > 1:
-        say(f"{failed} of {len(sources)} images could not be judged")
-    raise typer.Exit(FAILED if failed or undrawn else DONE)
+    if failed and several:
+        say(f"{failed} of {judged} images could not be judged")
+    raise typer.Exit(FAILED if failed or undrawn or unlisted else DONE)
 
 
 _CSV_COLUMNS = (
@@ -169,54 +184,114 @@ def _print_any_name() -> None:
 
 
 def _read_stdin() -> bytes:
-    from pneumo_edge.preprocess import MAX_BYTES
+    from pneumo_edge.preprocess import read_stream
 
     if sys.stdin is None:
         raise UsageError("standard input is closed: give the image after a pipe or <")
-    return sys.stdin.buffer.read(MAX_BYTES + 1)
+    return read_stream(sys.stdin.buffer)
 
 
-def _expand(paths: list[str], recursive: bool) -> Iterator[str]:
-    """Turns folders and globs into files, in a fixed order; a path that does not exist stays, to be reported."""
+_NO_FILMS = (".", "__MACOSX")
+"""How names begin, in folders, of what nobody put there on purpose."""
+
+
+def _expand(paths: list[str], recursive: bool, heatmap: Path | None, unlisted: list[str]) -> Iterator[str]:
+    """Turns folders and globs into files, in a fixed order; a path that does not exist stays, to be reported.
+
+    Args:
+        paths: As given on the command line.
+        recursive: Search folders to any depth.
+        heatmap: Folder of overlays, which are no films.
+        unlisted: Receives the folders that cannot be read, after a word on each.
+    """
     for path in paths:
-        if path != "-" and not os.path.lexists(path) and globbing.has_magic(path):
-            # Where the shell does not expand (Windows, or a quoted pattern).
-            matches = sorted(globbing.glob(path, recursive=True)) or [path]  # noqa: PTH207 - absolute patterns too
-        else:
+        if path == "-" or os.path.lexists(path) or not globbing.has_magic(path):
             matches = [path]
+        else:
+            # Where the shell does not expand (Windows, or a quoted pattern).
+            matches = _glob(path) or [path]
         for match in matches:
             if match != "-" and os.path.isdir(match):  # noqa: PTH112 - a name of any bytes, as the shell gave it
-                yield from _films_in(match, recursive)
+                yield from _films_in(match, recursive, heatmap, unlisted)
             else:
                 yield match
 
 
-def _films_in(folder: str, recursive: bool) -> Iterator[str]:
-    from pneumo_edge.preprocess import SUFFIXES
+def _glob(pattern: str) -> list[str]:
+    *parts, last = (part if part == "**" else re.sub(r"\*\*+", "*", part) for part in Path(pattern).parts)
+    # Behind ** stand the files at any depth, not the folders as well, whose films would come a second time.
+    parts += ["**", "*"] if last == "**" else [last]
+    if "**" not in parts:
+        return sorted(globbing.glob(pattern))  # noqa: PTH207 - leaves hidden files alone, as a shell does
+    fixed = next(i for i, part in enumerate(parts) if globbing.has_magic(part))
+    folder = Path(*parts[:fixed])
+    # `glob.glob` would follow links to folders, which may lead in circles.
+    matches = folder.glob(str(Path(*parts[fixed:])))
+    return sorted(
+        str(match)
+        for match in matches
+        if not match.is_dir() and not any(part.startswith(_NO_FILMS) for part in match.relative_to(folder).parts)
+    )
 
-    for parent, folders, files in os.walk(folder):
+
+def _films_in(folder: str, recursive: bool, heatmap: Path | None, unlisted: list[str]) -> Iterator[str]:
+    def skip(error: OSError) -> None:
+        # Who counts the films first comes by twice.
+        if error.filename not in unlisted:
+            say(f"{os.fsdecode(error.filename)} cannot be searched for films: {error.strerror}")
+            unlisted.append(error.filename)
+
+    overlays = heatmap and os.path.realpath(heatmap)
+    for parent, folders, files in os.walk(folder, onerror=skip):
         # Links to folders are not followed: they may lead in circles.
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX"))) if recursive else []
+        folders[:] = sorted(f for f in folders if not f.startswith(_NO_FILMS)) if recursive else []
+        if overlays:
+            folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) != overlays]  # noqa: PTH118
         for file in sorted(files):
             path = os.path.join(parent, file)  # noqa: PTH118
-            if file.startswith(".") or os.path.splitext(file)[1].lower() not in SUFFIXES:  # noqa: PTH122
-                continue
-            # A pipe or device that bears the name of a picture would be waited for; a dead link is reported.
-            if os.path.isfile(path) or not os.path.exists(path):  # noqa: PTH110, PTH113
+            if not file.startswith(".") and _may_be_film(path):
                 yield path
 
 
-def _overlay_names(names: list[str]) -> Iterator[str]:
-    """Gives each film a PNG name of its own, also where two folders hold films of one name."""
-    taken: set[str] = set()
-    for name in names:
-        stem = "stdin" if name == "-" else Path(name).stem
-        free, count = stem, 1
-        while free in taken:
-            count += 1
-            free = f"{stem}-{count}"
-        taken.add(free)
-        yield f"{free}.png"
+def _may_be_film(path: str) -> bool:
+    from pneumo_edge.preprocess import SUFFIXES, is_film
+
+    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
+    # A pipe or device that bears the name of a picture would be waited for.
+    if os.path.isfile(path):  # noqa: PTH113
+        if suffix in SUFFIXES:
+            return True
+        # DICOM files often bear no suffix, or their name is a UID, "1.2.840.10008.5".
+        if suffix and not suffix[1:].isdigit():
+            return False
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123
+                return is_film(file.read(512))
+        except OSError:
+            return False
+    # A dead link is reported.
+    return suffix in SUFFIXES and not os.path.exists(path)  # noqa: PTH110
+
+
+def _overlay_name(name: str, taken: dict[str, int]) -> str:
+    """Gives each film a PNG name of its own, also where two folders hold films of one name.
+
+    Args:
+        name: Of the film.
+        taken: Names given so far, without suffix and in small letters, with the last number put behind each.
+    """
+    stem = "stdin" if name == "-" else Path(name).stem
+    if len(os.fsencode(stem)) > 200:
+        # A file name has 255 bytes, and a temporary one is longer.
+        stem = stem.encode("utf-8", "ignore")[:200].decode("utf-8", "ignore")
+    free, count = stem, taken.get(stem.casefold(), 1)
+    # Some file systems take A.png and a.png for one.
+    while free.casefold() in taken:
+        count += 1
+        free = f"{stem}-{count}"
+    taken[stem.casefold()] = count
+    taken.setdefault(free.casefold(), 1)
+    return f"{free}.png"
 
 
 def _list(model: Path | None) -> None:
@@ -239,9 +314,18 @@ def _list(model: Path | None) -> None:
         engine = ENGINE_OF_SUFFIX[Path(name).suffix]
         state = f"{engine} {versions[engine]}" if versions[engine] else f"{engine} is not installed"
         print(f"  {name}: {file.precision}, {file.bytes / 1e6:.1f} MB, {state}, sha256 {file.sha256}")
+    sys.stdout.flush()
 
 
 def main() -> NoReturn:
     """Entry point of `pneumo-infer`."""
+    # NumPy's OpenBLAS would start a thread for each core and let it spin for a tenth of a second; nothing here
+    # multiplies matrices.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     quiet_libraries()
-    run(app, "pneumo-infer")
+    try:
+        run(app, "pneumo-infer")
+    except SystemExit as end:
+        # All that was printed has been flushed. Taking engine and modules apart would be a sixth of a short run, and
+        # gives nothing back that the system does not take back by itself.
+        os._exit(end.code if isinstance(end.code, int) else DONE)

@@ -45,8 +45,10 @@ def run(app: typer.Typer, name: str) -> NoReturn:
     With `PNEUMO_DEBUG=1` in the environment an error keeps its traceback.
     """
     debug = os.environ.get("PNEUMO_DEBUG") == "1"
+    # Closed by the caller (`>&-`, `2>&-`); `print(file=None)` would write among the results.
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
     if sys.stderr is None:
-        # Closed by the caller (`2>&-`); `print(file=None)` would write among the results.
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     try:
         app(prog_name=name)

@@ -43,3 +43,9 @@ class MissingExtraError(PneumoError):
 
 class UsageError(PneumoError):
     """Options that contradict each other or ask for what is not there."""
+
+
+def one_line(error: Exception) -> str:
+    """Returns what a library says of a failure, in one line: the rest is a dump that helps nobody at a terminal."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,22 @@ from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.preprocess import Source, read_film
 
 _LONG_SIDE = 720
-_RAMP = np.array([(0, 0, 0), (120, 28, 109), (214, 66, 44), (251, 155, 6), (252, 255, 164)], np.float32)
+_STOPS = np.array([(0, 0, 0), (120, 28, 109), (214, 66, 44), (251, 155, 6), (252, 255, 164)])
 """Dark violet to light yellow, perceptually even, also for colour-blind eyes (five stops of the map "inferno")."""
+
+_LEVELS = np.arange(256)
+_COLOURS = np.stack([np.interp(_LEVELS, np.linspace(0, 255, len(_STOPS)), c) for c in _STOPS.T], axis=-1).astype(
+    np.uint8
+)
+_OPACITY = np.rint(255 * 0.4 * (_LEVELS / 255) ** 0.7).astype(np.uint8)
+"""Colour and its opacity for 256 degrees of evidence. The film stays visible under the strongest colour."""
 
 FULL_EVIDENCE = 6.0
 """Logits. A heatmap whose peak is weaker is drawn weaker: a normal film does not glow because its own maximum is
 stretched to full colour. A stronger one is scaled to its own peak."""
+
+_LINE_FROM = 64
+"""Of 255. Where evidence is weaker everywhere, a line around the strongest part would only mislead."""
 
 
 def draw_overlay(source: Source, prediction: Prediction) -> Image.Image:
@@ -51,44 +62,48 @@ def colour_heatmap(grey: Image.Image, heatmap: npt.NDArray[np.float32]) -> Image
     positive = np.maximum(heatmap, 0)
     peak = max(float(positive.max()), FULL_EVIDENCE)
     smooth = Image.fromarray((positive / peak).astype(np.float32)).resize(grey.size, Image.Resampling.BICUBIC)
-    strength = np.clip(np.asarray(smooth), 0, 1)
-    colour = _ramp(strength)
-    film = np.repeat(np.asarray(grey, np.float32)[:, :, np.newaxis], 3, axis=2)
-    # The film stays visible under the strongest colour.
-    alpha = (0.4 * strength**0.7)[:, :, np.newaxis]
-    mixed = Image.fromarray(np.rint(film * (1 - alpha) + colour * alpha).astype(np.uint8))
-    if strength.max() > 0.25:
-        inside = Image.fromarray(((strength >= strength.max() / 2) * 255).astype(np.uint8))
+    levels = np.rint(255 * np.asarray(smooth).clip(0, 1)).astype(np.uint8)
+    mixed = _tinted(grey, levels)
+    if levels.max() > _LINE_FROM:
+        inside = Image.fromarray(((levels >= levels.max() / 2) * 255).astype(np.uint8))
         edge = np.asarray(inside.filter(ImageFilter.MaxFilter(3))) != np.asarray(inside)
         mixed.paste((255, 255, 255), mask=Image.fromarray((edge * 255).astype(np.uint8)))
     return mixed
 
 
-def _ramp(strength: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    stops = np.linspace(0, 1, len(_RAMP))
-    return np.stack([np.interp(strength, stops, _RAMP[:, c]) for c in range(3)], axis=-1).astype(np.float32)
+def _tinted(grey: Image.Image, levels: npt.NDArray[np.uint8]) -> Image.Image:
+    opacity = Image.fromarray(_OPACITY[levels])
+    return Image.composite(Image.fromarray(_COLOURS[levels]), grey.convert("RGB"), opacity)
 
 
 def _with_captions(picture: Image.Image, prediction: Prediction) -> Image.Image:
     width, height = picture.size
-    bar, foot = 92, 96
-    sheet = Image.new("RGB", (max(width + bar, 560), height + foot), (18, 18, 18))
+    verdict = prediction.label or "NO VERDICT"
+    title = f"{verdict}   probability of pneumonia {prediction.probability:.1%}"
+    point = f"{prediction.operating_point}: pneumonia from {prediction.threshold:.1%} | {prediction.model}"
+    details = [line for text in (point, *prediction.warnings) for line in textwrap.wrap(text, 86)][:8]
+
+    bar, foot = 116, 76 + 22 * len(details)
+    # A narrow film gets a sheet on which the words have room all the same.
+    sheet = Image.new("RGB", (max(width + bar, 640), max(height, 240) + foot), (18, 18, 18))
     sheet.paste(picture, (0, 0))
     draw = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(22), ImageFont.load_default(14)
+    large, small, tiny = (ImageFont.load_default(size) for size in (22, 14, 12))
 
-    top, bottom = 40, max(height - 40, 80)
-    ramp = _ramp(np.linspace(1, 0, bottom - top, dtype=np.float32)[:, np.newaxis].repeat(18, axis=1))
-    sheet.paste(Image.fromarray(np.rint(ramp).astype(np.uint8)), (width + 14, top))
+    # The legend is tinted grey as the film is, so that a colour means the same in both.
+    left, top, bottom = width + 14, 46, max(height, 240) - 76
+    steps = np.rint(np.linspace(255, 0, bottom - top)).astype(np.uint8)[:, np.newaxis].repeat(18, axis=1)
+    sheet.paste(_tinted(Image.new("L", (18, bottom - top), 110), steps), (left, top))
+    draw.text((left, 8), "evidence for\npneumonia", font=tiny, fill=(220, 220, 220))
     for y, text in ((top, "strong"), (bottom - 16, "none")):
-        draw.text((width + 38, y), text, font=small, fill=(220, 220, 220))
-    draw.text((width + 10, 6), "evidence for\npneumonia", font=ImageFont.load_default(12), fill=(220, 220, 220))
+        draw.text((left + 24, y), text, font=small, fill=(220, 220, 220))
+    draw.line((left, bottom + 18, left + 18, bottom + 18), fill=(255, 255, 255))
+    draw.text((left + 24, bottom + 10), "half of the\nstrongest", font=tiny, fill=(220, 220, 220))
 
-    verdict = prediction.label or "NO VERDICT"
-    shown = f"{verdict}   probability {prediction.probability:.1%}"
-    draw.text((12, height + 8), shown, font=large, fill=(255, 255, 255))
-    point = f"{prediction.operating_point}: pneumonia from {prediction.threshold:.1%} | {prediction.model}"
-    detail = prediction.warnings[0] if prediction.label is None and prediction.warnings else point
-    draw.text((12, height + 40), detail[:90], font=small, fill=(200, 200, 200))
-    draw.text((12, height + 64), NOT_A_DIAGNOSIS, font=small, fill=(255, 190, 90))
+    y = max(height, 240) + 8
+    draw.text((12, y), title, font=large, fill=(255, 255, 255))
+    for line in details:
+        y += 22
+        draw.text((12, y + 10), line, font=small, fill=(200, 200, 200))
+    draw.text((12, y + 36), NOT_A_DIAGNOSIS, font=small, fill=(255, 190, 90))
     return sheet

@@ -6,6 +6,7 @@ Normalisation is inside the graph: a runtime cannot normalise wrongly what it do
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import re
@@ -13,14 +14,14 @@ import warnings
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from pneumo_edge.dicom import MAX_PIXELS, is_dicom, read_dicom
-from pneumo_edge.errors import ImageError
+from pneumo_edge.errors import ImageError, one_line
 
 Source: TypeAlias = str | Path | bytes
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -28,7 +29,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 VERSION = 1
 """Changes whenever the same file would give another array: caches of prepared films carry it."""
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".dcm", ".dicom"})
 """What a folder is searched for. A file that is named is tried whatever it is called."""
 
 MAX_BYTES = 512 * 1024 * 1024
@@ -39,8 +40,21 @@ _MAX_SCANNED_PIXELS = 20_000_000_000
 one megabyte could take half an hour. So many pixels take about 5 seconds; a film of 20 million in 10 scans is a
 hundredth of that."""
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
-"""Pillow would also try EPS (a program for Ghostscript) and dozens more that no X-ray comes in."""
+_PLUGINS = (
+    (b"\x89PNG\r\n\x1a\n", "PngImagePlugin", "PngImageFile"),
+    (b"\xff\xd8\xff", "JpegImagePlugin", "jpeg_factory"),
+    (b"RIFF.{4}WEBP", "WebPImagePlugin", "WebPImageFile"),
+    (b"II[*+]\0|MM\0[*+]|MM[*]\0|II\0[*]", "TiffImagePlugin", "TiffImageFile"),
+    (b"BM", "BmpImagePlugin", "BmpImageFile"),
+    (b"GIF8[79]a", "GifImagePlugin", "GifImageFile"),
+)
+"""First bytes -> module and class of Pillow that reads what begins so. `Image.open` imports five modules before it
+looks at the file, and all forty for WebP and TIFF: up to 0.1 s of the first film. It would also try EPS (a program for
+Ghostscript) and dozens more that no X-ray comes in."""
+
+_TURNED_BY = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+"""Entries of `Image.info` that can hold an orientation; in a TIFF it is a tag. Looking into a picture that has none of
+them would import Pillow's TIFF reader: a hundredth of a second of the first film."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -91,7 +105,8 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
     if isinstance(source, bytes):
         data, name = source, name or "the image"
     else:
-        data, name = _read_bytes(Path(source), name or str(source))
+        name = name or str(source)
+        data = _read_bytes(source, name)
     if len(data) > MAX_BYTES:
         raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB, no film is: give the picture itself")
     if is_dicom(data[:512]):
@@ -101,10 +116,24 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
     return _decode(data, size, name)
 
 
-def _read_bytes(path: Path, name: str) -> tuple[bytes, str]:
+def is_film(head: bytes) -> bool:
+    """Tells from the first bytes of a file (132 or more) whether it is of a kind that `read_film` reads."""
+    return is_dicom(head) or any(re.match(signature, head, re.DOTALL) for signature, *_ in _PLUGINS)
+
+
+def read_stream(stream: BinaryIO) -> bytes:
+    """Reads to the end or, of what is no picture (/dev/zero), one byte more than `MAX_BYTES`."""
+    # Piece by piece: `read(MAX_BYTES)` would ask for that much memory first, whatever there is to read.
+    data = io.BytesIO()
+    while data.tell() <= MAX_BYTES and (part := stream.read(1 << 20)):
+        data.write(part)
+    return data.getvalue()
+
+
+def _read_bytes(path: str | Path, name: str) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1), name
+        with open(path, "rb") as file:  # noqa: PTH123 - a Path of every text would be a twentieth of a small film's time
+            return read_stream(file)
     except FileNotFoundError:
         raise ImageError(f"{name} does not exist: check the path") from None
     except IsADirectoryError:
@@ -133,7 +162,7 @@ def _decode(data: bytes, size: int, name: str) -> Film:
     if _PILLOW_REMARKS not in takewhile(lambda known: known[0] == "ignore", warnings.filters):
         warnings.filterwarnings("ignore", module="PIL")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+        with _open(data, name) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise ImageError(
@@ -155,17 +184,22 @@ def _decode(data: bytes, size: int, name: str) -> Film:
             return Film(_squash(grey, size, box, orientation), width, height, chroma, remarks)
     except ImageError:
         raise
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{name} is not an image that can be read here: use PNG, JPEG, WebP, TIFF, BMP or DICOM"
-        ) from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name} claims more pixels than any X-ray detector has: scale it down") from None
     except MemoryError:
         raise ImageError(f"{name} needs more memory than there is here: scale it down") from None
     except Exception as error:
         # Hostile bytes make Pillow's plugins raise nearly anything (struct.error, zlib.error, SyntaxError ...).
-        raise ImageError(f"{name} is damaged and cannot be read ({error}): copy it again from where it came") from error
+        raise ImageError(
+            f"{name} is damaged and cannot be read ({one_line(error)}): copy it again from where it came"
+        ) from error
+
+
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
+    """Reads the header of a picture; its pixels are not decoded yet."""
+    for signature, plugin, opener in _PLUGINS:
+        if re.match(signature, data, re.DOTALL):
+            picture: ImageFile.ImageFile = getattr(importlib.import_module(f"PIL.{plugin}"), opener)(io.BytesIO(data))
+            return picture
+    raise ImageError(f"{name} is not an image that can be read here: use PNG, JPEG, WebP, TIFF, BMP or DICOM")
 
 
 def _has_more(picture: Image.Image) -> bool:
@@ -209,12 +243,17 @@ def _to_grey(picture: Image.Image, name: str) -> tuple[Image.Image, float]:
         return picture.convert("L"), 0.0
     if picture.mode != "YCbCr":
         picture = picture.convert("RGB").convert("YCbCr")
+    # Most films that are saved in colour are grey: a look at some thousand pixels saves the way through all of them.
+    if picture.resize((64, 64), Image.Resampling.NEAREST).getextrema()[1:] == ((128, 128), (128, 128)):
+        return picture.getchannel(0), 0.0
     y, *colours = picture.split()
     away = [np.abs(np.asarray(c.resize((64, 64), Image.Resampling.BOX), dtype=np.float32) - 128) for c in colours]
     return y, float(np.mean(np.maximum(*away)))
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(picture: ImageFile.ImageFile) -> int:
+    if picture.format != "TIFF" and _TURNED_BY.isdisjoint(picture.info):
+        return 1
     try:
         stated = int(picture.getexif().get(0x0112, 1))
     except Exception:
