@@ -134,26 +134,36 @@ def shares(labels: Ints, scores: Floats, threshold: float) -> tuple[float, float
 
 @settings(deadline=None, max_examples=150)
 @given(scored())
-def test_operating_points_are_those_of_a_search_over_all(data: tuple[Ints, Floats]) -> None:
+def test_screening_is_the_threshold_of_a_search_over_all(data: tuple[Ints, Floats]) -> None:
     labels, scores = data
     found = choose_thresholds(labels, scores)
     assert list(found) == ["balanced", "screening"]
     every = sorted(set(scores.tolist()))  # a threshold at each score calls every possible set of films but none
-    n1, n0 = int(labels.sum()), int((1 - labels).sum())
-    youden = {t: round(sum(shares(labels, scores, t)) * n1 * n0) for t in every}
-    best = max(t for t in every if youden[t] == max(youden.values()))
-    screening = max(t for t in every if shares(labels, scores, t)[0] >= SCREENING_SENSITIVITY)
-    for name, expected in (("balanced", best), ("screening", screening)):
-        assert np.array_equal(scores >= found[name], scores >= expected), name
-        below = max((t for t in every if t < expected), default=0.0)
-        assert found[name] in ((expected + below) / 2, expected), name
-        assert 0 < found[name] < 1, name  # a bundle takes no other, and its log odds are finite
+    expected = max(t for t in every if shares(labels, scores, t)[0] >= SCREENING_SENSITIVITY)
+    assert np.array_equal(scores >= found["screening"], scores >= expected)
+    below = max((t for t in every if t < expected), default=0.0)
+    assert found["screening"] in ((expected + below) / 2, expected)
+    for threshold in found.values():
+        assert 0 < threshold < 1  # a bundle takes no other, and its log odds are finite
 
 
-def test_a_threshold_lies_midway_between_scores() -> None:
+def test_screening_lies_midway_between_scores() -> None:
     labels = np.array([0, 0, 0, 1, 1])
     scores = np.array([0.1, 0.2, 0.3, 0.7, 0.8])
-    assert choose_thresholds(labels, scores) == {"balanced": pytest.approx(0.5), "screening": pytest.approx(0.5)}
+    assert choose_thresholds(labels, scores)["screening"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("prevalence", [0.2, 0.5, 0.74])
+def test_balanced_is_where_youden_is_largest(prevalence: float) -> None:
+    # Two normal distributions of one width cross in the middle, whatever the share of each: there Youden's index is
+    # largest, and the threshold on the probability, calibrated, must lie at that logit.
+    rng = np.random.default_rng(7)
+    labels = (rng.random(20_000) < prevalence).astype(np.int64)
+    logits = rng.normal(np.where(labels == 1, 3.0, 1.0), 1.2)
+    calibration = fit_calibration(labels, logits)
+    threshold = choose_thresholds(labels, probabilities(logits, calibration))["balanced"]
+    at = (math.log(threshold / (1 - threshold)) - calibration.offset) / calibration.scale
+    assert at == pytest.approx(2.0, abs=0.06)
 
 
 def test_screening_may_miss_two_percent() -> None:

@@ -514,7 +514,7 @@ _SCORES = {
     "ece": "Calibration error (ECE), 0 is best",
 }
 _POINT_WORDS = {
-    "balanced": "largest sensitivity + specificity",
+    "balanced": "largest sensitivity + specificity, by the calibration",
     "screening": "highest threshold that finds at least 98 % of the pneumonias",
 }
 
