@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test test-arm default-model format clean
+.PHONY: demo test test-arm default-model results picture format clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last: an interrupted installation is done again.
@@ -49,6 +49,32 @@ test-arm: $(VENV)/installed
 # The model that comes with pneumo: the int8 files of BUNDLE.
 default-model: $(VENV)/installed
 	$(BIN)/python -m pneumo_export.default_model $(BUNDLE)
+
+# docs/results/, on a quiet machine: RUNS="runs/a runs/b", exported, the first to be the default model; DATA=the films.
+# BASELINE and BASELINE_BARE: what latency and the way from disk to verdict are divided by, such as
+# onnxruntime:resnet50-gap-224/model.onnx and bare:resnet50-gap-224/model.onnx. TRAINING_FILMS: 0 for all.
+TRAINING_FILMS := 1280
+RESULTS := docs/results
+BENCH = $(BIN)/pneumo-bench
+FIRST = $(firstword $(RUNS))
+MODELS = $(foreach run,$(RUNS),--model $(run)/bundle)
+results: $(VENV)/installed
+	$(if $(filter /%,$(RUNS) $(DATA)),$(error RUNS and DATA go into what is published: give relative paths))
+	@test -n '$(RUNS)' && test -n '$(DATA)' || { echo 'call make results RUNS="runs/a runs/b" DATA=chest_xray'; exit 2; }
+	$(BIN)/python -m pneumo_bench.results $(RESULTS) $(RUNS)
+	$(BENCH) latency $(MODELS) $(foreach run,$(RUNS),--run $(run)) --queries 200 --rounds 5 \
+	    $(if $(BASELINE),--baseline $(BASELINE)) --output $(RESULTS)/bench
+	$(BENCH) end-to-end $(MODELS) --rounds 10 $(if $(BASELINE_BARE),--baseline $(BASELINE_BARE)) --output $(RESULTS)/bench
+	$(BENCH) accuracy $(MODELS) --data $(DATA) --latency $(RESULTS)/bench/latency.json --output $(RESULTS)/bench
+	$(BENCH) accuracy $(MODELS) --split validation --run $(FIRST) --data $(DATA) \
+	    --latency $(RESULTS)/bench/latency.json --output $(RESULTS)/bench
+	$(BENCH) agreement $(MODELS) --run $(FIRST) --data $(DATA) --output $(RESULTS)/bench
+	$(BENCH) training --data $(DATA) --films $(TRAINING_FILMS) --output $(RESULTS)/bench
+	$(BIN)/python -m pneumo_bench.results $(RESULTS) $(RUNS)
+
+# The picture of the README: a phantom, judged by the model that comes with pneumo.
+picture: $(VENV)/installed
+	$(BIN)/python -m pneumo_bench.picture docs/film.png
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

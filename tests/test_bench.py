@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumo_bench import machine
+from pneumo_bench import accuracy, machine, picture, process, results, training, training_worker
 from pneumo_bench.inputs import open_bundles, sample_films
 from pneumo_bench.latency import enter, latency_table, time_all
 from pneumo_bench.machine import Watch
 from pneumo_bench.robustness import DISTURBANCES, disturb
 from pneumo_bench.spread import percentile, ratio_text, ratios, spread
+from pneumo_bench.training import training_table
+from pneumo_edge.atomic import write_json
 from pneumo_edge.bundle import (
     FORMAT_VERSION,
     LABELS,
@@ -32,10 +35,13 @@ from pneumo_edge.bundle import (
     write_description,
 )
 from pneumo_edge.classifier import Classifier, Prediction
-from pneumo_edge.errors import DataError, MissingExtraError, UsageError
+from pneumo_edge.errors import DataError, MissingExtraError, PneumoError, RunError, UsageError
+from pneumo_edge.overlay import draw_overlay
+from pneumo_train.backbones import BACKBONES
 from pneumo_train.films import KAGGLE_PATIENT, index_films
+from pneumo_train.measure import measure
 from pneumo_train.phantom import draw_phantoms
-from pneumo_train.run import Config, write_config
+from pneumo_train.run import METRICS, Config, read_config, write_config
 from pneumo_train.split import write_split
 
 SIZE = 32
@@ -321,7 +327,9 @@ def test_a_missing_peer_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [gap["name"] for gap in record["missing"]] == [
         "openvino:tiny/model.onnx",
         "openvino:tiny/model.int8.onnx",
+        "litert:tiny/model.tflite",
     ]
+    assert record["missing"][2]["reason"].startswith("the bundle has no model.tflite")
     note = "not timed: openvino:tiny/model.onnx: openvino is not installed: pip install 'pneumo[bench]'"
     assert note in latency_table(record).notes
     # Ten queries cannot tell a p99.
@@ -437,6 +445,23 @@ def test_a_film_that_cannot_be_read_is_named(bundle: Path, tmp_path: Path) -> No
     assert f"{len(films) - 1} test films" in done.stdout
 
 
+def test_the_test_films_need_no_training_films_beside_them(phantoms: Path, tmp_path: Path) -> None:
+    _, films = index_films(phantoms)
+    there = accuracy.test_split(phantoms)
+    assert there.files == tuple(film for film in films if film.folder == "test")
+    (tmp_path / "chest_xray").mkdir()
+    with pytest.raises(DataError, match="holds no test/ folder"):
+        accuracy.test_split(tmp_path)
+    shutil.copytree(phantoms / "test", tmp_path / "chest_xray" / "test")
+    litter = tmp_path / "chest_xray" / "test" / "NORMAL" / "__MACOSX"
+    litter.mkdir()
+    (litter / "film.jpeg").write_text("no film")
+    (litter.parent / "._film.jpeg").write_text("no film")
+    alone = accuracy.test_split(tmp_path)
+    assert alone.root == tmp_path / "chest_xray"
+    assert alone.files == there.files
+
+
 # ----------------------------------------------------------------------------------------------- robustness
 
 
@@ -499,6 +524,182 @@ def test_end_to_end_times_the_parts(bundle: Path, tmp_path: Path) -> None:
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
 
 
+# ------------------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Trains here: importing TensorFlow once for each training would take a minute. Returns the jobs."""
+    pytest.importorskip("tensorflow", reason="training needs TensorFlow")
+    jobs: list[dict[str, Any]] = []
+
+    def ask(module: str, job: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+        assert module == training_worker.__name__
+        jobs.append(job)
+        with monkeypatch.context() as patched:
+            patched.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
+            return training_worker.time_training(**job)
+
+    monkeypatch.setattr(training, "ask", ask)
+    return jobs
+
+
+def test_training_is_timed_in_both_ways(
+    in_this_process: list[dict[str, Any]], phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from keras import layers
+
+    def build(image: Any) -> Any:
+        small = layers.Conv2D(8, 8, 8, name="first")(image)
+        return layers.Conv2D(8, 4, 4, activation="relu", name="second")(small)
+
+    monkeypatch.setitem(BACKBONES, "tiny", replace(BACKBONES["mobilenetv2"], name="tiny", build=build))
+    # Five epochs with a frozen backbone: more than there are views, so that frozen layers are computed beforehand.
+    record = training.time_both(
+        phantoms, backbone="tiny", size=32, epochs=2, frozen_epochs=5, batch_size=8, films=12, rounds=1
+    )
+    cases = [(result["case"], result["way"]) for result in record["results"]]
+    assert cases == [(c, w) for c in ("frozen backbone", "fine-tuning") for w in ("pneumo-train", "usual way")]
+    assert len(in_this_process) == 4
+    assert record["settings"]["films"] == 12
+    for epochs, (ours, usual) in ((5, record["results"][:2]), (2, record["results"][2:])):
+        assert ours["epochs"] == usual["epochs"] == epochs
+        assert ours["films_per_second"]["median"] == pytest.approx(12 * epochs / ours["seconds"]["median"], rel=1e-3)
+        assert ours["ratio"]["median"] == pytest.approx(
+            ours["films_per_second"]["median"] / usual["films_per_second"]["median"], rel=1e-3
+        )
+        assert usual["ratio"]["median"] == 1.0
+    table = training_table(record)
+    assert [line[:2] for line in table.rows] == cases
+    assert [line[2] for line in table.rows] == ["5", "5", "2", "2"]
+
+
+def test_what_is_frozen_is_the_backbone_and_what_learns_is_what_pneumo_train_lets() -> None:
+    pytest.importorskip("tensorflow", reason="training needs TensorFlow")
+    frozen = training_worker._build(training_worker.FROZEN, "mobilenetv2", 32)
+    assert [weight.path for weight in frozen.trainable_weights] == ["logit/kernel", "logit/bias"]
+    tuned = training_worker._build(training_worker.FINE_TUNING, "mobilenetv2", 32)
+    paths = [weight.path for weight in tuned.trainable_weights]
+    assert len(paths) > 50
+    assert not [path for path in paths if "_BN/" in path]
+
+
+def test_a_training_that_fails_is_one_sentence(phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorflow", reason="training needs TensorFlow")
+    monkeypatch.setattr(training, "ask", lambda *_: {"error": "no memory"})
+    with pytest.raises(PneumoError, match="pneumo-train, frozen backbone, could not be timed: no memory"):
+        training.time_both(
+            phantoms, backbone="mobilenetv2", size=32, epochs=1, frozen_epochs=1, batch_size=8, films=12, rounds=1
+        )
+
+
+def test_training_without_tensorflow_is_one_sentence(phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(MissingExtraError, match=r"tensorflow: pip install 'pneumo\[train\]'"):
+        training.time_both(
+            phantoms, backbone="mobilenetv2", size=32, epochs=1, frozen_epochs=1, batch_size=8, films=12, rounds=1
+        )
+
+
+def test_the_films_are_spread_over_both_classes(phantoms: Path) -> None:
+    _, films = index_films(phantoms)
+    train = [film for film in films if film.folder == "train"]
+    chosen = training._spread(train, 12)
+    assert len(chosen) == 12
+    assert {film.label for film in chosen} == {0, 1}
+    assert training._spread(train, 0) == training._spread(train, 10_000) == train
+    with pytest.raises(DataError, match="that Keras can read"):
+        training._spread([replace(film, path="train/NORMAL/a.dcm") for film in train], 0)
+
+
+def test_a_process_that_dies_is_an_answer() -> None:
+    assert process.ask("pneumo_bench.nothing", {})["error"].startswith("its process ended with 1: ")
+    assert process.ask("pneumo_bench.worker", {"engine": "x"})["error"].startswith("time_engine() missing")
+
+
+# ---------------------------------------------------------------------------------------------- docs/results
+
+
+@pytest.fixture
+def finished(run_folder: Path, tmp_path: Path) -> Path:
+    """A run with all its files, as far as they matter here, and a bundle."""
+    run = tmp_path / "runs" / "lite0"
+    shutil.copytree(run_folder, run)
+    config = replace(read_config(run), weights=str(tmp_path / "w.h5"), teachers=(str(tmp_path / "runs" / "r50"),))
+    write_config(run, replace(config, started_from=f"{tmp_path / 'w.h5'}: 9 of 9 layers loaded"))
+    labels, p = np.array([0, 1] * 10), np.linspace(0.1, 0.9, 20)
+    measures = measure(labels, p, [str(i) for i in range(20)], {"balanced": 0.5})
+    metrics = dict.fromkeys(METRICS) | {"validation": measures, "validation_perturbed": measures}
+    write_json(run / "metrics.json", metrics)
+    (run / "bundle").mkdir()
+    parity = {"data": "films", "calibration_films": ["train/NORMAL/a.jpeg"], "reason": f"({run}/model.keras) is gone"}
+    write_json(run / "bundle" / "parity.json", parity)
+    kept_back = ("predictions.csv", "report.html", "mistakes.png", "augmentation.png", "model.keras")
+    for name in ("history.csv", *results.FIGURES, *kept_back, "bundle/model.onnx"):
+        (run / name).write_text(name)
+    return run
+
+
+def test_what_is_collected_names_no_folder_and_holds_no_film(finished: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs" / "results"
+    (docs / "bench").mkdir(parents=True)
+    (docs / "bench" / "latency.md").write_text("times")
+    results.main([str(docs), str(finished)])
+    assert {file.name for file in (docs / "lite0").iterdir()} == {
+        "config.json", "metrics.json", "history.csv", "parity.json", "curves.png", "confusion.png", "roc_pr.png",
+        "reliability.png", "scores.png",
+    }  # fmt: skip
+    config = read_json(docs / "lite0" / "config.json")
+    assert config["data"] == config["data_name"] == "phantoms"
+    assert config["weights"] == "w.h5"
+    assert config["teachers"] == ["r50"]
+    assert config["started_from"] == "w.h5: 9 of 9 layers loaded"
+    parity = read_json(docs / "lite0" / "parity.json")
+    assert parity["calibration_films"] == ["train/NORMAL/a.jpeg"]
+    assert parity["reason"] == "(model.keras) is gone"
+    assert read_json(docs / "lite0" / "metrics.json") == read_json(finished / "metrics.json")
+    for file in docs.rglob("*"):
+        assert file.is_dir() or str(tmp_path) not in file.read_text(encoding="utf-8"), file
+    summary = read_json(docs / "results.json")
+    assert summary["bench"] == ["latency.md"]
+    assert summary["runs"]["lite0"]["validation"]["n"] == 20
+    assert summary["runs"]["lite0"]["test"] is None
+    markdown = (docs / "results.md").read_text(encoding="utf-8")
+    assert "| [lite0](lite0/) | none, gap, 32 | 20 validation, perturbed |" in markdown
+    assert "(bench/latency.md)" in markdown
+
+
+def test_an_unfinished_run_leaves_what_was_collected_before(finished: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    results.collect(finished, docs)
+    (finished / "scores.png").unlink()
+    with pytest.raises(RunError, match=r"holds no scores\.png"):
+        results.collect(finished, docs)
+    assert (docs / "lite0" / "scores.png").exists()
+    assert [path.name for path in docs.iterdir()] == ["lite0"]
+    shutil.rmtree(finished / "bundle")
+    with pytest.raises(RunError, match="pneumo-export"):
+        results.collect(finished, docs)
+    with pytest.raises(UsageError, match="rename the run"):
+        results.collect(finished.rename(finished.with_name("bench")), docs)
+
+
+def test_the_picture_is_a_phantom_and_says_so(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, ...]] = []
+
+    def draw(source: str, prediction: Prediction) -> Image.Image:
+        said.append(prediction.warnings)
+        return draw_overlay(source, prediction)
+
+    monkeypatch.setattr(picture, "draw_overlay", draw)
+    picture.draw_picture(tmp_path / "film.png", bundle)
+    assert said == [(picture.CAPTION,)]
+    with Image.open(tmp_path / "film.png") as drawn:
+        assert drawn.format == "PNG"
+        assert drawn.width == picture.WIDTH
+    assert (tmp_path / "film.png").stat().st_size < 150_000
+
+
 # ------------------------------------------------------------------------------------------- the command line
 
 
@@ -519,6 +720,10 @@ def test_end_to_end_times_the_parts(bundle: Path, tmp_path: Path) -> None:
         (["accuracy", "--model", "BUNDLE", "--data", ".", "--latency", "x.json", "--output", "o"], "no latency.json"),
         (["end-to-end", "--model", "BUNDLE", "--baseline", "resnet50"], "nothing called resnet50"),
         (["end-to-end", "--model", "BUNDLE", "--films", "EMPTY"], "EMPTY holds no films"),
+        (["training"], "--data"),
+        (["training", "--data", "EMPTY"], "EMPTY holds no train/ folder"),
+        (["training", "--data", "EMPTY", "--backbone", "resnet51"], "no backbone 'resnet51'"),
+        (["training", "--data", "EMPTY", "--size", "100"], "multiple of 32"),
         (["speed"], "speed"),
         ([], "command"),
     ],
@@ -547,7 +752,7 @@ def test_every_option_has_help() -> None:
 
     command = typer.main.get_command(app)
     commands = [command, *command.commands.values()]  # type: ignore[attr-defined]
-    assert {c.name for c in commands[1:]} == {"latency", "accuracy", "agreement", "end-to-end"}
+    assert {c.name for c in commands[1:]} == {"latency", "accuracy", "agreement", "end-to-end", "training"}
     for each in commands:
         assert all(getattr(parameter, "help", None) for parameter in each.params), each.name
 

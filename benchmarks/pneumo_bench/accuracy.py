@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
 from pneumo_edge.errors import BundleError, DataError, ImageError, MissingExtraError, RunError
 from pneumo_edge.plausibility import objections
-from pneumo_edge.preprocess import Pixels, read_film
+from pneumo_edge.preprocess import SUFFIXES, Pixels, read_film
 from pneumo_export.gate import mcnemar, run_backend
 from pneumo_train.calibrate import Labels, probabilities
-from pneumo_train.films import FilmFile, find_root, index_films, labels_of
+from pneumo_train.films import KAGGLE_PATIENT, FilmFile, find_root, labels_of
 from pneumo_train.measure import measure
 from pneumo_train.run import read_config
 from pneumo_train.split import TEST, VALIDATION, read_split
@@ -56,13 +57,33 @@ class Decoded:
 
 
 def test_split(data: Path) -> Split:
-    """Returns the films in `test/`.
+    """Returns the films in `test/`; a `train/` beside it is not asked for.
 
     Raises:
-        DataError: The folder is no data set.
+        DataError: The folder has no `test/`, or no films of both classes in it.
     """
-    root, films = index_films(data)
-    return Split(TEST, root, tuple(film for film in films if film.folder == "test"))
+    if not data.is_dir():
+        raise DataError(f"{data} is no folder: give the one that holds test/")
+    # The download nests its folders, sometimes twice.
+    places = (data, data / "chest_xray", data / "chest_xray" / "chest_xray")
+    root = next((place for place in places if (place / TEST).is_dir()), None)
+    if root is None:
+        raise DataError(f"{data} holds no test/ folder: give the folder with test/NORMAL and test/PNEUMONIA in it")
+    films = [
+        FilmFile(path.relative_to(root).as_posix(), label, _patient(path), TEST)
+        for label, name in enumerate(LABELS)
+        for path in sorted((root / TEST / name).rglob("*"))
+        # Hidden files and __MACOSX/ are what archives leave behind.
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
+    ]
+    return Split(TEST, root, tuple(films))
+
+
+def _patient(path: Path) -> str:
+    match = re.search(KAGGLE_PATIENT, path.name)
+    return next(filter(None, match.groups()), path.stem) if match else path.stem
 
 
 def validation_split(run: Path, data: Path | None) -> Split:

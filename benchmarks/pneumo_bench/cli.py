@@ -1,4 +1,4 @@
-"""pneumo-bench: latency, accuracy and the way from disk to verdict, for every file of a bundle."""
+"""pneumo-bench: latency, accuracy, agreement, the way from disk to verdict, and the speed of training."""
 
 from __future__ import annotations
 
@@ -103,7 +103,10 @@ def latency(
 def accuracy(
     model: Models = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with train/ and test/, each NORMAL/ and PNEUMONIA/.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder with test/NORMAL and test/PNEUMONIA; with --run, where its films are."
+        ),
     ] = None,
     split: Annotated[
         SplitName, typer.Option(help="test: the films in test/; validation: those that a run has held back.")
@@ -137,7 +140,7 @@ def accuracy(
     elif data is not None:
         films = test_split(data)
     else:
-        raise UsageError("no films named: give --data DIR, the folder with train/ and test/")
+        raise UsageError("no films named: give --data DIR, the folder with test/")
     record = judge_all(bundles, films)
     tables = accuracy_tables(record)
     show(tables)
@@ -156,6 +159,43 @@ def accuracy(
             for name in untimed:
                 say(f"{latency_file} has no times of {name}")
         say(f"written to {output}: {', '.join(written)}")
+    if record["missing"] or record["settings"]["unreadable"]:
+        raise typer.Exit(FAILED)
+
+
+@app.command(epilog=NOT_A_DIAGNOSIS)
+def agreement(
+    model: Models = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with train/ and test/, each NORMAL/ and PNEUMONIA/.")
+    ] = None,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="RUN", help="Run whose validation films are used, not those in test/."),
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Compares the answers of every file in our own engine with those in other engines and with other kernels."""
+    from pneumo_bench.accuracy import test_split, validation_split
+    from pneumo_bench.agreement import agreement_table, compare_all
+    from pneumo_bench.inputs import open_bundles
+    from pneumo_bench.output import make_folder, save, show
+
+    if output is not None:
+        make_folder(output)
+    bundles = open_bundles(model or [])
+    if run_folder is not None:
+        films = validation_split(run_folder, data)
+    elif data is not None:
+        films = test_split(data)
+    else:
+        raise UsageError("no films named: give --run RUN for its validation films, or --data DIR for those in test/")
+    record = compare_all(bundles, films)
+    tables = [agreement_table(record)]
+    show(tables)
+    if output is not None:
+        save(output, "agreement", record, tables)
+        say(f"written to {output}: agreement.json, agreement.md")
     if record["missing"] or record["settings"]["unreadable"]:
         raise typer.Exit(FAILED)
 
@@ -183,6 +223,47 @@ def end_to_end(
         save(output, "end-to-end", record, tables)
         draw_end_to_end(output / "end-to-end.png", record)
         say(f"written to {output}: end-to-end.json, end-to-end.md, end-to-end.png")
+
+
+@app.command()
+def training(
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with train/NORMAL and train/PNEUMONIA.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="Network, as pneumo-train names it.")] = "efficientnet_lite0",
+    size: Annotated[
+        int | None, typer.Option(help="Side of the input in pixels; the backbone's own by default.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the films in fine-tuning, all counted.")] = 8,
+    frozen_epochs: Annotated[int, typer.Option(min=1, help="The same where the head alone learns.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Films in one step.")] = 32,
+    films: Annotated[int, typer.Option(min=0, help="About so many training films; 0 for all.")] = 640,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns that each way has.")] = 1,
+    output: Output = None,
+) -> None:
+    """Times training against the usual way in Keras, with a frozen backbone and in fine-tuning; needs TensorFlow."""
+    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.training import time_both, training_table
+
+    if data is None:
+        raise UsageError("no films named: give --data DIR, the folder with train/")
+    if output is not None:
+        make_folder(output)
+    record = time_both(
+        data,
+        backbone=backbone,
+        size=size,
+        epochs=epochs,
+        frozen_epochs=frozen_epochs,
+        batch_size=batch_size,
+        films=films,
+        rounds=rounds,
+    )
+    tables = [training_table(record)]
+    show(tables)
+    if output is not None:
+        save(output, "training", record, tables)
+        say(f"written to {output}: training.json, training.md")
 
 
 def _parse_threads(threads: str | None) -> list[int]:

@@ -6,10 +6,6 @@ while slows all of them.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +16,7 @@ from typing import Any
 from pneumo_bench.inputs import sample_films
 from pneumo_bench.machine import KERAS_PACKAGES, PACKAGES, Watch, describe_machine
 from pneumo_bench.output import Table, header, machine_notes, threads_text
+from pneumo_bench.process import ask
 from pneumo_bench.spread import percentile, ratio_text, ratios, spread
 from pneumo_edge.bundle import Bundle
 from pneumo_edge.command_line import progress
@@ -90,6 +87,11 @@ def enter(bundles: Mapping[str, Bundle], runs: Sequence[Path]) -> tuple[list[Con
                         name, engine, package, bundle.folder, file, stated.precision, size, stated.bytes, stated.sha256
                     )
                 )
+        # Peers are to be seen on the plain float files too.
+        for suffix, peers in PEERS.items():
+            if (plain := f"model{suffix}") not in bundle.description.files:
+                reason = f"the bundle has no {plain}: export the run with that format"
+                missing += [{"name": f"{peer}:{bundle_name}/{plain}", "reason": reason} for peer in peers]
     if runs and find_spec("tensorflow") is None:
         raise MissingExtraError("tensorflow", "train", "--run")
     taken = Counter(run.resolve().name for run in runs)
@@ -202,20 +204,7 @@ def _ask_worker(contestant: Contestant, threads: int, queries: int, films: list[
         "queries": queries,
         "films": films,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "pneumo_bench.worker"],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
-        return {"error": f"its process ended with {done.returncode}: {last[:300]}"}
-    return answer
+    return ask("pneumo_bench.worker", job)
 
 
 def _percentiles(answer: Mapping[str, Any]) -> dict[str, float | None]:

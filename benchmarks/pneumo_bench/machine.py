@@ -47,7 +47,8 @@ def describe_machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
         # Virtual machines have none: the host decides.
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "memory": psutil.virtual_memory().total,
-        "system": f"{platform.system()} {platform.release()}",
+        # What follows the number of the kernel names who built it.
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "versions": versions,
     }
 

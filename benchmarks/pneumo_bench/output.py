@@ -85,11 +85,12 @@ def save(folder: Path, stem: str, record: dict[str, Any], tables: list[Table]) -
     write_json(folder / f"{stem}.json", record)
     parts = [f"Made on {record['made']} by\n\n    {record['command']}\n"]
     for table in tables:
-        lines = [f"## {table.title}", "", _row(table.columns), _row(("---",) + ("---:",) * (len(table.columns) - 1))]
-        lines += [_row(row) for row in table.rows] + [""] + [f"- {note}" for note in table.notes]
+        lines = [f"## {table.title}", "", row(table.columns), row(("---",) + ("---:",) * (len(table.columns) - 1))]
+        lines += [row(cells) for cells in table.rows] + [""] + [f"- {note}" for note in table.notes]
         parts.append("\n".join(lines).rstrip() + "\n")
     write_text(folder / f"{stem}.md", "\n".join([*parts, NOT_A_DIAGNOSIS]) + "\n")
 
 
-def _row(cells: tuple[str, ...]) -> str:
+def row(cells: tuple[str, ...]) -> str:
+    """Writes one row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

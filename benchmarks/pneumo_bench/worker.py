@@ -1,12 +1,10 @@
-"""Times one engine with one model, in a process of its own: a job as JSON on stdin, the times as JSON on stdout.
+"""Times one engine with one model, in a process of its own.
 
 One process per engine, since the threads of onnxruntime go on spinning for a while and slow whatever runs next to them.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pneumo_bench.machine import peak_rss
+from pneumo_bench.process import answer
 from pneumo_edge.backends import open_backend
 from pneumo_edge.bundle import ENGINE_OF_SUFFIX, read_bundle
 from pneumo_edge.classifier import Classifier, Failure
@@ -27,18 +26,6 @@ WARM_UP = 20
 
 Infer = Callable[[Pixels], float]
 """From one film uint8 (1, S, S, 1) to its logit; all outputs have been computed when it returns."""
-
-
-def main() -> None:
-    """Does the job on stdin; what goes wrong is an answer too."""
-    job = json.load(sys.stdin)
-    try:
-        answer = time_engine(**job)
-    except Exception as error:
-        reason = str(error).strip() or type(error).__name__
-        answer = {"error": reason.splitlines()[0][:300]}
-    # Engines may have printed something before.
-    print("\n" + json.dumps(answer), flush=True)
 
 
 def time_engine(
@@ -93,9 +80,9 @@ def _folder_run(bundle: Path, file: str, threads: int, films: list[str]) -> floa
         start = time.perf_counter()
         answers = list(classifier.predict_batch(films))
         seconds = time.perf_counter() - start
-    for answer in answers:
-        if isinstance(answer, Failure):
-            raise ValueError(answer.error)
+    for verdict in answers:
+        if isinstance(verdict, Failure):
+            raise ValueError(verdict.error)
     return len(answers) / seconds
 
 
@@ -208,4 +195,4 @@ ENGINES: dict[str, Callable[[Path, str, int, int], Callable[[], Infer]]] = {
 
 
 if __name__ == "__main__":
-    main()
+    answer(time_engine)

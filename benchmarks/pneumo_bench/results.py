@@ -1,0 +1,157 @@
+"""Collects in docs/results/ what may be published of finished runs: numbers and figures, never a film or a model.
+
+    python -m pneumo_bench.results docs/results RUN...
+
+For each run, docs/results/RUN/; over all of them, and over what the commands of pneumo-bench have left in
+docs/results/bench/, results.json and results.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pneumo_bench.output import row
+from pneumo_edge.atomic import replacing_folder, write_json, write_text
+from pneumo_edge.command_line import NOT_A_DIAGNOSIS
+from pneumo_edge.errors import PneumoError, RunError, UsageError
+from pneumo_train.run import read_config, read_metrics
+
+FIGURES = ("curves.png", "confusion.png", "roc_pr.png", "reliability.png", "scores.png")
+"""Those without a film: mistakes.png and augmentation.png show some."""
+
+BENCH = "bench"
+TAKEN = frozenset({BENCH, "arm"})
+"""Folders in docs/results/ that other commands fill."""
+
+_ABSOLUTE = re.compile(r"(?<![^\s\"'(=])(?:[A-Za-z]:)?[/\\](?:[^/\\\s]+[/\\])+([^/\\\s]+)")
+"""An absolute path, and its last part."""
+
+
+def collect(run: Path, results: Path) -> Path:
+    """Copies what may be published of a finished and exported run to `results/NAME`, whole or not at all.
+
+    No copy names a folder of this machine: of each absolute path its last part stays, of `data` the name of the data.
+
+    Raises:
+        RunError: The run is not finished, has not been exported, or lacks a figure.
+        UsageError: Its name is that of a folder which other commands fill.
+    """
+    name = run.resolve().name
+    if name in TAKEN:
+        raise UsageError(f"{run} cannot be collected, since {results / name} holds other results: rename the run")
+    config, metrics = read_config(run), read_metrics(run)
+    settings = _read(run / "config.json") | {"data": config.data_name}
+    parity = _read(run / "bundle" / "parity.json")
+    target = results / name
+    with replacing_folder(target) as folder:
+        write_json(folder / "config.json", _without_folders(settings))
+        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "parity.json", _without_folders(parity))
+        for file in ("history.csv", *FIGURES):
+            try:
+                shutil.copyfile(run / file, folder / file)
+            except FileNotFoundError:
+                raise RunError(f"{run} holds no {file}: finish it with pneumo-train --resume {run}") from None
+    return target
+
+
+def summarise(results: Path, runs: Sequence[str]) -> None:
+    """Writes `results.json` and `results.md`: the measures of the runs in a table, and where the rest stands.
+
+    Args:
+        results: Folder that `collect` has filled.
+        runs: Names of the runs, in the order of the table.
+    """
+    found = {}
+    for name in runs:
+        config, metrics = _read(results / name / "config.json"), _read(results / name / "metrics.json")
+        found[name] = {key: config[key] for key in ("backbone", "head", "size", "data", "data_hash")} | {
+            split: _in_short(metrics[split]) for split in ("validation", "validation_perturbed", "test")
+        }
+    bench = sorted(path.name for path in (results / BENCH).glob("*.md"))
+    write_json(results / "results.json", {"runs": found, "bench": bench})
+    write_text(results / "results.md", _markdown(found, bench))
+
+
+def _in_short(measures: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if measures is None:
+        return None
+    point = measures["operating_points"]["balanced"]
+    shares = {key: point[key] for key in ("accuracy", "sensitivity", "specificity")}
+    return {key: measures[key] for key in ("n", "patients", "auc", "ece")} | shares
+
+
+def _markdown(runs: Mapping[str, Any], bench: Sequence[str]) -> str:
+    columns = ("run", "model", "films", "AUC", "accuracy", "sensitivity", "specificity", "ECE")
+    lines = [
+        "# Results",
+        "",
+        'Made by `make results RUNS="..." DATA=...`; [what each figure means](../benchmarks.md). Keras models at the '
+        "operating point `balanced`; in brackets the 95 % interval, bootstrapped by patient. Epoch, threshold and "
+        "calibration were chosen on the validation films, which flatters these; the test films decided nothing.",
+        "",
+        row(columns),
+        row(("---", "---", *["---:"] * (len(columns) - 2))),
+    ]
+    for name, run in runs.items():
+        for split in ("validation", "validation_perturbed", "test"):
+            measures = run[split]
+            if measures is None:
+                continue
+            model = f"{run['backbone']}, {run['head']}, {run['size']}"
+            films = f"{measures['n']} {split.replace('_', ', ')}"
+            keys = ("auc", "accuracy", "sensitivity", "specificity", "ece")
+            lines.append(row((f"[{name}]({name}/)", model, films, *(_text(measures[key]) for key in keys))))
+    if bench:
+        lines += ["", "Side by side on one machine:", ""]
+        lines += [f"- [{Path(file).stem}]({BENCH}/{file})" for file in bench]
+    return "\n".join([*lines, "", NOT_A_DIAGNOSIS, ""])
+
+
+def _text(found: Mapping[str, float]) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _without_folders(value: Any) -> Any:
+    """Cuts every absolute path in the strings of a JSON value down to its last part."""
+    if isinstance(value, dict):
+        return {key: _without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(each) for each in value]
+    return _ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: export the run with pneumo-export --int8") from None
+    except (ValueError, OSError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise RunError(f"{path} is damaged: make it again")
+    return parsed
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Collects all runs, then summarises them."""
+    if len(arguments) < 2:
+        sys.exit(__doc__)
+    results, *runs = map(Path, arguments)
+    try:
+        collected = [collect(run, results).name for run in runs]
+        if len(set(collected)) < len(collected):
+            raise UsageError(f"two runs have one name, {', '.join(collected)}: rename one of them")
+        summarise(results, collected)
+    except PneumoError as error:
+        sys.exit(f"pneumo_bench.results: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,159 @@
+"""How fast pneumo-train learns, against the way in which Keras notebooks do it: same films, network, batch and size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pneumo_bench.machine import KERAS_PACKAGES, PACKAGES, Watch, describe_machine
+from pneumo_bench.output import Table, header, machine_notes
+from pneumo_bench.process import ask
+from pneumo_bench.spread import ratios, spread
+from pneumo_bench.training_worker import FINE_TUNING, FROZEN, OURS, USUAL
+from pneumo_edge.bundle import LABELS
+from pneumo_edge.command_line import progress
+from pneumo_edge.errors import DataError, MissingExtraError, PneumoError
+from pneumo_train.backbones import check_architecture, find_backbone
+from pneumo_train.films import FilmFile, index_films
+
+READABLE = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png"})
+"""Suffixes that `image_dataset_from_directory` takes."""
+
+
+def time_both(
+    data: Path,
+    *,
+    backbone: str,
+    size: int | None,
+    epochs: int,
+    frozen_epochs: int,
+    batch_size: int,
+    films: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Trains in both ways, in turns, with a frozen backbone and in fine-tuning; returns what `training.json` holds.
+
+    Args:
+        data: Folder in the layout of the Kaggle set; training films alone are read.
+        backbone: A key of `pneumo_train.backbones.BACKBONES`.
+        size: S, side of the input in pixels; None is the backbone's default.
+        epochs: Passes over the films in fine-tuning.
+        frozen_epochs: The same with a frozen backbone.
+        batch_size: Films in one step.
+        films: About so many training films, spread over both classes; 0 for all.
+        rounds: Turns that each way has.
+
+    Raises:
+        DataError, MissingExtraError, UsageError: One sentence each.
+        PneumoError: A training failed.
+    """
+    side = find_backbone(backbone).default_size if size is None else size
+    check_architecture(backbone, "gap", side)
+    if find_spec("tensorflow") is None:
+        raise MissingExtraError("tensorflow", "train", "pneumo-bench training")
+    root, found = index_films(data)
+    chosen = _spread([film for film in found if film.folder == "train"], films)
+    job = {"backbone": backbone, "size": side, "batch_size": batch_size}
+    passes = {FROZEN: frozen_epochs, FINE_TUNING: epochs}
+    pairs = [(case, way) for case in (FROZEN, FINE_TUNING) for way in (OURS, USUAL)]
+    seconds: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
+    watch = Watch()
+    with _linked(root, chosen) as folder, progress("training", rounds * len(pairs)) as advance:
+        for turn in range(rounds):
+            for place, (case, way) in enumerate(pairs if turn % 2 == 0 else pairs[::-1]):
+                # A cache of its own: what another training has prepared would come free of charge.
+                with TemporaryDirectory(prefix="pneumo-bench-") as cache:
+                    given = ask(
+                        "pneumo_bench.training_worker",
+                        job | {"way": way, "case": case, "data": str(folder), "epochs": passes[case]},
+                        {"XDG_CACHE_HOME": cache},
+                    )
+                if "error" in given:
+                    raise PneumoError(f"{way}, {case}, could not be timed: {given['error']}")
+                if given["films"] != len(chosen):
+                    raise PneumoError(f"{way} has read {given['films']} films of {len(chosen)}: nothing to compare")
+                seconds[case, way].append(given["seconds"])
+                advance(turn * len(pairs) + place + 1)
+    results = []
+    for (case, way), taken in seconds.items():
+        results.append(
+            {
+                "case": case,
+                "way": way,
+                "epochs": passes[case],
+                "seconds": spread(taken),
+                "films_per_second": spread([len(chosen) * passes[case] / each for each in taken]),
+                # As often as fast: the same films and epochs, hence the ratio of the times, upside down.
+                "ratio": ratios(seconds[case, USUAL], taken),
+            }
+        )
+    return header("training", describe_machine(PACKAGES + KERAS_PACKAGES), watch.finish()) | {
+        "settings": job | {"data": root.resolve().name, "films": len(chosen), "rounds": rounds},
+        "baseline": USUAL,
+        "results": results,
+    }
+
+
+def _spread(films: Sequence[FilmFile], count: int) -> list[FilmFile]:
+    """Returns about `count` films that both ways can read, each class with its share, or all of them.
+
+    Raises:
+        DataError: One class has none.
+    """
+    readable = [film for film in films if Path(film.path).suffix.lower() in READABLE]
+    step = max(1.0, len(readable) / count) if count else 1.0
+    chosen = [readable[int(i * step)] for i in range(int(len(readable) / step))]
+    if {film.label for film in chosen} != set(range(len(LABELS))):
+        raise DataError(
+            f"no {' and '.join(LABELS)} films to train with that Keras can read: it takes {', '.join(sorted(READABLE))}"
+        )
+    return chosen
+
+
+@contextmanager
+def _linked(root: Path, films: Sequence[FilmFile]) -> Iterator[Path]:
+    """Yields a folder in the layout of a data set with links to some films: both ways then find the same."""
+    with TemporaryDirectory(prefix="pneumo-bench-") as scratch:
+        for i, film in enumerate(films):
+            source = (root / film.path).resolve()
+            link = Path(scratch) / "train" / LABELS[film.label] / f"{i:05}{source.suffix.lower()}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source)
+        yield Path(scratch)
+
+
+def training_table(record: Mapping[str, Any]) -> Table:
+    """Shows what `time_both` found."""
+    rows: list[tuple[str, ...]] = []
+    for result in record["results"]:
+        speed, taken, ratio = result["films_per_second"], result["seconds"], result["ratio"]
+        rows.append(
+            (
+                result["case"],
+                result["way"],
+                str(result["epochs"]),
+                f"{speed['median']:.1f} ({speed['low']:.1f}–{speed['high']:.1f})",
+                f"{taken['median']:.1f}",
+                f"{ratio['median']:.2f}",
+            )
+        )
+    settings = record["settings"]
+    notes = (
+        *machine_notes(record["machine"], record["load"]),
+        f"{settings['backbone']} at {settings['size']} x {settings['size']}, random weights, batches of "
+        f"{settings['batch_size']}; {settings['films']} training films of {settings['data']}; "
+        f"{settings['rounds']} rounds, medians, in brackets the lowest and highest",
+        "counted: everything from the files on disk to the end of the last epoch (decoding, augmentation, steps, "
+        "tracing; for pneumo-train also its checkpoints and, with a frozen backbone, computing the frozen layers' "
+        "output for the views that it keeps); films/s is films x epochs in that time; not counted: imports, building "
+        "the network",
+        "usual way: image_dataset_from_directory, films cached in memory after the first epoch, Keras augmentation "
+        "layers in parallel, prefetch; gamma, noise, blur, resampling, JPEG, boxes and letters are pneumo-train's "
+        "alone, which favours the usual way",
+        f"ratio: films/s against the {record['baseline']} in the same round; more is faster",
+    )
+    return Table("Training", ("case", "way", "epochs", "films/s", "seconds", "ratio"), rows, notes)

@@ -1,0 +1,134 @@
+"""Times one way of training, in a process of its own, from the films on disk to the end of the last epoch.
+
+TensorFlow's import and the building of the network come before the clock; tracing and compiling belong to the training.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pneumo_bench.process import answer
+from pneumo_edge.bundle import LABELS
+from pneumo_train.augment import augment
+
+if TYPE_CHECKING:
+    import keras
+
+FROZEN, FINE_TUNING = "frozen backbone", "fine-tuning"
+OURS, USUAL = "pneumo-train", "usual way"
+
+LEARNING_RATE = 1e-5
+"""Small: the weights are random, and an epoch takes as long whatever they learn."""
+
+
+def time_training(
+    way: str, case: str, data: str, backbone: str, size: int, epochs: int, batch_size: int
+) -> dict[str, Any]:
+    """Trains for some epochs and returns `seconds` and `films`, the number of training films.
+
+    Args:
+        way: `OURS` or `USUAL`.
+        case: `FROZEN`, where the head alone learns, or `FINE_TUNING`, where those layers learn that pneumo-train lets.
+        data: Folder with train/NORMAL and train/PNEUMONIA; nothing of it may have been prepared before.
+        backbone: A key of `pneumo_train.backbones.BACKBONES`; its weights are random.
+        size: S, side of the input in pixels.
+        epochs: Passes over the films.
+        batch_size: Films in one step.
+    """
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    model = _build(case, backbone, size)
+    train = _ours if way == OURS else _usual
+    start = time.perf_counter()
+    films = train(model, Path(data), size, epochs, batch_size)
+    return {"seconds": time.perf_counter() - start, "films": films}
+
+
+def _build(case: str, backbone: str, size: int) -> keras.Model:
+    import keras
+
+    from pneumo_train.backbones import backbone_layers, build_model, freeze
+
+    keras.utils.set_random_seed(0)
+    model = build_model(backbone, "gap", size)
+    if case == FROZEN:
+        for layer in backbone_layers(model):
+            layer.trainable = False
+    else:
+        # As if all layers had pretrained weights: batch-norm stays as it is, and so do the first layers of the deep
+        # networks.
+        freeze(model, backbone, [layer.name for layer in backbone_layers(model)])
+    return model
+
+
+def _ours(model: keras.Model, data: Path, size: int, epochs: int, batch_size: int) -> int:
+    """What pneumo-train does: films decoded once into one array, then `fit` with its checkpoints."""
+    from pneumo_train.batches import FitData
+    from pneumo_train.films import index_films, labels_of, prepare
+    from pneumo_train.fit import FitSettings, fit
+
+    root, files = index_films(data)
+    labels, pixels = labels_of(files), prepare(root, files, size).pixels
+    # `fit` wants films to choose the best epoch by; one of each class costs next to nothing.
+    judged = [int(np.argmax(labels == label)) for label in range(len(LABELS))]
+    films = FitData(
+        films=pixels,
+        train=np.arange(len(files)),
+        labels=labels,
+        validation=pixels[judged],
+        perturbed=np.stack([augment(pixels[i], np.random.default_rng(i)) for i in judged]),
+        validation_labels=labels[judged],
+    )
+    settings = FitSettings(epochs, batch_size, LEARNING_RATE, seed=0, patience=epochs)
+    with TemporaryDirectory(prefix="pneumo-bench-") as run:
+        fit(Path(run), settings, films, lambda: model, resume=False)
+    return len(files)
+
+
+def _usual(model: keras.Model, data: Path, size: int, epochs: int, batch_size: int) -> int:
+    """What a good notebook does: decoded films cached in memory, augmentation in parallel, batches made ahead."""
+    import keras
+    import tensorflow as tf
+
+    dataset = keras.utils.image_dataset_from_directory(
+        data / "train",
+        label_mode="binary",
+        class_names=list(LABELS),
+        color_mode="grayscale",
+        image_size=(size, size),
+        batch_size=batch_size,
+        seed=0,
+        verbose=False,
+    )
+    films = len(dataset.file_paths)
+    layers = keras.layers
+    # The kinds and strengths of `pneumo_train.augment` for which every Keras 3 has a layer; what has none (gamma, noise
+    # of grey levels, blur, resampling, JPEG, grey box, letters) is not done here, in favour of the usual way.
+    augmentation = keras.Sequential(
+        [
+            layers.RandomFlip("horizontal"),
+            layers.RandomRotation(15 / 360, fill_mode="constant"),
+            layers.RandomZoom((-0.25, 0.25), (-0.25, 0.25), fill_mode="constant"),
+            layers.RandomTranslation(0.08, 0.08, fill_mode="constant"),
+            layers.RandomBrightness(0.2, value_range=(0, 255)),
+            layers.RandomContrast(0.4),
+        ]
+    )
+    batches = (
+        dataset.cache()
+        .shuffle(64)
+        .map(lambda x, y: (augmentation(x, training=True), y), num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    model.compile(keras.optimizers.Adam(LEARNING_RATE), keras.losses.BinaryCrossentropy(from_logits=True))
+    model.fit(batches, epochs=epochs, shuffle=False, verbose=0)  # the dataset is shuffled itself
+    return films
+
+
+if __name__ == "__main__":
+    answer(time_training)
