@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("tensorflow", reason="the export needs pneumo[export]")
 pytest.importorskip("tf2onnx", reason="the export needs pneumo[export]")
@@ -16,16 +22,20 @@ pytest.importorskip("tf2onnx", reason="the export needs pneumo[export]")
 import keras
 
 from pneumo_edge import Classifier
-from pneumo_edge.backends import open_backend
+from pneumo_edge.backends import Outputs, open_backend
+from pneumo_edge.bundle import LABELS as BUNDLE_LABELS
 from pneumo_edge.bundle import Calibration, read_bundle
 from pneumo_edge.errors import RunError, UsageError
-from pneumo_export.export import Exported, export_run
-from pneumo_export.gate import Candidate, Judged, judge, mcnemar, too_few
-from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of
-from pneumo_export.quantise import float_share
+from pneumo_export.cli import main
+from pneumo_export.convert import OPSET, _pool_before_relu
+from pneumo_export.export import Exported, check_apart, export_run
+from pneumo_export.gate import SIZE_SHARE, Candidate, Judged, judge, mcnemar, too_few
+from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of, quantisable_blocks
+from pneumo_export.quantise import Block, float_share
+from pneumo_export.repair import JudgedFile, layers_of, repair
 from pneumo_train.backbones import BACKBONES, Backbone, build_model
-from pneumo_train.phantom import draw_phantoms
-from pneumo_train.run import read_metrics
+from pneumo_train.run import load_films, read_config, read_metrics, read_rows, write_rows
+from pneumo_train.split import VALIDATION
 from pneumo_train.train import start_run
 
 SIZE = 64
@@ -36,10 +46,11 @@ def _tiny(image: Any) -> Any:
     x = image
     for i, filters in enumerate((16, 24, 32), start=1):
         x = keras.layers.Conv2D(filters, 3, 2, padding="same", use_bias=False, name=f"conv{i}")(x)
-        x = keras.layers.BatchNormalization(name=f"norm{i}")(x)
-        x = keras.layers.ReLU(6.0, name=f"relu{i}")(x)
+        x = keras.layers.BatchNormalization(momentum=0.9, name=f"norm{i}")(x)
+        # Without a ceiling, so that a channel can be scaled here and back again behind it.
+        x = keras.layers.ReLU(None if i == 1 else 6.0, name=f"relu{i}")(x)
         x = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"depth{i}")(x)
-        x = keras.layers.BatchNormalization(name=f"depthnorm{i}")(x)
+        x = keras.layers.BatchNormalization(momentum=0.9, name=f"depthnorm{i}")(x)
         x = keras.layers.ReLU(6.0, name=f"depthrelu{i}")(x)
     return x
 
@@ -66,22 +77,53 @@ def _tiny_backbone() -> Iterator[None]:
         yield
 
 
+def _draw_films(folder: Path, patients: int, per_patient: int = 2) -> None:
+    """Draws films that a tiny network learns in seconds: PNEUMONIA is a bright disc on noise, more or less bright."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:SIZE, 0:SIZE]
+    for part, share in (("train", 1.0), ("test", 0.1)):
+        for label, name in enumerate(BUNDLE_LABELS):
+            (folder / part / name).mkdir(parents=True)
+            for patient in range(int(share * patients)):
+                for film in range(per_patient):
+                    grey = rng.normal(rng.uniform(60, 120), 12, (SIZE, SIZE))
+                    centre = rng.uniform(20, 44, 2)
+                    disc = np.hypot(x - centre[0], y - centre[1]) < rng.uniform(8, 14)
+                    grey[disc] += rng.uniform(25, 90) if label else rng.uniform(0, 35)
+                    path = folder / part / name / f"person{1 + (part == 'test')}{label}{patient:03d}_{film}.png"
+                    Image.fromarray(np.asarray(grey.clip(0, 255), np.uint8)).save(path)
+
+
+def _quick_fit(run: Path, settings: Any, data: Any, build: Callable[[], keras.Model], **_: Any) -> None:
+    """Trains without augmentation: what comes out of it matters here, not how."""
+    keras.utils.set_random_seed(settings.seed)
+    model = build()
+    loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.1)
+    model.compile(keras.optimizers.Adam(settings.learning_rate), loss)
+    films = data.films[data.train][..., np.newaxis].astype(np.float32)
+    labels = data.labels[data.train][:, np.newaxis].astype(np.float32)
+    model.fit(films, labels, batch_size=settings.batch_size, epochs=settings.epochs, verbose=0)
+    model.save(run / "model.keras")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the runs "gap" and "flatten" of the tiny network on 520 phantoms."""
+    """A folder with the runs "gap" and "flatten" of the tiny network, and their films in "films"."""
     folder = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        draw_phantoms(folder / "phantoms", films=520)
+        patch.setattr("pneumo_train.fit.fit", _quick_fit)
+        patch.setattr("pneumo_train.train._report", lambda *_: None)
+        _draw_films(folder / "films", patients=130)
         for head in ("gap", "flatten"):
             start_run(
                 folder / head,
-                data=str(folder / "phantoms"),
+                data=str(folder / "films"),
                 backbone="tiny",
                 head=head,
                 weights="none",
                 size=SIZE,
-                epochs=10,
+                epochs=8,
                 batch_size=16,
                 learning_rate=None,
                 seed=0,
@@ -93,6 +135,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def exported(runs: Path) -> Exported:
     return export_run(runs / "gap", runs / "gap-bundle", calibration_films=64)
+
+
+@pytest.fixture(scope="module")
+def flat(runs: Path) -> Exported:
+    return export_run(runs / "flatten", runs / "flatten-bundle", calibration_films=64)
 
 
 def _random_model(backbone: str, head: str, size: int = SIZE) -> keras.Model:
@@ -130,27 +177,79 @@ def test_folding_changes_nothing(backbone: str) -> None:
     films = _films(4)
     expected = _logits(model, films)
     np.testing.assert_allclose(_logits(plain, films), expected, atol=1e-3 * max(1.0, np.abs(expected).max()))
+    # What is quantised as one begins with a convolution; pooling behind float layers stays float.
+    blocks = quantisable_blocks(plain, backbone)
+    for first, *others in (block.layers for block in blocks):
+        assert isinstance(plain.get_layer(first), keras.layers.Conv2D | keras.layers.DepthwiseConv2D)
+        assert not any(plain.get_layer(other).weights for other in others)
+    names = layers_of(blocks)
+    assert len(set(names)) == len(names)
+    assert "pool1_pool" not in names
+
+
+def _maps_by_gradient(model: keras.Model, films: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], ...]:
+    """HiResCAM, from Keras alone: features times the gradient of the logit, summed over channels; and the logits."""
+    import tensorflow as tf
+
+    both = keras.Model(model.input, [model.get_layer("features").output, model.output])
+    with tf.GradientTape() as tape:
+        maps, logit = both(films[..., np.newaxis].astype(np.float32), training=False)
+        gradient = tape.gradient(logit, maps)
+    expected = np.sum(maps * gradient, axis=-1)
+    # The gap head averages over h x w places, so its gradient is the CAM weight over their number.
+    places = 1 if "hidden" in [layer.name for layer in model.layers] else maps.shape[1] * maps.shape[2]
+    return expected * places, np.asarray(logit)[:, 0]
+
+
+def test_pooling_pads_by_itself_and_goes_before_relu() -> None:
+    onnx = pytest.importorskip("onnx")
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.ReLU()(keras.layers.Conv2D(4, 3, padding="same")(image))
+    pooled = keras.layers.MaxPooling2D(3, 2)(keras.layers.ZeroPadding2D(1)(x))
+    kept = keras.layers.MaxPooling2D(3, 2)(keras.layers.ZeroPadding2D(1)(keras.layers.Conv2D(4, 1)(image)))
+    model = keras.Model(image, keras.layers.Concatenate()([pooled, kept]))
+
+    import onnxruntime
+    import tensorflow as tf
+    import tf2onnx
+
+    signature = [tf.TensorSpec((None, 16, 16, 3), tf.float32, name="image")]
+    function = tf.function(model.call, input_signature=signature)
+    proto, _ = tf2onnx.convert.from_function(function, signature, opset=OPSET)
+    _pool_before_relu(proto.graph)
+    onnx.checker.check_model(proto)
+    # Behind a convolution there may be less than zero: that border stays.
+    kinds = [node.op_type for node in proto.graph.node]
+    assert kinds.count("Pad") == 1
+    assert "Relu" in kinds[kinds.index("MaxPool") :]
+    films = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"image": films})[0], model(films), atol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["gap", "flatten"])
 def test_heatmap_is_features_times_gradient(head: str) -> None:
-    import tensorflow as tf
-
     model = _random_model("tiny", head)
     plain = fold(model, "tiny")
     features = outputs_of(feature_model(plain, "tiny"), _films(64))["features"]
     films = _films(8)
     found = outputs_of(deployed(plain, "tiny", fit_novelty(features)), films)
-    both = keras.Model(model.input, [model.get_layer("features").output, model.output])
-    with tf.GradientTape() as tape:
-        maps, logit = both(films[..., np.newaxis].astype(np.float32), training=False)
-        gradient = tape.gradient(logit, maps)
-    # HiResCAM. The gap head averages over h x w places, so its gradient is the CAM weight over their number.
-    expected = np.sum(maps * gradient, axis=-1)
-    if head == "gap":
-        expected = expected * maps.shape[1] * maps.shape[2]
-    np.testing.assert_allclose(found["logit"], logit[:, 0], atol=1e-4)
+    expected, logit = _maps_by_gradient(model, films)
+    np.testing.assert_allclose(found["logit"], logit, atol=1e-4)
     np.testing.assert_allclose(found["heatmap"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["gap", "flatten"])
+def test_heatmaps_of_the_files_follow_the_gradient(head: str, runs: Path, exported: Exported, flat: Exported) -> None:
+    films = load_films(runs / head, read_config(runs / head)).part(VALIDATION).pixels[:50]
+    expected, _ = _maps_by_gradient(keras.saving.load_model(runs / head / "model.keras", compile=False), films)
+    bundle = read_bundle((exported if head == "gap" else flat).bundle or runs)
+    assert len(films) == 50
+    for name in ("model.onnx", "model.tflite"):
+        backend = open_backend(Path(name).suffix[1:], bundle.read_file(name), SIZE, 1, name)
+        found = backend.run(films[..., np.newaxis]).heatmap
+        for one, other in zip(found, expected, strict=True):
+            assert np.corrcoef(one.ravel(), other.ravel())[0, 1] >= 0.999
 
 
 def test_novelty_is_the_regularised_mahalanobis_distance() -> None:
@@ -196,8 +295,8 @@ def test_float_files_answer_as_keras_and_keep_the_contract(exported: Exported) -
 
 
 @pytest.mark.parametrize("head", ["gap", "flatten"])
-def test_int8_files_are_int8_and_close(head: str, runs: Path, exported: Exported) -> None:
-    made = exported if head == "gap" else export_run(runs / "flatten", runs / "flatten-bundle", calibration_films=64)
+def test_int8_files_are_int8_and_close(head: str, exported: Exported, flat: Exported) -> None:
+    made = exported if head == "gap" else flat
     for name in ("model.int8.onnx", "model.int8.tflite"):
         record = made.parity["files"][name]
         assert record["precision"] == "int8"
@@ -207,7 +306,7 @@ def test_int8_files_are_int8_and_close(head: str, runs: Path, exported: Exported
 
 
 def test_the_bundle_judges_films(runs: Path, exported: Exported) -> None:
-    film = next((runs / "phantoms" / "test" / "PNEUMONIA").glob("*.jpeg"))
+    film = next((runs / "films" / "test" / "PNEUMONIA").glob("*.png"))
     answers = {}
     for file in ("model.onnx", "model.tflite"):
         with Classifier.load(exported.bundle, file=file) as classifier:
@@ -252,14 +351,14 @@ def test_an_existing_bundle_is_kept_unless_forced(runs: Path, exported: Exported
 
 def test_films_that_have_moved(runs: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
-    (runs / "phantoms").rename(moved)
+    (runs / "films").rename(moved)
     try:
         with pytest.raises(RunError, match="--data"):
             export_run(runs / "gap", tmp_path / "bundle")
         made = export_run(runs / "gap", tmp_path / "bundle", data=moved, int8=False, formats=("onnx",))
         assert made.bundle == tmp_path / "bundle"
     finally:
-        moved.rename(runs / "phantoms")
+        moved.rename(runs / "films")
 
 
 def test_an_unfinished_run_is_refused(runs: Path, tmp_path: Path) -> None:
@@ -269,6 +368,248 @@ def test_an_unfinished_run_is_refused(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="--resume"):
         export_run(run, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_each_file_has_its_intervals_and_its_time(exported: Exported) -> None:
+    assert exported.bundle is not None
+    card = (exported.bundle / "MODEL_CARD.md").read_text()
+    for record in exported.parity["files"].values():
+        assert record["milliseconds"] > 0
+        for part in ("clean", "perturbed"):
+            of_part = record["intervals"][part]
+            assert set(of_part) == {"auc", "accuracy", "sensitivity", "specificity"}
+            assert of_part["auc"]["value"] == pytest.approx(record[part]["auc"], abs=1e-6)
+            for found in of_part.values():
+                assert found["low"] <= found["value"] <= found["high"]
+    shown = exported.parity["files"]["model.onnx"]["intervals"]["clean"]["specificity"]
+    assert f"{shown['value']:.1%} ({shown['low']:.1%} to {shown['high']:.1%})" in card
+
+
+# --- repair
+
+
+def _copy_run(run: Path, copy: Path, change: Callable[[keras.Model], None]) -> Path:
+    """Copies a finished run with its model changed."""
+    shutil.copytree(run, copy)
+    model = keras.saving.load_model(copy / "model.keras", compile=False)
+    change(model)
+    model.save(copy / "model.keras")
+    return copy
+
+
+def _scale_a_channel(model: keras.Model) -> None:
+    """One channel is a thousand times as large from relu1 to depth1, which undoes it: the answers stay what they were.
+
+    In int8 the other channels between the two share 256 steps with it, and become zero.
+    """
+    gamma, beta, *moving = model.get_layer("norm1").get_weights()
+    # The channel that is largest anyway cannot be one that never fires.
+    channel = int(np.argmax(gamma + beta))
+    gamma[channel] *= 1000
+    beta[channel] *= 1000
+    model.get_layer("norm1").set_weights([gamma, beta, *moving])
+    (kernel,) = model.get_layer("depth1").get_weights()
+    kernel[:, :, channel] /= 1000
+    model.get_layer("depth1").set_weights([kernel])
+
+
+def test_a_damaged_model_is_repaired(runs: Path, tmp_path: Path) -> None:
+    damaged = _copy_run(runs / "gap", tmp_path / "damaged", _scale_a_channel)
+    with pytest.MonkeyPatch.context() as patch:
+        # In so small a network what is no weight takes most of the room.
+        patch.setitem(SIZE_SHARE, "gap", 1.5)
+        made = export_run(damaged, tmp_path / "bundle", calibration_films=64)
+    for name in ("model.int8.onnx", "model.int8.tflite"):
+        record = made.parity["files"][name]
+        repaired = record["repair"]
+        assert repaired["failures_before"], f"{name} was not damaged enough to fail"
+        assert record["failures"] == []
+        assert sorted(repaired["attempts"][0]["moved"]) == ["conv1", "depth1"]
+        # Half of the weights each: too much to be moved back.
+        assert not {"conv2", "conv3"} & set(repaired["errors"])
+        harm = sorted(repaired["errors"].values())
+        assert harm[-2] > 3 * harm[-3]
+        assert 0 < record["float_share_of_convolution_weights"] <= 0.1
+        assert repaired["attempts"][-1]["failures"] == []
+    written = json.loads((tmp_path / "bundle" / "parity.json").read_text())
+    assert written["files"]["model.int8.onnx"]["repair"]["attempts"]
+    assert set(read_bundle(tmp_path / "bundle").description.files) == set(FILES)
+
+
+def test_repair_stops_at_a_tenth_of_the_weights() -> None:
+    blocks = [Block((f"conv{i}",), 10) for i in range(30)]
+    asked: list[int] = []
+
+    def quantise(layers: Collection[str]) -> bytes:
+        return " ".join(sorted(layers)).encode()
+
+    def judge_file(content: bytes) -> dict[str, Any]:
+        asked.append(len(blocks) - len(content.split()))
+        share = asked[-1] / len(blocks)
+        return _record(_scores() + 1.0) | {"float_share_of_convolution_weights": share}
+
+    def open_file(content: bytes) -> Any:
+        # The block `conv7` does most harm.
+        wrong = 5.0 if content == b"conv7" else 0.1
+        noise = np.random.default_rng(len(content)).normal(size=1).astype(np.float32)
+        return SimpleNamespace(run=lambda film: Outputs(noise * wrong, film[..., 0], noise * 0))
+
+    broken = JudgedFile(b"x" * 900, judge_file(quantise([f"conv{i}" for i in range(30)])))
+    last, report = repair(
+        "f", broken, blocks, _films(4), open_file(b""), quantise, open_file, judge_file, max_drop=0.5, max_bytes=1e6
+    )
+    assert asked == [0, 2, 3]
+    assert report["attempts"][0]["moved"][0] == "conv7"
+    assert last.record["failures"]
+
+
+# --- what is refused
+
+
+def test_a_model_that_answers_one_value_is_refused(runs: Path, tmp_path: Path) -> None:
+    def silence(model: keras.Model) -> None:
+        kernel, bias = model.get_layer("logit").get_weights()
+        model.get_layer("logit").set_weights([0 * kernel, bias])
+
+    constant = _copy_run(runs / "gap", tmp_path / "constant", silence)
+    made = export_run(constant, tmp_path / "bundle", calibration_films=16)
+    assert made.bundle is None
+    assert not (tmp_path / "bundle").exists()
+    for record in made.parity["files"].values():
+        assert any("distinct scores" in failure for failure in record["failures"])
+
+
+@pytest.mark.parametrize("what", ["patient", "test"])
+def test_calibration_films_that_are_judged_are_refused(what: str, runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "gap", run)
+    rows = read_rows(run / "split.csv")
+    learned = [row for row in rows if row["split"] == "train"]
+    if what == "patient":
+        patients = [row["patient"] for row in learned]
+        next(row for row in learned if patients.count(row["patient"]) > 1)["split"] = "validation"
+    else:
+        # The same film a second time, under a split that is only measured.
+        rows.append(learned[0] | {"split": "test"})
+    write_rows(run / "split.csv", list(rows[0]), rows)
+    with pytest.raises(RunError, match=r"must not be judged" if what == "patient" else "not those"):
+        export_run(run, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_copies_of_a_test_film_do_not_calibrate(runs: Path) -> None:
+    films = load_films(runs / "gap", read_config(runs / "gap"))
+    check_apart(films, runs / "gap")
+    learned, measured = films.positions("train")[0], films.positions("test")[0]
+    sha256 = list(films.prepared.sha256)
+    sha256[learned] = sha256[measured]
+    films = replace(films, prepared=replace(films.prepared, sha256=tuple(sha256)))
+    with pytest.raises(RunError, match="its bytes in test"):
+        check_apart(films, runs / "gap")
+
+
+def _other_version(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text()) | {"format_version": 99}
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def _other_size(run: Path) -> None:
+    _random_model("tiny", "gap", 32).save(run / "model.keras")
+
+
+def _two_inputs(run: Path) -> None:
+    one, two = keras.Input((SIZE, SIZE, 1)), keras.Input((SIZE, SIZE, 1))
+    both = keras.layers.Flatten()(keras.layers.Add()([one, two]))
+    keras.Model([one, two], keras.layers.Dense(1)(both)).save(run / "model.keras")
+
+
+def _no_model(run: Path) -> None:
+    (run / "model.keras").unlink()
+
+
+def _garbled_model(run: Path) -> None:
+    (run / "model.keras").write_bytes(b"no model")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (_other_version, "another version of pneumo"),
+        (_other_size, "other inputs"),
+        (_two_inputs, "other inputs"),
+        (_no_model, "--resume"),
+        (_garbled_model, "cannot be loaded"),
+    ],
+)
+def test_a_run_that_cannot_be_exported(
+    change: Callable[[Path], None], sentence: str, runs: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "gap", run)
+    change(run)
+    with pytest.raises(RunError, match=sentence):
+        export_run(run, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_a_disk_that_fills_up_leaves_the_old_bundle(runs: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"formats": ("onnx",), "int8": False}
+    export_run(runs / "gap", tmp_path / "bundle", **settings)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "bundle").iterdir()}
+    write = Path.write_text
+
+    def full(path: Path, *arguments: Any, **options: Any) -> int:
+        if ".MODEL_CARD" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*make room.*bundle"):
+            export_run(runs / "gap", tmp_path / "bundle", force=True, **settings)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "bundle").iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("tensorflow", "tensorflow"),
+        ("tf2onnx", "tf2onnx"),
+        ("ai_edge_litert", "ai-edge-litert"),
+        ("ai_edge_quantizer", "ai-edge-quantizer"),
+        ("sklearn", "scikit-learn"),
+    ],
+)
+def test_a_missing_package_is_said_before_the_work(
+    module: str, package: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pneumo_export.cli.find_spec", lambda name: None if name == module else object())
+    monkeypatch.setattr("sys.argv", ["pneumo-export", str(runs / "gap"), "--output", str(tmp_path / "bundle")])
+    said: list[str] = []
+    monkeypatch.setattr("pneumo_edge.command_line.say", said.append)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said == [f"pneumo-export: exporting needs the package {package}: pip install 'pneumo[export]'"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_shows_one_table(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["pneumo-export", str(runs / "gap"), "--output", str(tmp_path / "bundle"), "--formats", "onnx"]
+    monkeypatch.setattr("sys.argv", [*line, "--no-int8"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    shown = capsys.readouterr()
+    for column in ("file", "size", "AUC", "sensitivity", "specificity", "flips", "ms/film", "gate", "passed"):
+        assert column in shown.out
+    assert all(len(row) <= 120 for row in shown.out.splitlines()[:-1])
+    assert shown.out.splitlines()[-1] == str(tmp_path / "bundle")
+    assert [p.name for p in (tmp_path / "bundle").glob("model.*")].count("model.onnx") == 1
+    assert not (tmp_path / "bundle" / "model.int8.onnx").exists()
 
 
 # --- the gate on numbers
@@ -295,6 +636,21 @@ def _judge(
     novelty: np.ndarray[Any, Any] | None = None,
     films: slice = slice(None),
 ) -> list[str]:
+    failures: list[str] = _record(logit, precision=precision, size=size, share=share, novelty=novelty, films=films)[
+        "failures"
+    ]
+    return failures
+
+
+def _record(
+    logit: np.ndarray[Any, Any],
+    *,
+    precision: str = "int8",
+    size: int = 20,
+    share: float = 0.0,
+    novelty: np.ndarray[Any, Any] | None = None,
+    films: slice = slice(None),
+) -> dict[str, Any]:
     both = np.concatenate([np.arange(len(LABELS))[films], len(LABELS) + np.arange(len(LABELS))[films]])
     keras_scores = Judged(_scores()[both], NOVELTY[both])
     logit = logit[both]
@@ -312,8 +668,7 @@ def _judge(
         0.5,
     )
     json.dumps(record, allow_nan=False)
-    failures: list[str] = record["failures"]
-    return failures
+    return record
 
 
 def test_an_equal_file_passes() -> None:
@@ -371,9 +726,12 @@ def test_mcnemar_exact(lost: int, won: int, p: float) -> None:
     assert mcnemar(lost, won) == mcnemar(won, lost) == pytest.approx(p)
 
 
-def test_few_films_are_said() -> None:
-    assert too_few(LABELS) is None
-    assert "only 30 NORMAL" in str(too_few(LABELS[120:]))
+def test_few_films_are_said_with_the_interval() -> None:
+    auc = {"value": 0.99, "low": 0.9, "high": 1.0}
+    assert too_few(LABELS, auc) is None
+    warning = str(too_few(LABELS[120:], auc))
+    assert "only 30 NORMAL" in warning
+    assert "0.9000 to 1.0000" in warning
 
 
 def test_float_share_counts_convolution_weights(runs: Path, exported: Exported) -> None:

@@ -50,12 +50,14 @@ def model_card(description: Description, config: Config, metrics: dict[str, Any]
         if metrics.get(part)
     )
     files = "\n".join(
-        f"| {name} | {record['precision']} | {record['bytes'] / 1e6:.1f} MB | {record['clean']['auc']:.4f} "
-        f"| {record['perturbed']['auc']:.4f} | {record['clean']['sensitivity']:.1%} "
-        f"| {record['clean']['specificity']:.1%} | {record['pooled']['flips']['lost']} lost, "
-        f"{record['pooled']['flips']['won']} won |"
+        f"| {name} | {record['precision']} | {record['bytes'] / 1e6:.1f} MB | {title} "
+        f"| {_interval(record['intervals'][part]['auc'], 4)} | {_interval(record['intervals'][part]['accuracy'])} "
+        f"| {_interval(record['intervals'][part]['sensitivity'])} "
+        f"| {_interval(record['intervals'][part]['specificity'])} "
+        f"| {record[part]['flips']['lost']} / {record[part]['flips']['won']} |"
         for name, record in parity["files"].items()
         if name in description.files
+        for part, title in (("clean", "as they are"), ("perturbed", "perturbed"))
     )
     judged = metrics["test"] if test else metrics["validation"]
     prevalence = "\n".join(
@@ -95,11 +97,11 @@ The Keras model at the `{default}` operating point, with 95 % intervals bootstra
 | --- | --- | --- | --- | --- | --- | --- |
 {quality}
 
-Each file on the validation films, run by the engine that ships ("flips": verdicts that differ from the Keras model's,
-clean and perturbed films together):
+Each file on the {parity["validation_films"]} validation films, run by the engine that ships, with the same intervals
+(flips: right verdicts lost / won against the Keras model):
 
-| file | precision | size | AUC | AUC perturbed | sensitivity | specificity | flips |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+| file | precision | size | films | AUC | accuracy | sensitivity | specificity | flips |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {files}
 
 ## Operating points

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections import Counter
 from typing import Any
 
 import keras
@@ -30,6 +31,7 @@ def to_onnx(model: keras.Model) -> bytes:
         # Where tf2onnx joins a depthwise convolution with its bias, the bias alone still bears the layer's name.
         if node.op_type == "Conv" and len(node.input) == 3:
             node.name = node.input[2].partition(":")[0]
+    _pool_before_relu(proto.graph)
     data: bytes = proto.SerializeToString()
     return data
 
@@ -62,3 +64,47 @@ def _rename_outputs(proto: Any) -> None:
                 if used == value.name:
                     node.input[i] = name
         value.name = name
+
+
+def _pool_before_relu(graph: Any) -> None:
+    """Turns Relu -> Pad -> MaxPool (ResNet50) into MaxPool, which pads by itself, -> Relu. The answer is the same.
+
+    Relu gives nothing below zero, so that a border of zeros and no border have the same maximum; and the largest of
+    some numbers is the same before and after a Relu. ONNX Runtime pools floats fast, but with a Pad in front it does
+    not, and with nothing between MaxPool and int8 it moves the pooling to bytes, in a layout that has no fast kernel:
+    together 5 of 52 ms for the int8 file of ResNet50, one thread.
+    """
+    from onnx import helper, numpy_helper
+
+    made: dict[str, Any] = {output: node for node in graph.node for output in node.output}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    users = Counter(name for node in graph.node for name in node.input)
+    for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
+        pad = made.get(pool.input[0])
+        # A third input of Pad would be another value than zero.
+        if pad is None or pad.op_type != "Pad" or len(pad.input) != 2 or pad.input[1] not in stored:
+            continue
+        relu = made.get(pad.input[0])
+        if relu is None or relu.op_type != "Relu" or users[pad.output[0]] != 1 or users[relu.output[0]] != 1:
+            continue
+        pads = numpy_helper.to_array(stored[pad.input[1]]).tolist()
+        settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in pool.attribute}
+        padded = settings.get("auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"} or any(settings.get("pads", ()))
+        if len(pads) != 8 or any(pads[i] for i in (0, 1, 4, 5)) or padded:
+            continue
+        for attribute in [a for a in pool.attribute if a.name in {"pads", "auto_pad"}]:
+            pool.attribute.remove(attribute)
+        pool.attribute.append(helper.make_attribute("pads", [*pads[2:4], *pads[6:8]]))
+        pool.input[0], relu.input[0], pool.output[0], relu.output[0] = (
+            relu.input[0],
+            relu.output[0],
+            relu.output[0],
+            pool.output[0],
+        )
+        graph.node.remove(pad)
+        if users[pad.input[1]] == 1:
+            graph.initializer.remove(stored[pad.input[1]])
+        # Nodes stand in the order in which they are computed.
+        behind = helper.make_node("Relu", list(relu.input), list(relu.output), name=relu.name)
+        graph.node.remove(relu)
+        graph.node.insert(list(graph.node).index(pool) + 1, behind)

@@ -6,15 +6,17 @@ import contextlib
 import hashlib
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pneumo_edge.atomic import replacing_folder, write_json, write_text
-from pneumo_edge.backends import open_backend
+from pneumo_edge.backends import Backend, open_backend
 from pneumo_edge.bundle import (
     ENGINE_OF_SUFFIX,
     FORMAT_VERSION,
@@ -29,12 +31,23 @@ from pneumo_edge.bundle import (
     write_description,
 )
 from pneumo_edge.classifier import usable_cores
-from pneumo_edge.command_line import say
+from pneumo_edge.command_line import say, tracked
 from pneumo_edge.errors import RunError, UsageError
 from pneumo_edge.preprocess import Pixels
 from pneumo_export.card import model_card
-from pneumo_export.gate import Candidate, Judged, judge, run_backend, too_few
-from pneumo_export.quantise import float_share
+from pneumo_export.gate import (
+    SIZE_SHARE,
+    Candidate,
+    Judged,
+    accuracy_failures,
+    intervals,
+    judge,
+    run_timed,
+    too_few,
+)
+from pneumo_export.quantise import Block, float_share, onnx_quantiser, tflite_quantiser
+from pneumo_export.repair import JudgedFile, layers_of, repair
+from pneumo_train.calibrate import Labels
 from pneumo_train.perturb import perturb_all
 from pneumo_train.run import Config, Films, RunFilms, load_films, model_path, read_config, read_metrics
 from pneumo_train.split import TEST, TRAIN, VALIDATION
@@ -85,49 +98,48 @@ def export_run(
     Raises:
         RunError, UsageError, MissingExtraError: One sentence each; nothing is written.
     """
-    from pneumo_train.fit import logits
+    from pneumo_export.graph import quantisable_blocks
+    from pneumo_train.batches import PREDICT_BATCH, logits
 
     config, metrics = read_config(run), read_metrics(run)
     if output.exists() and not force:
         raise UsageError(f"{output} exists already: replace it with --force, or give another --output")
     path = model_path(run)
+    say("reading the films")
     films = load_films(run, config, data)
+    check_apart(films, run)
     train, validation = films.part(TRAIN), films.part(VALIDATION)
-    warning = too_few(validation.labels)
+    chosen = calibration_choice(train, calibration_films, config.seed) if int8 else []
+    warning = too_few(validation.labels, metrics["validation"]["auc"])
     if warning:
         say(f"warning: {warning}")
+    if int8 and len(chosen) < calibration_films - 1:
+        say(f"warning: there are only {len(chosen)} training films, half of each class, for the ranges of int8")
 
     say("building the graph")
     reference, model = _build(path, config, train)
     judged_films = np.concatenate([validation.pixels, perturb_all(validation.pixels, validation.paths)])
-    keras_logits = logits(reference, judged_films)
-
-    chosen = _calibration_choice(train, calibration_films, config.seed)
-    files = _convert(model, config.backbone, train.pixels[chosen], formats, int8)
-
-    calibration = Calibration(**metrics["calibration"])
-    threshold = metrics["operating_points"][DEFAULT_POINT]["threshold"]
+    starts = range(0, len(judged_films), PREDICT_BATCH)
+    parts = [
+        logits(reference, judged_films[i : i + PREDICT_BATCH]) for i in tracked(starts, "judging Keras", len(starts))
+    ]
+    gate = _Gate(
+        judged_films,
+        np.concatenate(parts),
+        validation.labels,
+        validation.patients,
+        Calibration(**metrics["calibration"]),
+        metrics["operating_points"][DEFAULT_POINT]["threshold"],
+        config,
+        max_drop,
+    )
+    blocks = quantisable_blocks(model, config.backbone)
+    files: dict[str, bytes] = {}
     records: dict[str, Any] = {}
-    for name, (precision, content) in files.items():
-        engine = ENGINE_OF_SUFFIX[Path(name).suffix]
-        backend = open_backend(engine, content, config.size, usable_cores(), name)
-        outputs = run_backend(backend, judged_films, name)
-        found = Judged(outputs.logit, outputs.novelty)
-        float_name = f"model{Path(name).suffix}"
-        if precision == "fp32":
-            fp32 = found
-        records[name] = judge(
-            Candidate(precision, len(content), float_share(content, name)),
-            found,
-            keras_logits,
-            fp32,
-            len(files[float_name][1]),
-            validation.labels,
-            calibration,
-            threshold,
-            config.head,
-            max_drop,
-        ) | {"sha256": hashlib.sha256(content).hexdigest()}
+    for form in formats:
+        made = _make(form, model, blocks if int8 else [], train.pixels[chosen], gate)
+        files |= {name: file.content for name, file in made.items()}
+        records |= {name: file.record for name, file in made.items()}
     refused = [name for name, record in records.items() if record["failures"]]
     parity = {
         "format_version": 1,
@@ -138,12 +150,17 @@ def export_run(
         "warning": warning,
         "validation_films": len(validation.labels),
         "max_drop": max_drop,
-        "threshold": threshold,
-        "calibration_films": [train.paths[i] for i in chosen] if int8 else [],
+        "threshold": gate.threshold,
+        "calibration_films": [train.paths[i] for i in chosen],
         "versions": versions(),
         "files": records,
     }
-    return _write(output, config, metrics, parity, files, refused)
+    try:
+        return _write(output, config, metrics, parity, files, refused)
+    except OSError as error:
+        # A full disk names no file.
+        reason = f"{error.strerror or error}: nothing was exported, make room or give another --output"
+        raise OSError(error.errno, reason, str(output)) from error
 
 
 def _describe_data(films: RunFilms, config: Config) -> str:
@@ -172,8 +189,9 @@ def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
         reference = keras.saving.load_model(path, compile=False)
     except Exception as error:
         raise RunError(f"{path} cannot be loaded ({type(error).__name__}): train the run again") from error
-    if reference.input.shape[1:] != (config.size, config.size, 1):
-        raise RunError(f"{path} takes {reference.input.shape[1:]}, config.json says {config.size}: train the run again")
+    shapes = [tuple(tensor.shape[1:]) for tensor in (*reference.inputs, *reference.outputs)]
+    if shapes != [(config.size, config.size, 1), (1,)]:
+        raise RunError(f"{path} has other inputs or outputs than config.json says: train the run again")
     plain = fold(reference, config.backbone)
     some = np.sort(np.random.default_rng(config.seed).permutation(len(train.labels))[:NOVELTY_FILMS])
     films = train.pixels[some]
@@ -183,36 +201,130 @@ def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
     return reference, deployed(plain, config.backbone, novelty)
 
 
-def _calibration_choice(train: Films, count: int, seed: int) -> list[int]:
-    """Chooses training films for the ranges of int8, half of each class, in a fixed order."""
+def check_apart(films: RunFilms, run: Path) -> None:
+    """Checks that no film of training, which novelty and the ranges of int8 come from, will be judged.
+
+    Raises:
+        RunError: A film, a copy of it, or another film of its patient stands in validation; or it, or a copy, in test.
+    """
+    # Test folders may count their patients anew: there the same name need not be the same patient.
+    judged: dict[tuple[str, str], str] = {}
+    for part, whats in ((TEST, ("path", "bytes")), (VALIDATION, ("path", "bytes", "patient"))):
+        for i in films.positions(part):
+            judged |= {(what, identity): part for what, identity in _identities(films, i).items() if what in whats}
+    for i in films.positions(TRAIN):
+        for identity in _identities(films, i).items():
+            if identity in judged:
+                raise RunError(
+                    f"{films.files[i].path} is in the training split of {run} and its {identity[0]} in "
+                    f"{judged[identity]} too: what calibrates must not be judged, train again"
+                )
+
+
+def _identities(films: RunFilms, i: int) -> dict[str, str]:
+    file = films.files[i]
+    return {"path": file.path, "bytes": films.prepared.sha256[i], "patient": file.patient}
+
+
+def calibration_choice(train: Films, count: int, seed: int) -> list[int]:
+    """Chooses training films for the ranges of int8, in a fixed order: half of each class, fewer of both if need be."""
     rng = np.random.default_rng(seed)
-    chosen: list[int] = []
-    for label in range(len(LABELS)):
-        mine = rng.permutation(np.flatnonzero(train.labels == label))
-        chosen += mine[: count // 2].tolist()
-    return sorted(chosen)
+    of_class = [rng.permutation(np.flatnonzero(train.labels == label)) for label in range(len(LABELS))]
+    each = min(count // 2, *map(len, of_class))
+    return sorted(int(i) for mine in of_class for i in mine[:each])
 
 
-def _convert(
-    model: Any, backbone: str, films: Pixels, formats: tuple[str, ...], int8: bool
-) -> dict[str, tuple[str, bytes]]:
-    """Returns file name -> precision and bytes; fp32 comes before int8 of its format."""
+@dataclass(frozen=True)
+class _Gate:
+    """What all files of one export are judged by."""
+
+    films: Pixels
+    """uint8 (2 N, S, S): the validation films, then the same perturbed."""
+    keras: npt.NDArray[np.float32]
+    """(2 N,), logits of the Keras model as trained, before anything was folded."""
+    labels: Labels
+    """(N,)"""
+    patients: Sequence[str]
+    """N names."""
+    calibration: Calibration
+    threshold: float
+    config: Config
+    max_drop: float
+
+    def open(self, name: str, content: bytes) -> Backend:
+        return open_backend(ENGINE_OF_SUFFIX[Path(name).suffix], content, self.config.size, usable_cores(), name)
+
+    def judge(
+        self, name: str, precision: str, content: bytes, fp32: Judged | None, fp32_size: int
+    ) -> tuple[dict[str, Any], Judged]:
+        outputs, milliseconds = run_timed(self.open(name, content), self.films, f"judging {name}")
+        found = Judged(outputs.logit, outputs.novelty)
+        record = judge(
+            Candidate(precision, len(content), float_share(content, name)),
+            found,
+            self.keras,
+            fp32 or found,
+            fp32_size,
+            self.labels,
+            self.calibration,
+            self.threshold,
+            self.config.head,
+            self.max_drop,
+        )
+        return record | {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "milliseconds": milliseconds,
+            "intervals": intervals(found.logit, self.labels, self.patients, self.calibration, self.threshold),
+        }, found
+
+
+def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: _Gate) -> dict[str, JudgedFile]:
+    """Makes and judges the files of one format.
+
+    Args:
+        form: "onnx" or "tflite".
+        model: What `_build` gave.
+        blocks: To quantise; empty for no int8 file.
+        films: Calibration films.
+        gate: Of this export.
+
+    Returns:
+        File name -> file; fp32 comes before int8.
+    """
     from pneumo_export.convert import to_onnx, to_tflite
-    from pneumo_export.graph import quantisable_layers
-    from pneumo_export.quantise import quantise_onnx, quantise_tflite
 
-    layers = quantisable_layers(model, backbone)
-    files: dict[str, tuple[str, bytes]] = {}
-    for name, convert, quantise in (("onnx", to_onnx, quantise_onnx), ("tflite", to_tflite, quantise_tflite)):
-        if name not in formats:
-            continue
-        say(f"converting to {name}")
-        content = convert(model)
-        files[f"model.{name}"] = ("fp32", content)
-        if int8:
-            say(f"quantising {name} with {len(films)} training films")
-            files[f"model.int8.{name}"] = ("int8", quantise(content, films, layers))
-    return files
+    convert, quantiser = {"onnx": (to_onnx, onnx_quantiser), "tflite": (to_tflite, tflite_quantiser)}[form]
+    plain, small = f"model.{form}", f"model.int8.{form}"
+    say(f"converting to {form}")
+    content = convert(model)
+    record, fp32 = gate.judge(plain, "fp32", content, None, len(content))
+    made = {plain: JudgedFile(content, record)}
+    if not blocks:
+        return made
+    say(f"quantising {form} with {len(films)} training films")
+    quantise = quantiser(content, films)
+
+    def judge_file(quantised: bytes) -> dict[str, Any]:
+        return gate.judge(small, "int8", quantised, fp32, len(content))[0]
+
+    first = quantise(layers_of(blocks))
+    file = JudgedFile(first, judge_file(first))
+    if accuracy_failures(file.record, gate.max_drop):
+        say(f"{small} fails: {'; '.join(file.record['failures'])}")
+        file, report = repair(
+            small,
+            file,
+            blocks,
+            films,
+            gate.open(plain, content),
+            quantise,
+            lambda quantised: gate.open(small, quantised),
+            judge_file,
+            max_drop=gate.max_drop,
+            max_bytes=SIZE_SHARE[gate.config.head] * len(content),
+        )
+        file.record["repair"] = report
+    return made | {small: file}
 
 
 def _write(
@@ -220,15 +332,15 @@ def _write(
     config: Config,
     metrics: dict[str, Any],
     parity: dict[str, Any],
-    files: dict[str, tuple[str, bytes]],
+    files: dict[str, bytes],
     refused: list[str],
 ) -> Exported:
-    passed = {name: content for name, (_, content) in files.items() if name not in refused}
+    passed = {name: content for name, content in files.items() if name not in refused}
     aside = output.with_name(f"{output.name}-refused")
     if refused:
         with replacing_folder(aside) as folder:
             for name in refused:
-                (folder / name).write_bytes(files[name][1])
+                (folder / name).write_bytes(files[name])
             write_json(folder / "parity.json", parity)
     elif aside.exists():
         # Of an earlier export that this one replaces.

@@ -6,9 +6,11 @@ collected, then reported at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,14 @@ from pneumo_edge.bundle import Calibration
 from pneumo_edge.command_line import tracked
 from pneumo_edge.preprocess import Pixels
 from pneumo_train.calibrate import Floats, Labels, probabilities
-from pneumo_train.measure import weighted_auc
+from pneumo_train.measure import measure, weighted_auc
 
 FP32_LOGIT = 1e-3
 AUC_DROP = 0.002
 DISTINCT_SHARE = 0.9
+DISTINCT_FILMS = 0.5
+"""Distinct scores that the judged films must have at least, as a share of them: a network that answers the same for all
+has nothing that int8 could lose."""
 WITHHELD_POINTS = 1.0
 FLOAT_SHARE = 0.1
 SIZE_SHARE = {"gap": 0.30, "flatten": 0.35}
@@ -59,8 +64,23 @@ class Candidate:
 
 def run_backend(backend: Backend, films: Pixels, name: str) -> Outputs:
     """Runs films uint8 (N, S, S) one by one, as a device does."""
-    answers = [backend.run(film[np.newaxis, ..., np.newaxis]) for film in tracked(films, f"judging {name}", len(films))]
-    return Outputs(*(np.concatenate(parts) for parts in zip(*answers, strict=True)))
+    return run_timed(backend, films, f"judging {name}")[0]
+
+
+def run_timed(backend: Backend, films: Pixels, what: str) -> tuple[Outputs, float]:
+    """Runs films uint8 (N, S, S) one by one; returns what comes out, and the median milliseconds of one film.
+
+    Args:
+        backend: The file, loaded.
+        films: At least one.
+        what: What the progress bar says.
+    """
+    answers, times = [], []
+    for film in tracked(films, what, len(films)):
+        start = time.perf_counter()
+        answers.append(backend.run(film[np.newaxis, ..., np.newaxis]))
+        times.append(time.perf_counter() - start)
+    return Outputs(*(np.concatenate(parts) for parts in zip(*answers, strict=True))), median(times) * 1e3
 
 
 def novelty_limit(novelty: Floats) -> float:
@@ -134,11 +154,33 @@ def _failures(candidate: Candidate, record: Mapping[str, Any], head: str, max_dr
     failures = []
     if record["logit_difference"]["max"] >= _NO_NUMBER:
         failures.append("the logits are not all numbers")
+    distinct, films = record["distinct_scores"], record["pooled"]["films"]
+    if distinct < DISTINCT_FILMS * films:
+        failures.append(f"it has {distinct} distinct scores for {films} films: a model that tells films apart has more")
     if candidate.precision == "fp32":
         largest = record["logit_difference"]["max"]
         if not largest <= FP32_LOGIT:
             failures.append(f"the logit differs from Keras by up to {largest:.2g}, allowed are {FP32_LOGIT:g}")
         return failures
+    failures += accuracy_failures(record, max_drop)
+    if candidate.float_share > FLOAT_SHARE:
+        failures.append(
+            f"{candidate.float_share:.0%} of the convolution weights are float, allowed are {FLOAT_SHARE:.0%}"
+        )
+    if record["size_share_of_fp32"] > SIZE_SHARE[head]:
+        size = record["size_share_of_fp32"]
+        failures.append(f"it has {size:.0%} of the size of fp32, allowed are {SIZE_SHARE[head]:.0%}")
+    return failures
+
+
+def accuracy_failures(record: Mapping[str, Any], max_drop: float) -> list[str]:
+    """Returns the failures of an int8 file that layers moved back to float may mend.
+
+    Args:
+        record: What `judge` gave.
+        max_drop: As there.
+    """
+    failures = []
     for part in ("clean", "perturbed"):
         drop = record[part]["auc_drop"]
         # With few films the AUC moves by more than that for one film: there the drop must be beyond doubt.
@@ -163,13 +205,6 @@ def _failures(candidate: Candidate, record: Mapping[str, Any], head: str, max_dr
             f"{record['withheld_otherwise']} films are withheld that fp32 judges, or judged that it withholds, "
             f"allowed are {allowed:.1f}"
         )
-    if candidate.float_share > FLOAT_SHARE:
-        failures.append(
-            f"{candidate.float_share:.0%} of the convolution weights are float, allowed are {FLOAT_SHARE:.0%}"
-        )
-    if record["size_share_of_fp32"] > SIZE_SHARE[head]:
-        size = record["size_share_of_fp32"]
-        failures.append(f"it has {size:.0%} of the size of fp32, allowed are {SIZE_SHARE[head]:.0%}")
     return failures
 
 
@@ -227,12 +262,40 @@ def mcnemar(lost: int, won: int) -> float:
     return min(1.0, 2 * tail / float(2**n))
 
 
-def too_few(labels: Labels) -> str | None:
-    """Returns a warning where the validation films are too few for the gate to mean much, else None."""
+def too_few(labels: Labels, auc: Mapping[str, float]) -> str | None:
+    """Returns a warning where the validation films are too few for the gate to mean much, else None.
+
+    Args:
+        labels: (N,), of the validation films.
+        auc: Of the Keras model on them: value, low, high.
+    """
     counts = np.bincount(labels, minlength=2)
     if counts.min() >= ENOUGH_FILMS:
         return None
     return (
         f"only {counts[0]} NORMAL and {counts[1]} PNEUMONIA validation films: one film is "
-        f"{100 / counts.min():.1f} points of its class, so the gate can see large losses only"
+        f"{100 / counts.min():.1f} points of its class, and the AUC of {auc['value']:.4f} may be anything from "
+        f"{auc['low']:.4f} to {auc['high']:.4f}, so the gate can see large losses only"
     )
+
+
+def intervals(
+    logit: Floats, labels: Labels, patients: Sequence[str], calibration: Calibration, threshold: float
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns, for clean and perturbed films, AUC, accuracy, sensitivity and specificity with their 95 % intervals.
+
+    Args:
+        logit: (2 N,): the clean films, then the perturbed.
+        labels: (N,)
+        patients: N names: their films are resampled together.
+        calibration: Of the run.
+        threshold: Of the default operating point.
+    """
+    n = len(labels)
+    found = {}
+    for part, films in (("clean", slice(0, n)), ("perturbed", slice(n, 2 * n))):
+        p = probabilities(np.nan_to_num(logit[films]), calibration)
+        measured = measure(labels, p, patients, {"default": threshold})
+        at = measured["operating_points"]["default"]
+        found[part] = {"auc": measured["auc"]} | {name: at[name] for name in ("accuracy", "sensitivity", "specificity")}
+    return found

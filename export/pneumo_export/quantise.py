@@ -1,90 +1,114 @@
 """The float files -> the int8 files. Named layers become int8, weights per channel; all others stay float.
 
-Both functions take the names of the Keras layers: they stand in the names of ONNX nodes and of TFLite tensors, so one
-list says for both formats what is quantised.
+A quantiser calibrates once and then makes as many files as are asked of it. It takes the names of the Keras layers:
+they stand in the names of ONNX nodes and of TFLite tensors, so one list says for both formats what is quantised.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import math
 import re
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pneumo_edge.command_line import progress
 from pneumo_edge.errors import MissingExtraError
 from pneumo_edge.preprocess import Pixels
+
+Quantise = Callable[[Collection[str]], bytes]
+"""From the names of the layers to quantise, one or more, to the file."""
 
 _STRIDE = 16
 """Films after which the calibrator of ONNX Runtime sums up. It keeps what it has seen until then: 256 films at once
 took 9 GB for ResNet50 at 224 pixels."""
 
+HIDDEN = "hidden_places"
+"""The layer with the large matrix of the `flatten` head, see `pneumo_train.explain`."""
+
 ONNX_OPERATIONS = ("Conv", "Add", "MaxPool", "MatMul", "Clip", "Relu", "Pad")
 TFLITE_OPERATIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MAX_POOL_2D", "PAD", "PADV2")
 
 
-def quantise_onnx(model: bytes, films: Pixels, layers: Collection[str]) -> bytes:
-    """Quantises a float ONNX model statically (QDQ, per channel, MinMax).
+@dataclass(frozen=True)
+class Block:
+    """What becomes int8, or stays float, as one: a layer with weights and the weightless layers behind it."""
+
+    layers: tuple[str, ...]
+    """Names; the one with the weights comes first."""
+    weights: int
+    """Numbers in it, biases included."""
+
+
+def onnx_quantiser(model: bytes, films: Pixels) -> Quantise:
+    """Finds the ranges for static quantisation (QDQ, per channel, MinMax) of a float ONNX model.
 
     Args:
         model: What `to_onnx` gave.
         films: Calibration films, uint8 (N, S, S).
-        layers: Names of the Keras layers to quantise.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QDQQuantizer, QuantType, create_calibrator
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc] # onnxruntime has no types
-        def __init__(self) -> None:
-            self._films = iter(films)
-
-        def __len__(self) -> int:
-            # quantize_static wants a multiple of the stride; the last stretch is just shorter.
-            return math.ceil(len(films) / _STRIDE) * _STRIDE
-
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self._films = iter(films[start_index:end_index])
+        def __init__(self, part: Pixels) -> None:
+            self._films = iter(part)
 
         def get_next(self) -> dict[str, Any] | None:
             film = next(self._films, None)
             return None if film is None else {"image": film[None, ..., None]}
 
-    named = _names(layers)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        plain, prepared, quantised = (Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "int8.onnx"))
+    with tempfile.TemporaryDirectory() as folder:
+        plain, prepared, augmented = (Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "augmented.onnx"))
         plain.write_bytes(model)
-        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
-        nodes = [n.name for n in onnx.load(prepared).graph.node if n.op_type in ONNX_OPERATIONS and named(n.name)]
-        quantize_static(
-            prepared,
-            quantised,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(ONNX_OPERATIONS),
-            nodes_to_quantize=nodes,
-            per_channel=True,
-            # On x86-64 without VNNI the kernels add two products in 16 bits and saturate; seven-bit weights cannot.
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            extra_options={"CalibStridedMinMax": _STRIDE},
-        )
-        return quantised.read_bytes()
+        with _quiet():
+            quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+            calibrator = create_calibrator(prepared, list(ONNX_OPERATIONS), augmented_model_path=str(augmented))
+        with progress("calibrating onnx", len(films)) as show:
+            for start in range(0, len(films), _STRIDE):
+                calibrator.collect_data(Reader(films[start : start + _STRIDE]))
+                show(min(start + _STRIDE, len(films)))
+        ranges = calibrator.compute_data()
+        graph = onnx.load(prepared)
+
+    def quantise(layers: Collection[str]) -> bytes:
+        named = _names(layers)
+        nodes = [n.name for n in graph.graph.node if n.op_type in ONNX_OPERATIONS and named(n.name)]
+        with _quiet():
+            quantiser = QDQQuantizer(
+                copy.deepcopy(graph),
+                per_channel=True,
+                # On x86-64 without VNNI the kernels add two products in 16 bits and saturate; seven-bit weights cannot.
+                reduce_range=True,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=ranges,
+                nodes_to_quantize=nodes,
+                nodes_to_exclude=[],
+                op_types_to_quantize=list(ONNX_OPERATIONS),
+                extra_options={},
+            )
+            quantiser.quantize_model()
+        data: bytes = quantiser.model.model.SerializeToString()
+        return data
+
+    return quantise
 
 
-def quantise_tflite(model: bytes, films: Pixels, layers: Collection[str]) -> bytes:
-    """Quantises a float TFLite model statically (int8 activations, int8 weights per channel, MinMax).
+def tflite_quantiser(model: bytes, films: Pixels) -> Quantise:
+    """Finds the ranges for static quantisation (int8, weights per channel, averaged MinMax) of a float TFLite model.
 
     Args:
         model: What `to_tflite` gave.
         films: Calibration films, uint8 (N, S, S).
-        layers: Names of the Keras layers to quantise.
 
     Raises:
         MissingExtraError: ai-edge-quantizer is not installed.
@@ -96,28 +120,40 @@ def quantise_tflite(model: bytes, films: Pixels, layers: Collection[str]) -> byt
         raise MissingExtraError("ai-edge-quantizer", "export", "quantising a TFLite model") from None
     from ai_edge_quantizer.qtyping import TFLOperationName
 
-    recipe = RecipeManager()
-    for operation in TFLITE_OPERATIONS:
-        with contextlib.suppress(ValueError):
-            recipe.add_static_config(
-                regex=_pattern(layers),
-                operation_name=TFLOperationName(operation),
-                activation_num_bits=8,
-                weight_num_bits=8,
-            )
-    # The matrix of the `flatten` head is stored in int8 and used in float: LiteRT's int8 kernel for it answers the same
-    # value for every film.
-    recipe.add_weight_only_config(regex=_pattern(layers), operation_name=TFLOperationName.BATCH_MATMUL, num_bits=8)
-    with _quiet():
-        engine = quantizer.Quantizer(bytearray(model), recipe.get_quantization_recipe())
-        ranges = engine.calibrate({"serving_default": [{"image": film[None, ..., None]} for film in films]})
-        result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-        return bytes(result.quantized_model)
+    def engine(pattern: str) -> Any:
+        recipe = RecipeManager()
+        for operation in TFLITE_OPERATIONS:
+            with contextlib.suppress(ValueError):
+                recipe.add_static_config(
+                    regex=pattern,
+                    operation_name=TFLOperationName(operation),
+                    activation_num_bits=8,
+                    weight_num_bits=8,
+                )
+        # The matrix of the `flatten` head is stored in int8 and used in float: LiteRT's int8 kernel for it answers the
+        # same value for every film.
+        recipe.add_weight_only_config(regex=pattern, operation_name=TFLOperationName.BATCH_MATMUL, num_bits=8)
+        return quantizer.Quantizer(bytearray(model), recipe.get_quantization_recipe())
+
+    every, ranges = engine(".*"), None
+    with progress("calibrating tflite", len(films)) as show:
+        for start in range(0, len(films), _STRIDE):
+            part = [{"image": film[None, ..., None]} for film in films[start : start + _STRIDE]]
+            with _quiet():
+                ranges = every.calibrate({"serving_default": part}, previous_calibration_result=ranges)
+            show(start + len(part))
+
+    def quantise(layers: Collection[str]) -> bytes:
+        with _quiet():
+            made = engine(_pattern(layers)).quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+        return bytes(made.quantized_model)
+
+    return quantise
 
 
 def _pattern(layers: Collection[str]) -> str:
     # Keras writes the layer `conv` as `.../conv/...` or, in a nested model, as `.../conv_1/...`.
-    return rf"(?:^|/)(?:{'|'.join(map(re.escape, layers))})(?:_\d+)?/" if layers else r"(?!)"
+    return rf"(?:^|/)(?:{'|'.join(map(re.escape, layers))})(?:_\d+)?/"
 
 
 def _names(layers: Collection[str]) -> Any:
