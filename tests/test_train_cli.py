@@ -25,7 +25,8 @@ from pneumo_train.cli import app
 
 COMMAND = Path(sys.executable).with_name("pneumo-train")
 SIZE = 64
-EPOCHS = 10
+EPOCHS = 5
+"""Too few for training to stop early."""
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs the train extra"),
