@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -458,8 +458,16 @@ def test_a_reader_that_goes_away_is_no_error_message(infer_command: Command, man
     assert process.returncode == 1
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Lets what a test starts heed Ctrl-C, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @posix
-def test_ctrl_c_ends_cleanly_with_whole_lines(infer_command: Command, many: Path) -> None:
+def test_ctrl_c_ends_cleanly_with_whole_lines(infer_command: Command, many: Path, ctrl_c: None) -> None:
     with subprocess.Popen(
         infer_command(many, "--format", "json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
