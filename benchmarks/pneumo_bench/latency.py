@@ -255,7 +255,7 @@ def latency_table(record: Mapping[str, Any]) -> Table:
         f"{settings['rounds']} rounds of {settings['queries']} queries, one film at a time, after a warm-up; "
         f"medians over the rounds, in brackets the lowest and highest; folder run: {settings['folder_films']} films, "
         f"{settings['films']}",
-        "a name without a prefix is our runtime: its loading includes a check of the SHA-256 and one blank film; "
+        "a name without a prefix is our runtime: its loading includes a check of the SHA-256; "
         "with a prefix it is that engine as it comes, apart from the number of threads",
         f"ratio: p50 against {record['baseline']} with as many threads; best peer: the same against the "
         "fastest other engine on the same weights and precision; a peak of memory is that of the process "
