@@ -21,10 +21,10 @@ from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
 from pneumo_edge.errors import BundleError, DataError, ImageError, MissingExtraError, RunError
 from pneumo_edge.plausibility import objections
-from pneumo_edge.preprocess import SUFFIXES, Pixels, read_film
+from pneumo_edge.preprocess import Pixels, read_film
 from pneumo_export.gate import mcnemar, run_backend
 from pneumo_train.calibrate import Labels, probabilities
-from pneumo_train.films import KAGGLE_PATIENT, FilmFile, find_root, labels_of
+from pneumo_train.films import KAGGLE_PATIENT, FilmFile, find_root, labels_of, list_films
 from pneumo_train.measure import measure
 from pneumo_train.run import read_config
 from pneumo_train.split import TEST, VALIDATION, read_split
@@ -64,26 +64,8 @@ def test_split(data: Path) -> Split:
     """
     if not data.is_dir():
         raise DataError(f"{data} is no folder: give the one that holds test/")
-    # The download nests its folders, sometimes twice.
-    places = (data, data / "chest_xray", data / "chest_xray" / "chest_xray")
-    root = next((place for place in places if (place / TEST).is_dir()), None)
-    if root is None:
-        raise DataError(f"{data} holds no test/ folder: give the folder with test/NORMAL and test/PNEUMONIA in it")
-    films = [
-        FilmFile(path.relative_to(root).as_posix(), label, _patient(path), TEST)
-        for label, name in enumerate(LABELS)
-        for path in sorted((root / TEST / name).rglob("*"))
-        # Hidden files and __MACOSX/ are what archives leave behind.
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
-    ]
-    return Split(TEST, root, tuple(films))
-
-
-def _patient(path: Path) -> str:
-    match = re.search(KAGGLE_PATIENT, path.name)
-    return next(filter(None, match.groups()), path.stem) if match else path.stem
+    root = find_root(data, TEST)
+    return Split(TEST, root, tuple(list_films(root, TEST, re.compile(KAGGLE_PATIENT))))
 
 
 def validation_split(run: Path, data: Path | None) -> Split:

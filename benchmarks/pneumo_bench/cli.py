@@ -167,7 +167,7 @@ def accuracy(
 def agreement(
     model: Models = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with train/ and test/, each NORMAL/ and PNEUMONIA/.")
+        Path | None, typer.Option(metavar="DIR", help="Folder with test/, which holds NORMAL/ and PNEUMONIA/.")
     ] = None,
     run_folder: Annotated[
         Path | None,

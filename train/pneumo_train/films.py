@@ -43,8 +43,8 @@ class FilmFile:
     """"train", "val" or "test": where the data set has it, not what it is used for."""
 
 
-def find_root(data: Path) -> Path:
-    """Returns the folder that holds `train/`; the download nests it in `chest_xray/`, sometimes twice.
+def find_root(data: Path, folder: str = "train") -> Path:
+    """Returns the folder that holds `train/`, or another; the download nests it in `chest_xray/`, sometimes twice.
 
     Raises:
         DataError: There is no such folder.
@@ -53,10 +53,12 @@ def find_root(data: Path) -> Path:
         raise DataError(f"{data} is no folder: give the one that holds train/ and test/")
     root = data
     for _ in range(3):
-        if (root / "train").is_dir():
+        if (root / folder).is_dir():
             return root
         root /= "chest_xray"
-    raise DataError(f"{data} holds no train/ folder: give the folder with train/NORMAL and train/PNEUMONIA in it")
+    raise DataError(
+        f"{data} holds no {folder}/ folder: give the folder with {folder}/NORMAL and {folder}/PNEUMONIA in it"
+    )
 
 
 def index_films(data: Path, patient_rule: str = KAGGLE_PATIENT) -> tuple[Path, list[FilmFile]]:
@@ -80,23 +82,32 @@ def index_films(data: Path, patient_rule: str = KAGGLE_PATIENT) -> tuple[Path, l
         rule = re.compile(patient_rule)
     except re.error as error:
         raise DataError(f"the patient rule {patient_rule!r} is no regular expression ({error})") from None
-    films: list[FilmFile] = []
-    for folder in FOLDERS:
-        for label, name in enumerate(LABELS):
-            for path in sorted((root / folder / name).rglob("*")):
-                parts = path.relative_to(root).parts
-                hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-                if hidden or path.suffix.lower() not in SUFFIXES or not path.is_file():
-                    continue
-                if not _writable("/".join(parts)):
-                    raise DataError(f"{str(path)!a} has a line break or bytes that are no UTF-8 in its name: rename it")
-                films.append(FilmFile("/".join(parts), label, _patient(path, rule), folder))
+    films = [film for folder in FOLDERS for film in list_films(root, folder, rule)]
     for label, name in enumerate(LABELS):
         if not any(f.label == label and f.folder == "train" for f in films):
             raise DataError(
                 f"{root / 'train' / name} holds no films: training needs both classes, {' and '.join(LABELS)}"
             )
     return root, films
+
+
+def list_films(root: Path, folder: str, patient_rule: re.Pattern[str]) -> list[FilmFile]:
+    """Lists the films of one folder of a data set in a fixed order; what `index_films` says of names holds here.
+
+    Raises:
+        DataError: A name that no CSV file can hold.
+    """
+    films: list[FilmFile] = []
+    for label, name in enumerate(LABELS):
+        for path in sorted((root / folder / name).rglob("*")):
+            parts = path.relative_to(root).parts
+            hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+            if hidden or path.suffix.lower() not in SUFFIXES or not path.is_file():
+                continue
+            if not _writable("/".join(parts)):
+                raise DataError(f"{str(path)!a} has a line break or bytes that are no UTF-8 in its name: rename it")
+            films.append(FilmFile("/".join(parts), label, _patient(path, patient_rule), folder))
+    return films
 
 
 def _patient(path: Path, rule: re.Pattern[str]) -> str:
