@@ -50,7 +50,8 @@ test-arm: $(VENV)/installed
 default-model: $(VENV)/installed
 	$(BIN)/python -m pneumo_export.default_model $(BUNDLE)
 
-# docs/results/, on a quiet machine: RUNS="runs/a runs/b", exported, the first to be the default model; DATA=the films.
+# docs/results/, on a quiet machine: RUNS="runs/a runs/b", exported, the first to be the default model; DATA=the films;
+# ALSO="runs/c": finished runs whose own figures are published, and which are not timed.
 # BASELINE and BASELINE_BARE: what latency and the way from disk to verdict are divided by, such as
 # onnxruntime:resnet50-gap-224/model.onnx and bare:resnet50-gap-224/model.onnx. TRAINING_FILMS: 0 for all.
 TRAINING_FILMS := 1280
@@ -59,9 +60,9 @@ BENCH = $(BIN)/pneumo-bench
 FIRST = $(firstword $(RUNS))
 MODELS = $(foreach run,$(RUNS),--model $(run)/bundle)
 results: $(VENV)/installed
-	$(if $(filter /%,$(RUNS) $(DATA)),$(error RUNS and DATA go into what is published: give relative paths))
+	$(if $(filter /%,$(RUNS) $(ALSO) $(DATA)),$(error RUNS and DATA go into what is published: give relative paths))
 	@test -n '$(RUNS)' && test -n '$(DATA)' || { echo 'call make results RUNS="runs/a runs/b" DATA=chest_xray'; exit 2; }
-	$(BIN)/python -m pneumo_bench.results $(RESULTS) $(RUNS)
+	$(BIN)/python -m pneumo_bench.results $(RESULTS) $(RUNS) $(ALSO)
 	$(BENCH) latency $(MODELS) $(foreach run,$(RUNS),--run $(run)) --queries 200 --rounds 5 \
 	    $(if $(BASELINE),--baseline $(BASELINE)) --output $(RESULTS)/bench
 	$(BENCH) end-to-end $(MODELS) --rounds 10 $(if $(BASELINE_BARE),--baseline $(BASELINE_BARE)) --output $(RESULTS)/bench
@@ -70,7 +71,7 @@ results: $(VENV)/installed
 	    --latency $(RESULTS)/bench/latency.json --output $(RESULTS)/bench
 	$(BENCH) agreement $(MODELS) --run $(FIRST) --data $(DATA) --output $(RESULTS)/bench
 	$(BENCH) training --data $(DATA) --films $(TRAINING_FILMS) --output $(RESULTS)/bench
-	$(BIN)/python -m pneumo_bench.results $(RESULTS) $(RUNS)
+	$(BIN)/python -m pneumo_bench.results $(RESULTS) $(RUNS) $(ALSO)
 
 # The picture of the README: a phantom, judged by the model that comes with pneumo.
 picture: $(VENV)/installed

