@@ -697,7 +697,8 @@ def test_runs_of_one_recipe_are_averaged_and_those_of_before_stay(finished: Path
     assert not (docs / "another-seed" / "parity.json").exists()
     summary = read_json(docs / "results.json")
     assert list(summary["runs"]) == ["another-seed", "flat", "lite0"]
-    [group] = summary["seeds"]
+    assert list(summary["seeds"]) == ["another-seed"]
+    group = summary["seeds"]["another-seed"]
     assert group["runs"] == ["another-seed", "lite0"]
     value = summary["runs"]["lite0"]["validation"]["auc"]["value"]
     assert group["validation"]["auc"] == pytest.approx({"mean": value - 0.01, "sd": 0.02 / np.sqrt(2)})

@@ -87,7 +87,7 @@ def summarise(results: Path, first: Sequence[str] = ()) -> None:
         runs[name] = {key: config[key] for key in ("backbone", "head", "size", "data", "data_hash")} | measured
         recipe = json.dumps({key: value for key, value in config.items() if key not in _APART_BY_SEED}, sort_keys=True)
         recipes.setdefault(recipe, []).append(name)
-    seeds = [_over_seeds(names, runs) for names in recipes.values() if len(names) > 1]
+    seeds = {names[0]: _over_seeds(names, runs) for names in recipes.values() if len(names) > 1}
     bench = sorted(path.name for path in (results / BENCH).glob("*.md"))
     write_json(results / "results.json", {"runs": runs, "seeds": seeds, "bench": bench})
     write_text(results / "results.md", _markdown(runs, seeds, bench))
@@ -112,7 +112,7 @@ def _over_seeds(names: Sequence[str], runs: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _markdown(runs: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]], bench: Sequence[str]) -> str:
+def _markdown(runs: Mapping[str, Any], seeds: Mapping[str, Any], bench: Sequence[str]) -> str:
     columns = ("AUC", "accuracy", "sensitivity", "specificity", "ECE")
     lines = [
         "# Results",
@@ -134,7 +134,7 @@ def _markdown(runs: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]], bench
     if seeds:
         lines += ["", "Runs that differ by their seed alone, mean ± standard deviation:", ""]
         lines += _heading("runs", "films", *columns)
-    for group in seeds:
+    for group in seeds.values():
         for split in SPLITS:
             if split in group:
                 values = (f"{group[split][key]['mean']:.3f} ± {group[split][key]['sd']:.3f}" for key in MEASURES)
