@@ -62,6 +62,7 @@ TINY = Backbone(
     scale=1 / 128,
     offset=(-127 / 128,) * 3,
     default_size=SIZE,
+    default_epochs=8,
     learning_rate=3e-3,
     frozen_layers="",
     novelty_layers=("relu2", "depthrelu3"),

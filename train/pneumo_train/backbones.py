@@ -39,6 +39,7 @@ class Backbone:
         scale: Normalisation of grey levels g in 0..255, replicated to three channels: g * scale + offset.
         offset: One number per channel, in the channel order of the stored kernels (BGR for resnet50 and vgg16).
         default_size: Side of the input in pixels where the user names none.
+        default_epochs: Passes over the films where the user names none: enough for a few thousand films.
         learning_rate: Peak rate of AdamW for fine-tuning all layers that are not frozen.
         frozen_layers: Regular expression for whole layer names that keep their pretrained weights; empty for none.
         novelty_layers: Layers whose globally averaged activations tell a chest film from other pictures: those in the
@@ -54,6 +55,7 @@ class Backbone:
     scale: float
     offset: tuple[float, float, float]
     default_size: int
+    default_epochs: int
     learning_rate: float
     frozen_layers: str
     novelty_layers: tuple[str, ...]
@@ -154,6 +156,7 @@ BACKBONES: dict[str, Backbone] = {
             scale=1 / 128,
             offset=(-127 / 128, -127 / 128, -127 / 128),
             default_size=160,
+            default_epochs=12,
             learning_rate=3e-4,
             frozen_layers="",
             novelty_layers=("block5c_add", "block6d_add"),
@@ -167,6 +170,7 @@ BACKBONES: dict[str, Backbone] = {
             scale=1 / 127.5,
             offset=(-1.0, -1.0, -1.0),
             default_size=160,
+            default_epochs=12,
             learning_rate=3e-4,
             frozen_layers="",
             novelty_layers=("block_12_add", "block_15_add"),
@@ -180,6 +184,7 @@ BACKBONES: dict[str, Backbone] = {
             scale=1.0,
             offset=_CAFFE_OFFSET,
             default_size=224,
+            default_epochs=8,
             learning_rate=1e-4,
             frozen_layers=r"conv[1-4]_.*",
             novelty_layers=("conv3_block4_out", "conv4_block6_out"),
@@ -193,6 +198,7 @@ BACKBONES: dict[str, Backbone] = {
             scale=1.0,
             offset=_CAFFE_OFFSET,
             default_size=224,
+            default_epochs=8,
             learning_rate=5e-5,
             frozen_layers=r"block[1-3]_.*",
             novelty_layers=("block4_pool", "block5_pool"),

@@ -37,7 +37,10 @@ def train(
     size: Annotated[
         int | None, typer.Option(help="Side of the input in pixels; 160 for the light backbones, 224 for the others.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training films.")] = 8,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passes over the training films; 12 for the light backbones, 8 for the others."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Films in one step.")] = 32,
     learning_rate: Annotated[
         float | None, typer.Option(min=0.0, help="Peak of the schedule; the backbone's own by default.")

@@ -61,7 +61,7 @@ def start_run(
     head: str,
     weights: str,
     size: int | None,
-    epochs: int,
+    epochs: int | None,
     batch_size: int,
     learning_rate: float | None,
     seed: int,
@@ -78,7 +78,7 @@ def start_run(
         run: Folder to make; must not exist.
         data: Folder in the Kaggle layout, or "kaggle", or "phantom".
         backbone, head, weights, size: See `pneumo_train.backbones`; size None is the backbone's default.
-        epochs, batch_size, learning_rate, seed: Of the training; learning_rate None is the backbone's default.
+        epochs, batch_size, learning_rate, seed: Of the training; None is the backbone's default.
         limit: About so many films of training and validation together; None for all.
         balance: How the rarer class gets as much say: "weights" or "sampling".
         teachers: Finished runs whose models give the targets in place of the labels.
@@ -124,7 +124,7 @@ def start_run(
         size=side,
         weights=weights,
         started_from=started_from,
-        epochs=epochs,
+        epochs=entry.default_epochs if epochs is None else epochs,
         batch_size=batch_size,
         learning_rate=entry.learning_rate if learning_rate is None else learning_rate,
         seed=seed,
