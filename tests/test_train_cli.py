@@ -93,7 +93,7 @@ def command(
     environment: dict[str, str], *arguments: object, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     line = [str(COMMAND), *map(str, arguments)]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=900, check=False, cwd=cwd)
 
 
 def settings(data: Path, run: Path, epochs: int = EPOCHS) -> tuple[object, ...]:
