@@ -185,6 +185,12 @@ class Journal:
         """Returns the row whose sending is due and has been for longest."""
         return self._one("WHERE next_attempt <= ? ORDER BY next_attempt, id LIMIT 1", now)
 
+    def next_due(self) -> float | None:
+        """Returns when the next sending is due, in seconds since the epoch."""
+        with self._lock:
+            (due,) = self._db.execute("SELECT min(next_attempt) FROM films").fetchone()
+        return None if due is None else float(due)
+
     def not_sent(self, key: str, why: str, next_attempt: float) -> None:
         """Notes that a sending did not succeed, why, and when it is tried again (seconds since the epoch)."""
         self._change(

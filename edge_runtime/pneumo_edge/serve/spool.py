@@ -14,11 +14,13 @@ import re
 import secrets
 import shutil
 import sqlite3
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
 from pneumo_edge.errors import UsageError
+from pneumo_edge.serve.journal import Journal
 
 Part: TypeAlias = bytes | memoryview
 
@@ -124,20 +126,21 @@ class Spool:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
 
-    def write(self, key: str, name: str, *parts: Part) -> None:
-        """Writes a file beside a film, whole or not at all, and synced.
+    def write(self, key: str, files: Mapping[str, bytes]) -> None:
+        """Writes files beside a film, each whole or not at all, and all of them synced.
 
         Raises:
             OSError: The disk is full, or the film is not there.
         """
-        path = self.path(key, name)
-        temporary = path.with_name(f".{name}.tmp")
-        try:
-            _write(temporary, parts)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+        folder = self._folder(key)
+        for name, data in files.items():
+            temporary = folder / f".{name}.tmp"
+            try:
+                _write(temporary, (data,))
+                temporary.replace(folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+        _sync(folder)
 
     def remove(self, key: str) -> None:
         """Deletes a film and all that was made of it."""
@@ -154,6 +157,11 @@ class Spool:
         for stray in strays:
             shutil.rmtree(stray, ignore_errors=True)
         return len(strays)
+
+    def forget(self, journal: Journal, days: float) -> None:
+        """Deletes films that came more than so many days ago and wait for nothing, with their rows."""
+        for key in journal.forget_before(time.time() - days * 86400):
+            self.remove(key)
 
     def free(self) -> int:
         """Returns how many bytes the disk has room for."""
