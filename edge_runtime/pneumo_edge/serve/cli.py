@@ -1,4 +1,4 @@
-"""pneumo-serve: a page and an HTTP interface on this machine, until it is stopped."""
+"""pneumo-serve: a page, an HTTP interface and a DICOM node, until it is stopped."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ import signal
 import socket
 import stat
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS, print_version, quiet_libraries, run, say
 from pneumo_edge.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from pneumo_edge.serve.journal import Journal
+    from pneumo_edge.serve.node import Node
+    from pneumo_edge.serve.sender import Peer
+    from pneumo_edge.serve.spool import Spool
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,6 +44,22 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 for every one. Any but this machine needs --token-file.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page and the HTTP interface; 0 for any.")] = 8000,
+    dicom_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Of the DICOM node, such as 11112; 0 for any. No node without it."),
+    ] = None,
+    ae_title: Annotated[str, typer.Option(metavar="AET", help="What the DICOM node calls itself.")] = "PNEUMO",
+    allow: Annotated[
+        str | None,
+        typer.Option(metavar="AET,...", help="AE titles that may send films; all by default, on this machine alone."),
+    ] = None,
+    send_to: Annotated[
+        str | None,
+        typer.Option(metavar="AET@HOST:PORT", help="PACS that gets a picture and a report for each film from DICOM."),
+    ] = None,
+    keep_days: Annotated[
+        int, typer.Option(min=1, help="Days until a film is deleted, unless its answer still waits to be sent.")
+    ] = 30,
     spool: Annotated[
         Path | None,
         typer.Option(
@@ -49,7 +74,7 @@ def serve(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and stop.")
     ] = False,
 ) -> None:
-    """Answers to films that come from a page in a browser or over HTTP."""
+    """Answers to films that come from a page in a browser, over HTTP or over DICOM."""
     try:
         import uvicorn
 
@@ -59,42 +84,116 @@ def serve(
         raise MissingExtraError(error.name or "fastapi", "serve", "pneumo-serve") from error
     from pneumo_edge.classifier import Classifier
     from pneumo_edge.serve.journal import Journal
+    from pneumo_edge.serve.judge import Judge
+    from pneumo_edge.serve.sender import Sender
     from pneumo_edge.serve.spool import Spool
 
     token = None if token_file is None else _read_token(token_file)
     if token is None and not is_loopback(host):
         raise UsageError(f"{host} can be reached from other machines: give --token-file, or leave out --host")
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    title, peer, callers = _read_dicom_options(host, dicom_port, ae_title, allow, send_to, is_loopback(host))
+    _log_to_stderr()
     classifier = Classifier.load(model)
-    listening = _listen(host, port)
-    kept = Spool(spool or _state_folder() / "spool")
-    journal = Journal(kept.journal)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            make_app(classifier, journal, kept, token=token),
-            loop="asyncio",
-            http="h11",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            log_level=logging.WARNING,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=_CONNECTIONS,
-            timeout_graceful_shutdown=10,
+    with ExitStack() as parts:
+        # Stopped in the opposite order: no new films, then the film at hand.
+        listening = parts.enter_context(_listen(host, port))
+        kept = Spool(spool or _state_folder() / "spool")
+        parts.callback(kept.close)
+        journal = Journal(kept.journal)
+        parts.callback(journal.close)
+        kept.sweep(journal.keys())
+        node = None
+        if dicom_port is not None:
+            node = _open_node(journal, kept, title, host, dicom_port, callers)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(classifier, journal, kept, token=token),
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                log_level=logging.WARNING,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=_CONNECTIONS,
+                timeout_graceful_shutdown=10,
+            )
         )
-    )
+        signals = _stop_at_signals(server)
+        judge = Judge(classifier, journal, kept, send=peer is not None, keep_days=keep_days)
+        judge.start()
+        parts.callback(judge.stop)
+        if peer is not None:
+            sender = Sender(journal, kept, peer, title)
+            sender.start()
+            parts.callback(sender.stop)
+        say(NOT_A_DIAGNOSIS)
+        say(f"page and HTTP: {_address(listening)}")
+        if node is not None:
+            node.start()
+            parts.callback(node.stop)
+            say(f"DICOM: {title} on {host}, port {node.port}")
+        if peer is not None:
+            say(f"answers go to {peer.ae_title} on {peer.host}, port {peer.port}")
+        server.run(sockets=[listening])
+    if signals[:1] == [signal.SIGINT]:
+        raise KeyboardInterrupt
+
+
+def _stop_at_signals(server: uvicorn.Server) -> list[int]:
+    """Lets SIGINT and SIGTERM end the server in good order, and returns the list of those that came."""
+    came: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        came.append(number)
+        server.should_exit = True
+
     # uvicorn stops in good order at these and then raises them once more, at which all the rest would be dropped.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    say(NOT_A_DIAGNOSIS)
-    say(f"page and HTTP: {_address(listening)}")
+        signal.signal(number, stop)
+    return came
+
+
+def _read_dicom_options(
+    host: str, port: int | None, ae_title: str, allow: str | None, send_to: str | None, alone: bool
+) -> tuple[str, Peer | None, list[str]]:
+    """Returns our AE title, the PACS, and the AE titles that may call; none for all of them.
+
+    Raises:
+        UsageError: They are not of the right form, contradict each other, or leave the door open.
+    """
+    from pneumo_edge.serve.sender import parse_ae_title, parse_peer
+
+    if port is None:
+        if allow is not None or send_to is not None:
+            raise UsageError("--allow and --send-to are for films that come over DICOM: give --dicom-port as well")
+        return ae_title, None, []
+    callers = [] if allow is None else [parse_ae_title(title) for title in allow.split(",")]
+    if not callers and not alone:
+        raise UsageError(f"{host} can be reached from other machines: give --allow with the AE titles that may send")
+    return parse_ae_title(ae_title), None if send_to is None else parse_peer(send_to), callers
+
+
+def _open_node(journal: Journal, spool: Spool, title: str, host: str, port: int, callers: list[str]) -> Node:
     try:
-        server.run(sockets=[listening])
-    finally:
-        journal.close()
-        kept.close()
+        from pneumo_edge.serve.node import Node
+
+        return Node(journal, spool, ae_title=title, host=host, port=port, allow=callers)
+    except ImportError as error:
+        raise MissingExtraError(error.name or "pynetdicom", "serve", "--dicom-port") from error
+
+
+def _log_to_stderr() -> None:
+    """Says on stderr what happens, film by film; with `PNEUMO_DEBUG=1` with tracebacks."""
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    if os.environ.get("PNEUMO_DEBUG") == "1":
+        logging.getLogger("pneumo_edge").setLevel(logging.DEBUG)
+    # These tell of patients and their films.
+    for name in ("pydicom", "pynetdicom", "highdicom"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
 
 
 def _read_token(path: Path) -> str:

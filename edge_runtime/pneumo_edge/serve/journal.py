@@ -140,6 +140,11 @@ class Journal:
         """Returns the rows, newest first."""
         return self._rows("ORDER BY id DESC LIMIT ?", limit)
 
+    def keys(self) -> set[str]:
+        """Returns the keys of all films."""
+        with self._lock:
+            return {key for (key,) in self._db.execute("SELECT key FROM films")}
+
     def next_received(self) -> Entry | None:
         """Returns the row that has waited longest for its judgement."""
         return self._one("WHERE state = 'received' ORDER BY id LIMIT 1")

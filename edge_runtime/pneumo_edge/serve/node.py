@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pneumo_edge.dicom import TRANSFER_SYNTAXES
 from pneumo_edge.errors import UsageError
+from pneumo_edge.serve.answers import IDENTITY, read_header
 from pneumo_edge.serve.journal import State
 from pneumo_edge.serve.spool import key_of_instance
 
@@ -201,8 +202,6 @@ class Node:
 
 def _fault(film: bytes, uid: str) -> tuple[int, str] | None:
     """Returns status and reason where a film cannot be answered, whatever it shows."""
-    from pneumo_edge.serve.answers import IDENTITY, read_header
-
     try:
         header = read_header(film)
         stated = {keyword: str(header.get(keyword) or "") for keyword in IDENTITY}
