@@ -6,11 +6,11 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import prometheus_client
 from starlette.datastructures import Headers, MutableHeaders
@@ -113,10 +113,9 @@ def is_loopback(host: str) -> bool:
 
 
 def _name(authority: str) -> str:
-    try:
-        return urlsplit(f"//{authority}").hostname or ""
-    except ValueError:
-        return ""
+    """Returns the name in a Host header, without port and brackets; "" if it is malformed."""
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([\w.-]+))(?::\d*)?", authority)
+    return (found[1] or found[2]) if found else ""
 
 
 def _cross_site(method: str, headers: Headers) -> bool:

@@ -29,10 +29,14 @@ class Limits:
     """Films that the journal may hold unjudged."""
 
 
-class _InMemory(MultiPartParser):
-    """Writes no film into a temporary file."""
+class _Form(MultiPartParser):
+    """Writes no film into a temporary file, and knows whether it has seen the end."""
 
     spool_max_size = 1 << 40
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
 
 
 class Intake:
@@ -94,8 +98,16 @@ def busy() -> HTTPException:
 async def _read(request: Request, parts: AsyncGenerator[bytes, None]) -> tuple[bytes, str]:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return b"".join([part async for part in parts]), "-"
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        async for part in parts:
+            yield part
+        if not parser.ended:
+            raise MultiPartException("it breaks off")
+
+    parser = _Form(request.headers, whole(), max_files=1, max_fields=8)
     try:
-        form = await _InMemory(request.headers, parts, max_files=1, max_fields=8).parse()
+        form = await parser.parse()
     except MultiPartException as error:
         raise HTTPException(400, f"the form cannot be read: {error.message}") from None
     try:

@@ -187,7 +187,9 @@ def _films(journal: Journal, spool: Spool, intake: Intake, queue: int, secret: b
     def show_film(key: Key) -> Response:
         """Its state and, once it is judged, the record."""
         entry = find(key)
-        answer = spool.read(key, ANSWER) if entry.state in {State.answered, State.sent} else None
+        # A film that was judged and could not be sent has failed, and has a record all the same.
+        judged = entry.state is not State.received and entry.in_distribution is not None
+        answer = spool.read(key, ANSWER) if judged else None
         return as_json(_shown(entry) | {"record": None if answer is None else json.loads(answer)})
 
     def find(key: str) -> Entry:

@@ -124,7 +124,7 @@ function clock(received, long = false) {
 /** Shape and word for what is known of a film. */
 function outcome(film) {
   if (film.state === "received") return ["received", "Waiting"];
-  if (film.in_distribution === null) return ["failed", "Could not be judged"];
+  if (film.in_distribution === null) return ["failed", "Not judged"];
   return { PNEUMONIA: ["PNEUMONIA", "Pneumonia"], NORMAL: ["NORMAL", "Normal"] }[film.label] ?? ["withheld", "No verdict"];
 }
 
@@ -167,7 +167,7 @@ function stage(shown) {
   $("paper").hidden = true;
   $("blend").hidden = true;
   $("answer").hidden = true;
-  $("choose").textContent = shown === "invite" ? "Choose a film" : "Choose another film";
+  $("choose").textContent = shown === "invite" ? "Choose a film" : "Another film";
 }
 
 function busy(text, share) {
@@ -209,10 +209,9 @@ async function open(key, byHand = false) {
       if (film.state === "received") {
         busy("Judging");
       } else {
-        const found = await patiently(() =>
-          Promise.all(["film.png", "heatmap.png"].map((name) => picture(`v1/films/${key}/${name}`))),
-        );
-        if (current === key) show(film, ...found, byHand);
+        const names = film.record ? ["film.png", "heatmap.png"] : [];
+        const found = await patiently(() => Promise.all(names.map((name) => picture(`v1/films/${key}/${name}`))));
+        if (current === key) show(film, found, byHand);
         else found.forEach((address) => URL.revokeObjectURL(address));
         list();
         return;
@@ -232,24 +231,19 @@ async function open(key, byHand = false) {
   }
 }
 
-function show(film, picture, heatmap, byHand) {
+function show(film, [picture, heatmap], byHand) {
   pictures.forEach((address) => URL.revokeObjectURL(address));
   pictures = [picture, heatmap].filter(Boolean);
-  if (!picture && film.in_distribution === null) {
-    broken("This film could not be judged", sentence(film.error ?? ""));
+  if (!picture) {
+    broken(film.record ? "The picture of this film is gone" : "This film could not be judged", "");
   } else {
     stage("figure");
-    const name = `Film ${short(film.key)}`;
     for (const id of ["film", "paper-film"]) $(id).src = picture;
-    for (const id of ["heatmap", "paper-heatmap"]) {
-      $(id).src = heatmap || picture;
-      $(id).hidden = !heatmap;
-    }
-    $("film").alt = $("paper-film").alt = name;
+    for (const id of ["heatmap", "paper-heatmap"]) $(id).src = heatmap || picture;
+    $("film").alt = $("paper-film").alt = `Film ${short(film.key)}`;
     $("blend").hidden = $("paper").hidden = !heatmap;
-    // A heatmap without a verdict would be one.
-    if (film.label === null) $("mix").value = 0;
-    else if ($("mix").value === "0") $("mix").value = 100;
+    // A heatmap without a verdict would be taken for one.
+    $("mix").value = heatmap && film.label ? wanted : 0;
     blend();
   }
   answer(film);
@@ -303,7 +297,7 @@ function answer(film) {
 
 /** The answer as one is told it. */
 function spoken(film) {
-  if (!film.record) return `Could not be judged. ${film.error ?? ""}`;
+  if (!film.record) return `The film could not be judged. ${sentence(film.error ?? "")}`;
   const why = film.record.warnings.join("; ");
   if (!film.label) return `No verdict. It is withheld because ${why}.`;
   return `The model says ${film.label.toLowerCase()}. Probability of pneumonia ${chance(film.record.probability)}.`
@@ -315,7 +309,11 @@ function blend() {
   $("heatmap").style.opacity = mix / 100;
   $("mix").setAttribute("aria-valuetext", mix ? `${mix} % heatmap` : "film alone");
 }
-$("mix").addEventListener("input", blend);
+let wanted = $("mix").value;
+$("mix").addEventListener("input", () => {
+  wanted = $("mix").value;
+  blend();
+});
 
 // ------------------------------------------------------------------------------------------------- new films
 
