@@ -12,7 +12,7 @@ import subprocess
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -188,7 +188,7 @@ Serve: TypeAlias = Callable[..., Service]
 
 
 @contextmanager
-def serving(command: list[str | Path], said: Path, env: dict[str, str] | None = None) -> Iterator[Service]:
+def _serving(command: list[str | Path], said: Path, env: dict[str, str] | None = None) -> Iterator[Service]:
     """Runs `pneumo-serve` while the block lasts; it must then end by itself at SIGTERM, with exit code 0."""
     # Its libraries' warnings are none of our business here, ours would be errors in its answers.
     with said.open("wb") as stderr:
@@ -223,6 +223,12 @@ def serve_command(bundle: Path) -> Callable[..., list[str | Path]]:
     return line
 
 
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., AbstractContextManager[Service]]:
+    """Runs a command line of `pneumo-serve`, its stderr in a file, while a block lasts."""
+    return _serving
+
+
 @pytest.fixture
 def serve(serve_command: Callable[..., list[str | Path]], tmp_path: Path) -> Iterator[Serve]:
     """Starts `pneumo-serve` on a free port, with a spool of its own; it is stopped at the end of the test."""
@@ -231,6 +237,6 @@ def serve(serve_command: Callable[..., list[str | Path]], tmp_path: Path) -> Ite
 
         def start(*arguments: str | Path, env: dict[str, str] | None = None) -> Service:
             line = serve_command("--port", "0", "--spool", tmp_path / "spool", *arguments)
-            return stack.enter_context(serving(line, tmp_path / "said", env))
+            return stack.enter_context(_serving(line, tmp_path / "said", env))
 
         yield start

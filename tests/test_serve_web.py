@@ -30,6 +30,8 @@ from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 httpx = pytest.importorskip("httpx", reason="the tests of pneumo-serve need the extra dev")
 pytest.importorskip("fastapi", reason="pneumo-serve needs the extra serve")
 
+from pneumo_edge.errors import UsageError  # noqa: E402
+from pneumo_edge.serve.cli import _read_token  # noqa: E402
 from pneumo_edge.serve.intake import Limits  # noqa: E402
 from pneumo_edge.serve.journal import Journal  # noqa: E402
 from pneumo_edge.serve.spool import FILM, Spool  # noqa: E402
@@ -135,22 +137,18 @@ def test_help_needs_no_extra_and_loads_nothing_heavy() -> None:
     ],
 )
 def test_a_token_file_that_protects_nothing_is_refused(
-    content: str | None, mode: int, words: str, serve_command: Command, tmp_path: Path
+    content: str | None, mode: int, words: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
     if content is not None:
         file.write_text(content, encoding="utf-8")
         file.chmod(mode)
-    refused = subprocess.run(
-        serve_command("--port", "0", "--spool", tmp_path / "spool", "--token-file", file),
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert refused.returncode == 2
-    assert re.fullmatch(f"pneumo-serve: .*{words}.*\n", refused.stderr)
-    assert TOKEN not in refused.stderr
+    with pytest.raises(UsageError, match=words) as refused:
+        _read_token(file)
+    assert TOKEN not in str(refused.value)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid"])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "example.invalid"])  # noqa: S104
 def test_another_host_needs_a_token(host: str, serve_command: Command, tmp_path: Path) -> None:
     refused = subprocess.run(
         serve_command("--port", "0", "--spool", tmp_path / "spool", "--host", host),
@@ -175,7 +173,7 @@ def test_a_port_in_use_is_said_in_a_sentence(serve_command: Command, tmp_path: P
 @pytest.mark.skipif(os.name != "posix", reason="this is about POSIX")
 def test_it_ends_in_good_order(serve: Serve) -> None:
     service = serve()
-    assert httpx.get(f"{service.address}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{service.address}/healthz", timeout=60).json() == {"status": "ok"}
     service.process.send_signal(signal.SIGINT)
     assert service.process.wait(60) == 130
     assert service.log().startswith(f"{NOT_A_DIAGNOSIS}\npage and HTTP: http://127.0.0.1:")
@@ -186,7 +184,7 @@ def test_the_answer_is_the_record_of_pneumo_infer(serve: Serve, infer: Infer, tm
     for name, data in PICTURES.items():
         (tmp_path / name).write_bytes(data)
     printed = infer(*PICTURES, "--format", "json", "--threads", "1", cwd=tmp_path).stdout.splitlines()
-    with httpx.Client(base_url=serve().address) as asking:
+    with httpx.Client(base_url=serve().address, timeout=60) as asking:
         for (name, data), line in zip(PICTURES.items(), printed, strict=True):
             record = json.loads(line)
             form = asking.post("/v1/predict", files={"file": (name, data)})
@@ -219,7 +217,7 @@ def test_the_record_of_a_dicom_film(serve: Serve, infer: Infer, tmp_path: Path) 
     record = json.loads(infer("film.dcm", "--format", "json", cwd=tmp_path).stdout)
     service = serve()
     data = (tmp_path / "film.dcm").read_bytes()
-    with httpx.Client(base_url=service.address) as asking:
+    with httpx.Client(base_url=service.address, timeout=60) as asking:
         answer = asking.post("/v1/predict", files={"file": ("film.dcm", data)}).json()
         assert answer | {"milliseconds": 0} == record | {"milliseconds": 0}
         assert "34 years" in " ".join(answer["warnings"])
@@ -230,7 +228,7 @@ def test_the_record_of_a_dicom_film(serve: Serve, infer: Infer, tmp_path: Path) 
 
 def test_a_film_is_kept_judged_and_listed(serve: Serve, tmp_path: Path) -> None:
     service = serve()
-    with httpx.Client(base_url=service.address) as asking:
+    with httpx.Client(base_url=service.address, timeout=60) as asking:
         assert asking.get("/v1/films").json() == {"films": []}
         before = datetime.now(UTC)
         handed = asking.post("/v1/films", files={"file": (NAME, film())})
@@ -292,7 +290,7 @@ def test_with_a_token_nothing_is_told_without_it(serve: Serve, tmp_path: Path) -
     wrong = [{}, *({"Authorization": f"Bearer {token}"} for token in ("x", TOKEN[:-1], TOKEN + "0", "é" * 16))]
     wrong += [{"Authorization": TOKEN}, {"Authorization": f"Basic {TOKEN}"}]
     # Behind another name, as a reverse proxy has it.
-    with httpx.Client(base_url=address, headers={"Host": "films.clinic.example"}) as asking:
+    with httpx.Client(base_url=address, timeout=60, headers={"Host": "films.clinic.example"}) as asking:
         for headers in wrong:
             encoded = {name: value.encode() for name, value in headers.items()}
             refused = [asking.get(url, headers=encoded) for url in guarded]
@@ -312,7 +310,7 @@ def test_with_a_token_nothing_is_told_without_it(serve: Serve, tmp_path: Path) -
 def test_model_and_metrics(serve: Serve, bundle: Path) -> None:
     from prometheus_client.parser import text_string_to_metric_families as parse
 
-    with httpx.Client(base_url=serve().address) as asking:
+    with httpx.Client(base_url=serve().address, timeout=60) as asking:
         model = asking.get("/v1/model").json()
         described = json.loads((bundle / "model.json").read_text())
         assert model["operating_points"] == described["operating_points"]

@@ -136,7 +136,8 @@ function origin(film) {
   return `${short(film.key)}, ${source}${answer}`;
 }
 
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+/** A sentence of the device as one; a name at its beginning stays as it is. */
+const sentence = (text) => (/^[a-z]+ /.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text) + ".";
 
 function element(name, text = "", attributes = {}) {
   const made = document.createElement(name);
