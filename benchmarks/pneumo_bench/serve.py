@@ -208,7 +208,7 @@ class Service:
             raise MissingExtraError("pneumo", "serve", "starting pneumo-serve")
         self.port = free_port()
         self.spool = spool
-        self._command = [command, "--port", "0", "--dicom-port", str(self.port), "--spool", str(spool), *options]
+        self.command = [command, "--port", "0", "--dicom-port", str(self.port), "--spool", str(spool), *options]
         self.said: list[str] = []
         """All that it has printed on stderr, line by line."""
         self._process: subprocess.Popen[str] | None = None
@@ -222,7 +222,7 @@ class Service:
             PneumoError: It does not take any in time.
         """
         self._ready = threading.Event()
-        self._process = subprocess.Popen(self._command, stderr=subprocess.PIPE, text=True)  # noqa: S603
+        self._process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)  # noqa: S603
         self._reader = threading.Thread(target=self._listen, args=(self._process, self._ready))
         self._reader.start()
         if patience is not None and not (self._ready.wait(patience) and self._process.poll() is None):

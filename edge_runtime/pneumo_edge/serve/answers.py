@@ -14,6 +14,7 @@ import highdicom
 import numpy as np
 from highdicom import sr
 from highdicom.sc import SCImage
+from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
@@ -80,7 +81,13 @@ def read_header(film: bytes) -> Dataset:
     Raises:
         Exception: Of nearly any kind, where the file is damaged.
     """
-    return read_tags(film, (*IDENTITY, *_WHOSE, *_OF_THE_PIXELS), "the film")
+    header = read_tags(film, (*IDENTITY, *_WHOSE, *_OF_THE_PIXELS), "the film")
+    try:
+        convert_encodings(header.get("SpecificCharacterSet"))
+    except Exception:
+        # No text could be read or written with what stands there.
+        del header.SpecificCharacterSet
+    return header
 
 
 def make_capture(header: Dataset, screen: Image.Image, prediction: Prediction, classifier: Classifier) -> bytes:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
+
+from pydicom import uid
+from pydicom.dataset import Dataset
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.transport import ThreadedAssociationServer
 
 from pneumo_edge.dicom import TRANSFER_SYNTAXES
 from pneumo_edge.errors import UsageError
@@ -17,18 +24,16 @@ from pneumo_edge.serve.journal import State
 from pneumo_edge.serve.spool import key_of_instance
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
-
     from pneumo_edge.serve.journal import Journal
     from pneumo_edge.serve.spool import Spool
 
 _KINDS = (
-    "ComputedRadiographyImageStorage",
-    "DigitalXRayImageStorageForPresentation",
-    "DigitalXRayImageStorageForProcessing",
-    "SecondaryCaptureImageStorage",
-    "MultiFrameGrayscaleByteSecondaryCaptureImageStorage",
-    "MultiFrameGrayscaleWordSecondaryCaptureImageStorage",
+    uid.ComputedRadiographyImageStorage,
+    uid.DigitalXRayImageStorageForPresentation,
+    uid.DigitalXRayImageStorageForProcessing,
+    uid.SecondaryCaptureImageStorage,
+    uid.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
 """What projection films come as. Film digitizers and converters use the last three; a film has one frame even there."""
 
@@ -50,13 +55,24 @@ class Limits:
     associations: int = 8
     """At one time; more are rejected as "local limit exceeded"."""
     bytes_in_flight: int = 256 << 20
-    """Of all films that are just arriving; the film that goes over it is cut off. The largest film is half of that."""
+    """Of all films that are just arriving; where they have more, the largest is cut off. None that can be read has more
+    than half of it."""
     queue: int = 1000
     """Films that wait for their judgement."""
     room: int = 256 << 20
     """Bytes that must be left on the disk, so that films that were taken can be answered."""
     seconds: float = 60.0
     """That a peer may say nothing, or take for one unit of data."""
+
+
+class _Server(ThreadedAssociationServer):
+    """pynetdicom's server, which would start two threads for every connection before it counts associations."""
+
+    most: int
+
+    def verify_request(self, _request: Any, _client_address: Any) -> bool:
+        """Tells whether a connection is taken at all."""
+        return len(self.active_associations) < self.most
 
 
 class Node:
@@ -87,11 +103,6 @@ class Node:
         Raises:
             UsageError: The port is in use, or the address is not of this machine.
         """
-        from pydicom import uid
-        from pynetdicom import AE, evt
-        from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-        from pynetdicom.transport import ThreadedAssociationServer
-
         self._journal, self._spool, self._limits = journal, spool, limits or Limits()
         self._arriving: dict[Any, int] = {}
         self._lock = threading.Lock()
@@ -104,7 +115,7 @@ class Node:
         self._entity.network_timeout = self._entity.dimse_timeout = self._limits.seconds
         self._entity.add_supported_context(Verification)
         for kind in _KINDS:
-            self._entity.add_supported_context(getattr(uid, kind), list(TRANSFER_SYNTAXES))
+            self._entity.add_supported_context(kind, list(TRANSFER_SYNTAXES))
         handlers: Any = [
             (evt.EVT_CONN_OPEN, self._opened),
             (evt.EVT_CONN_CLOSE, self._closed),
@@ -113,13 +124,14 @@ class Node:
             (evt.EVT_C_STORE, self._store),
         ]
         try:
-            self._server = self._entity.make_server(
-                (host, port), evt_handlers=handlers, server_class=ThreadedAssociationServer
-            )
+            server: Any = self._entity.make_server((host, port), evt_handlers=handlers, server_class=_Server)
         except OSError as error:
             raise UsageError(
                 f"cannot listen for DICOM on {host}, port {port} ({error.strerror or error}): give another --dicom-port"
             ) from None
+        # Some more than there may be associations: they are told that there are too many.
+        server.most = 4 * self._limits.associations
+        self._server = server
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="node")
 
@@ -143,8 +155,6 @@ class Node:
         connection = event.assoc.dul.socket
         connection.socket.settimeout(self._limits.seconds)
         connection.recv = _bounded(connection.recv)
-        if len(self._server.active_associations) > 4 * self._limits.associations:
-            connection.socket.close()
 
     def _closed(self, event: Any) -> None:
         with self._lock:
@@ -156,11 +166,15 @@ class Node:
     def _receiving(self, event: Any) -> None:
         """Counts what arrives until it is on the disk."""
         with self._lock:
+            if event.assoc.is_aborted:
+                return
             self._arriving[event.assoc] = self._arriving.get(event.assoc, 0) + len(event.data)
-            over = sum(self._arriving.values()) > self._limits.bytes_in_flight
-        if over:
-            _log.error("a film was cut off: too many bytes are arriving at once")
-            event.assoc.abort()
+            if sum(self._arriving.values()) <= self._limits.bytes_in_flight:
+                return
+            largest = max(self._arriving, key=self._arriving.__getitem__)
+            del self._arriving[largest]
+        _log.error("a film was cut off: too many bytes are arriving at once")
+        largest.abort(block=False)
 
     def _store(self, event: Any) -> Dataset:
         """Takes one film."""
@@ -174,13 +188,13 @@ class Node:
                 self._arriving.pop(event.assoc, None)
 
     def _keep(self, event: Any) -> tuple[int, str]:
-        uid = str(event.request.AffectedSOPInstanceUID)
+        instance = str(event.request.AffectedSOPInstanceUID)
         film: bytes = event.encoded_dataset()
-        fault = _fault(film, uid)
+        fault = _fault(film, instance)
         if fault is not None:
             _log.error("a film was refused: %s", fault[1])
             return fault
-        key = key_of_instance(uid)
+        key = key_of_instance(instance)
         known = self._journal.find(key)
         if known is None:
             # Only now: a film that is known needs no room.
@@ -200,24 +214,23 @@ class Node:
         return _SUCCESS, ""
 
 
-def _fault(film: bytes, uid: str) -> tuple[int, str] | None:
+def _fault(film: bytes, announced: str) -> tuple[int, str] | None:
     """Returns status and reason where a film cannot be answered, whatever it shows."""
     try:
         header = read_header(film)
-        stated = {keyword: str(header.get(keyword) or "") for keyword in IDENTITY}
+        stated = {keyword: str(header.get(keyword)) for keyword in IDENTITY}
     except Exception:
         return _CANNOT_UNDERSTAND, "the data set is damaged"
-    missing = [keyword for keyword, value in stated.items() if not value]
-    if missing:
-        return _DOES_NOT_MATCH, f"it lacks {missing[0]}"
-    if stated["SOPInstanceUID"] != uid:
+    for keyword, value in stated.items():
+        # No stricter than that: not every device keeps to the rule about leading zeros.
+        if not re.fullmatch(r"[0-9.]{1,64}", value):
+            return _DOES_NOT_MATCH, f"it has no {keyword}"
+    if stated["SOPInstanceUID"] != announced:
         return _DOES_NOT_MATCH, "it has another SOPInstanceUID than was announced"
     return None
 
 
 def _status(code: int, comment: str) -> Dataset:
-    from pydicom.dataset import Dataset
-
     status = Dataset()
     status.Status = code
     if comment:
