@@ -72,11 +72,11 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[npt.NDArray[np.ui
 def storescu(service: Service, *arguments: str | Path, title: str | None = None) -> subprocess.CompletedProcess[str]:
     peer = ["-aec", title or service.ae_title, "127.0.0.1", str(service.port)]
     line = [program("storescu"), *peer, *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
 
 
 def wait_for_study(pacs: Orthanc, uid: str) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while pacs.instances().get(uid) != {"OT": 1, "SR": 1}:
         assert time.monotonic() < deadline, f"the PACS has no answer under study {uid}: {pacs.instances()}"
         time.sleep(0.2)
@@ -157,7 +157,7 @@ def test_a_phantom_goes_from_the_modality_to_the_pacs(
     tooth.write_bytes(dicom_film(phantoms[1], 2, Modality="PX"))
     assert storescu(service, tooth).returncode == 0
     uid = pydicom.dcmread(tooth).StudyInstanceUID
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while pacs.instances().get(uid) != {"SR": 1}:
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -40,9 +40,9 @@ SERVE_PACKAGES = (*PACKAGES, "pydicom", "pynetdicom", "highdicom", "fastapi", "u
 _BURST = 10
 """Films that a modality sends in one association."""
 
-_PATIENCE = 180.0
-"""Seconds without anything new in the PACS after which the rest is taken to be lost; the time of its absence comes on
-top, since a PACS that was away so long is tried again after as long at most."""
+_PATIENCE = 600.0
+"""Seconds that a program has to start or to end, and seconds without anything new in the PACS after which the rest is
+taken to be lost; the time of its absence comes on top, since it is tried again after as long at most."""
 
 
 # ---------------------------------------------------------------------------------------------------- films and peers
@@ -142,13 +142,12 @@ class Orthanc:
         """Returns once it answers.
 
         Raises:
-            PneumoError: It does not within a minute.
+            PneumoError: It ends, or does not answer in time.
         """
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)  # noqa: S603
-        for _ in range(600):
-            if self._process.poll() is not None:
-                break
+        deadline = time.monotonic() + _PATIENCE
+        while self._process.poll() is None and time.monotonic() < deadline:
             with suppress(OSError):
                 self.get("system")
                 return
@@ -159,7 +158,7 @@ class Orthanc:
         """Stops it in good order; what it holds stays."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(60)
+            self._process.wait(_PATIENCE)
             self._process = None
 
     def get(self, path: str) -> Any:
@@ -215,7 +214,7 @@ class Service:
         self._reader: threading.Thread | None = None
         self._ready = threading.Event()
 
-    def start(self, patience: float | None = 120.0) -> None:
+    def start(self, patience: float | None = _PATIENCE) -> None:
         """Starts it, and waits until it takes films; None to go on at once.
 
         Raises:
@@ -241,7 +240,7 @@ class Service:
         if self._process is None or self._reader is None:
             return 0
         self._process.send_signal(number)
-        code = self._process.wait(120)
+        code = self._process.wait(_PATIENCE)
         self._reader.join()
         self._process = None
         return code
@@ -344,7 +343,7 @@ class _Fate:
         self._service.kill()
         self.kills.append(round(time.perf_counter() - self._start, 1))
         # The next kill may come while it still starts.
-        self._service.start(patience=None if self._draw.random() < 0.25 else 120.0)
+        self._service.start(patience=None if self._draw.random() < 0.25 else _PATIENCE)
 
 
 def survive(
