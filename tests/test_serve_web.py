@@ -31,7 +31,7 @@ httpx = pytest.importorskip("httpx", reason="the tests of pneumo-serve need the 
 pytest.importorskip("fastapi", reason="pneumo-serve needs the extra serve")
 
 from pneumo_edge.errors import UsageError  # noqa: E402
-from pneumo_edge.serve.cli import _read_token  # noqa: E402
+from pneumo_edge.serve.cli import _listen, _read_token  # noqa: E402
 from pneumo_edge.serve.intake import Limits  # noqa: E402
 from pneumo_edge.serve.journal import Journal  # noqa: E402
 from pneumo_edge.serve.spool import FILM, Spool  # noqa: E402
@@ -168,6 +168,14 @@ def test_a_port_in_use_is_said_in_a_sentence(serve_command: Command, tmp_path: P
     assert re.fullmatch(
         r"pneumo-serve: cannot listen on 127\.0\.0\.1, port \d+ .*: give another --port\n", refused.stderr
     )
+
+
+def test_answers_are_not_held_back() -> None:
+    """Nagle's algorithm and delayed acknowledgements would add 40 ms to each."""
+    with _listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="this is about POSIX")
@@ -623,3 +631,22 @@ def test_schemathesis_finds_nothing(token: str | None, parts: Any) -> None:
         "GET /v1/films/{key}/heatmap.png", "GET /v1/model", "GET /metrics", "GET /healthz",
     }  # fmt: skip
     assert {("POST /v1/predict", 422), ("GET /v1/films", 200), ("GET /v1/films/{key}", 404)} <= tried
+
+
+# ------------------------------------------------------------------------------------------------- the benchmark
+
+
+def test_the_benchmark_runs(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("psutil", reason="the benchmark needs the extra bench")
+    command: list[str | Path] = [Path(sys.executable).with_name("pneumo-bench"), "http"]
+    command += ["--model", bundle, "--output", tmp_path]
+    done = subprocess.run(
+        [*command, "--queries", "2", "--clients", "30", "--requests", "60"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "http.json").read_text())
+    # Every film is answered, and whoever is not told so at once is told to come again.
+    assert record["crowd"]["statuses"].pop("200") == 60
+    assert set(record["crowd"]["statuses"]) <= {"429"}
+    assert set(record["overhead"]) == {"predict", "bytes", "form"}

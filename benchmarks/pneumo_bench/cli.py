@@ -296,6 +296,33 @@ def serve(
         raise typer.Exit(FAILED)
 
 
+@app.command()
+def http(
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Bundle that judges; the one that comes with pneumo by default."),
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Turns in which one film is judged here and over HTTP.")] = 200,
+    clients: Annotated[int, typer.Option(min=1, help="Clients that ask at the same time.")] = 100,
+    requests: Annotated[int, typer.Option(min=1, help="Films that they get answered, all together.")] = 500,
+    output: Output = None,
+) -> None:
+    """Times the HTTP interface of pneumo-serve against Classifier.predict, and lets many clients ask at once."""
+    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.serve_http import http_tables, measure_http
+
+    if output is not None:
+        make_folder(output)
+    record = measure_http(bundle=model, queries=queries, clients=clients, requests=requests)
+    tables = http_tables(record)
+    show(tables)
+    if output is not None:
+        save(output, "http", record, tables)
+        say(f"written to {output}: http.json, http.md")
+    if set(record["crowd"]["statuses"]) - {"200", "429"}:
+        raise typer.Exit(FAILED)
+
+
 def _parse_threads(threads: str | None) -> list[int]:
     from pneumo_edge.classifier import usable_cores
 

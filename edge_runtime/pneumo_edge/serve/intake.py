@@ -23,7 +23,7 @@ class Limits:
     """In which a body must have arrived."""
     waiting: int = 16
     """Requests with a film that are read, wait or are judged at one moment; one more is told to come again."""
-    held: int = 256 << 20
+    held: int = 128 << 20
     """Bytes of all bodies that are in memory at one moment."""
     queue: int = 1000
     """Films that the journal may hold unjudged."""
