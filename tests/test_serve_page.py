@@ -94,10 +94,12 @@ def visit(browser: Browser) -> Iterator[Open]:
             )
             stack.callback(context.close)
             page = context.new_page()
-            page.set_default_timeout(20_000)
+            page.set_default_timeout(60_000)
             page.on("request", lambda request: asked.append(request.url))
             page.on("console", lambda message: said.append(message.text))
             page.on("pageerror", lambda error: said.append(str(error)))
+            # From the start: a key is quicker than a listener that is added at the moment it is pressed.
+            page.on("filechooser", lambda _: None)
             homes.append(address)
             expected.extend(expect_said)
             page.goto(address)
@@ -108,10 +110,10 @@ def visit(browser: Browser) -> Iterator[Open]:
     assert [text for text in said if not any(part in text for part in expected)] == []
 
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
-def hand_in(page: Page, film: str | Path) -> None:
+def hand_in(page: Page, film: str | Path | list[str | Path]) -> None:
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name=re.compile("a film|Another film")).click()
     chooser.value.set_files(film)
@@ -163,7 +165,7 @@ def test_a_phantom_gets_its_verdict(service: Any, visit: Open, phantoms: dict[st
       - region "Recent films":
         - list:
           - listitem:
-            - button /Pneumonia .* this page/
+            - button /Pneumonia .* upload/
     """)
     scale, pin = page.locator(".track").bounding_box(), page.locator(".pin").bounding_box()
     tick = page.locator(".cut").bounding_box()
@@ -276,12 +278,16 @@ def test_drop_and_paste(service: Any, visit: Open, phantoms: dict[str | None, Pr
         verdict(page, f"The model says {label.capitalize()}")
 
 
-def test_several_films_at_once(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
-    page = visit(service.address)
+def test_several_films_at_once(
+    service: Any, visit: Open, phantoms: dict[str | None, Prediction], tmp_path: Path
+) -> None:
+    (tmp_path / "letter.png").write_text("no picture")
+    page = visit(service.address, "422")
     page.get_by_role("heading", name="Recent films").wait_for()
     before = page.locator("#films li").count()
-    hand_in(page, [phantoms[label].path for label in ("NORMAL", "PNEUMONIA", None)])  # type: ignore[arg-type]
+    hand_in(page, [phantoms["NORMAL"].path, phantoms["PNEUMONIA"].path, tmp_path / "letter.png", phantoms[None].path])
     expect(page.locator("#films li")).to_have_count(before + 3)
+    expect(page.locator("#batch")).to_have_text("letter.png is no film: use PNG, JPEG or DICOM.")
     # The first is the one that is opened.
     verdict(page, "The model says Normal")
     expect(page.locator("#films li").first).to_contain_text("No verdict")

@@ -19,7 +19,12 @@ class Refusal extends Error {
   }
 }
 
-let token = sessionStorage.getItem("token") || "";
+let token = "";
+try {
+  token = sessionStorage.getItem("token") ?? "";
+} catch {
+  // A browser that is told to keep nothing.
+}
 const headers = () => (token ? { Authorization: `Bearer ${token}` } : {});
 
 function refusal(status, text, retryAfter) {
@@ -97,8 +102,8 @@ function newToken() {
     $("ask").onclose = () => {
       asking = null;
       token = $("token").value.trim();
-      if (token) sessionStorage.setItem("token", token);
       done();
+      sessionStorage.setItem("token", token);
     };
   });
   return asking;
@@ -131,13 +136,14 @@ function outcome(film) {
 const unsent = (film) => film.error && film.in_distribution !== null;
 
 function origin(film) {
-  const source = film.source === "dicom" ? "DICOM" : "this page";
+  const source = film.source === "dicom" ? "DICOM" : "upload";
   const answer = film.state === "sent" ? ", answer sent" : unsent(film) ? ", answer not sent" : "";
   return `${short(film.key)}, ${source}${answer}`;
 }
 
 /** A sentence of the device as one; a name at its beginning stays as it is. */
-const sentence = (text) => (/^[a-z]+ /.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text) + ".";
+const sentence = (text) =>
+  (/^[a-z]+ /.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text) + (/[.?]$/.test(text) ? "" : ".");
 
 function element(name, text = "", attributes = {}) {
   const made = document.createElement(name);
@@ -164,6 +170,7 @@ let pictures = []; // addresses of the blobs that are on show
 /** Shows one of the four things that can stand where the film is: invite, wait, broken or figure. */
 function stage(shown) {
   for (const id of ["invite", "wait", "broken", "figure"]) $(id).hidden = id !== shown;
+  document.title = "pneumo";
   document.body.dataset.state = { invite: "empty", wait: "busy", broken: "broken", figure: "shown" }[shown];
   $("paper").hidden = true;
   $("blend").hidden = true;
@@ -289,7 +296,7 @@ function answer(film) {
   $("facts").replaceChildren(
     ...pairs([
       ["Film", short(film.key)],
-      ["Received", `${clock(film.received, true)}, ${film.source === "dicom" ? "over DICOM" : "from this page"}`],
+      ["Received", `${clock(film.received, true)}, ${film.source === "dicom" ? "over DICOM" : "by upload"}`],
       ...(film.state === "sent" ? [["Answer", "sent to the PACS"]] : []),
       ...(record ? [["Model", record.model], ["File", record.file]] : []),
     ]),
@@ -327,13 +334,16 @@ function take(files) {
 }
 
 async function takeNow(all) {
+  const refused = [];
   for (const [i, file] of all.entries()) {
     $("batch").textContent = all.length > 1 ? `Sending ${i + 1} of ${all.length}` : "";
-    await hand(file, i === 0);
+    const why = await hand(file, i === 0);
+    if (why) refused.push(why);
   }
-  $("batch").textContent = "";
+  $("batch").textContent = refused.join(" ");
 }
 
+/** Sends one film. Returns why it was refused, where that is not shown in place of the film. */
 async function hand(file, first) {
   if (first) {
     current = "";
@@ -342,22 +352,25 @@ async function hand(file, first) {
     busy("Sending", 0);
     announce("Sending the film");
   }
-  const say = (text, share) => first && current === "" && busy(text, share);
+  const awaited = () => first && current === "";
+  const say = (text, share) => awaited() && busy(text, share);
   try {
     if (file.size > largest) throw new Refusal(413, `${file.name} is larger than ${largest >> 20} MB: scale it down`);
     const entry = await patiently(
       () => send(file, (share) => say(share < 1 ? "Sending" : "Judging", share < 1 ? share : undefined)),
       (seconds) => say(`The device is busy. Trying again in ${seconds} s`),
     );
-    if (first && current === "") open(entry.key);
+    if (awaited()) open(entry.key);
     else list();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     if (!error.status) offline();
+    if (!awaited()) return sentence(error.message);
     const mend = ![413, 422].includes(error.status);
-    const why = { 0: "The device does not answer. Is it on, and is this computer in its network?" }[error.status] ?? error.message;
+    const why = error.status ? error.message : "The device does not answer. Is it on, and is this computer in its network?";
     broken(mend ? "The film could not be sent" : "This film cannot be taken", sentence(why), mend ? () => take([file]) : null);
   }
+  return "";
 }
 
 for (const [button, input] of [["choose", "file"], ["photograph", "camera"]]) {
@@ -387,6 +400,8 @@ $("print").addEventListener("click", () => print());
 // ------------------------------------------------------------------------------------------- the recent films
 
 function offline() {
+  // Said once, and not at each try.
+  if (!$("banner").hidden) return;
   $("banner").textContent = "The device does not answer. This page tries again by itself.";
   $("banner").hidden = false;
 }
@@ -478,7 +493,6 @@ function follow() {
     current = "";
     stage("invite");
     mark();
-    document.title = "pneumo";
   }
 }
 addEventListener("popstate", follow);
