@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -48,8 +49,15 @@ from pneumo_edge.serve.node import Limits, Node  # noqa: E402
 from pneumo_edge.serve.sender import Peer, Sender, parse_peer  # noqa: E402
 from pneumo_edge.serve.spool import ANSWER, CAPTURE, FILM, HEATMAP, PICTURE, REPORT, Spool, key_of_instance  # noqa: E402
 
-# pynetdicom leaves a socket that was never connected to the garbage collector.
+# pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    yield
+    gc.collect()
+
 
 DX = uid.DigitalXRayImageStorageForPresentation
 KINDS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -24,8 +25,15 @@ from pneumo_edge.classifier import Classifier  # noqa: E402
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
 from pneumo_train.phantom import draw_phantoms  # noqa: E402
 
-# pynetdicom leaves a socket that was never connected to the garbage collector.
+# pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    yield
+    gc.collect()
+
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "dicom"
 CHESTS = {
