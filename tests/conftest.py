@@ -188,11 +188,10 @@ Serve: TypeAlias = Callable[..., Service]
 
 
 @contextmanager
-def _serving(command: list[str | Path], said: Path, env: dict[str, str] | None = None) -> Iterator[Service]:
+def _serving(command: list[str | Path], said: Path, cwd: Path | None = None) -> Iterator[Service]:
     """Runs `pneumo-serve` while the block lasts; it must then end by itself at SIGTERM, with exit code 0."""
-    # Its libraries' warnings are none of our business here, ours would be errors in its answers.
     with said.open("wb") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=os.environ | (env or {}))
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, cwd=cwd)
     try:
         deadline = time.monotonic() + 120
         while not (found := re.search(r"page and HTTP: (\S+)\n", said.read_text(encoding="utf-8"))):
@@ -235,8 +234,8 @@ def serve(serve_command: Callable[..., list[str | Path]], tmp_path: Path) -> Ite
     pytest.importorskip("fastapi", reason="pneumo-serve needs the extra serve")
     with ExitStack() as stack:
 
-        def start(*arguments: str | Path, env: dict[str, str] | None = None) -> Service:
+        def start(*arguments: str | Path, cwd: Path | None = None) -> Service:
             line = serve_command("--port", "0", "--spool", tmp_path / "spool", *arguments)
-            return stack.enter_context(_serving(line, tmp_path / "said", env))
+            return stack.enter_context(_serving(line, tmp_path / "said", cwd))
 
         yield start

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,6 +42,7 @@ Infer = Callable[..., "subprocess.CompletedProcess[Any]"]
 Command = Callable[..., list[str | Path]]
 Serve = Callable[..., Any]
 
+ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "0123456789abcdef"  # noqa: S105 - of the tests
 NAME = "Doe^Jane_1987.png"
 """A file name as it must never be in a log."""
@@ -631,6 +633,41 @@ def test_schemathesis_finds_nothing(token: str | None, parts: Any) -> None:
         "GET /v1/films/{key}/heatmap.png", "GET /v1/model", "GET /metrics", "GET /healthz",
     }  # fmt: skip
     assert {("POST /v1/predict", 422), ("GET /v1/films", 200), ("GET /v1/films/{key}", 404)} <= tried
+
+
+# ------------------------------------------------------------------------------------------------------ the docs
+
+EXAMPLES = [
+    block
+    for block in re.findall(
+        r"^```sh\n(.*?)^```", (ROOT / "docs" / "serve.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    if "curl" in block
+]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None or shutil.which("curl") is None, reason="needs bash and curl")
+def test_the_examples_in_the_docs_work(serve: Serve, tmp_path: Path) -> None:
+    assert len(EXAMPLES) == 3
+    (tmp_path / "film.png").write_bytes(film())
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    (tmp_path / "token").chmod(0o600)
+    service = serve("--token-file", "token", cwd=tmp_path)
+    for block in EXAMPLES:
+        # The token opens the door, also where the example is of a device without.
+        script = block.replace("http://127.0.0.1:8000", service.address).replace("curl ", "curl -fsS -H @header ")
+        given = "(printf 'Authorization: Bearer '; cat token) > header\n"
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", given + script],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(answers) == block.count("curl") - block.count("=$(curl")
+    assert answers[-1] == {"status": "ok"}
 
 
 # ------------------------------------------------------------------------------------------------- the benchmark
