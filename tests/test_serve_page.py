@@ -197,8 +197,11 @@ def test_normal_and_withheld(service: Any, visit: Open, phantoms: dict[str | Non
     reasons = page.locator("#remarks li").all_inner_texts()
     assert [reason.rstrip(".").lower() for reason in reasons] == [each.lower() for each in phantoms[None].warnings]
     expect(page.get_by_text("probability of pneumonia")).to_be_hidden()
-    # Without a verdict the heatmap is shown only to those who ask for it.
-    expect(page.get_by_role("slider")).to_have_value("0")
+    # A heatmap without a verdict would be taken for one.
+    expect(page.get_by_role("slider")).to_be_hidden()
+    page.emulate_media(media="print")
+    expect(page.locator("#film")).to_be_visible()
+    expect(page.locator("#paper-heatmap")).to_be_hidden()
     expect(page.locator("#live")).to_contain_text("No verdict. It is withheld because the picture does not look like")
 
 
@@ -434,7 +437,7 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(
 
 def test_it_prints_on_one_sheet(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
     page = visit(service.address)
-    for label in ("PNEUMONIA", None):
+    for label in (None, "PNEUMONIA"):
         hand_in(page, phantoms[label].path)
         verdict(page, "Pneumonia" if label else "No verdict")
         sheet = page.pdf(prefer_css_page_size=True)

@@ -217,7 +217,8 @@ async function open(key, byHand = false) {
       if (film.state === "received") {
         busy("Judging");
       } else {
-        const names = film.record ? ["film.png", "heatmap.png"] : [];
+        // A heatmap without a verdict would be taken for one.
+        const names = film.label ? ["film.png", "heatmap.png"] : film.record ? ["film.png"] : [];
         const found = await patiently(() => Promise.all(names.map((name) => picture(`v1/films/${key}/${name}`))));
         if (current === key) show(film, found, byHand);
         else found.forEach((address) => URL.revokeObjectURL(address));
@@ -250,9 +251,7 @@ function show(film, [picture, heatmap], byHand) {
     for (const id of ["heatmap", "paper-heatmap"]) $(id).src = heatmap || picture;
     $("film").alt = $("paper-film").alt = `Film ${short(film.key)}`;
     $("blend").hidden = $("paper").hidden = !heatmap;
-    // A heatmap without a verdict would be taken for one.
-    $("mix").value = heatmap && film.label ? wanted : 0;
-    blend();
+    blend(heatmap ? wanted : 0);
   }
   answer(film);
   document.title = `${$("word").textContent}, film ${short(film.key)}, pneumo`;
@@ -312,15 +311,16 @@ function spoken(film) {
     + (why ? ` Please note: ${why}.` : "");
 }
 
-function blend() {
-  const mix = Number($("mix").value);
+/** Lays so much of the heatmap over the film, in percent. */
+function blend(mix) {
+  $("mix").value = mix;
   $("heatmap").style.opacity = mix / 100;
   $("mix").setAttribute("aria-valuetext", mix ? `${mix} % heatmap` : "film alone");
 }
-let wanted = $("mix").value;
+let wanted = Number($("mix").value);
 $("mix").addEventListener("input", () => {
-  wanted = $("mix").value;
-  blend();
+  wanted = Number($("mix").value);
+  blend(wanted);
 });
 
 // ------------------------------------------------------------------------------------------------- new films
