@@ -97,9 +97,27 @@ def test_a_film_that_cannot_be_judged_stays_failed_when_the_report_is_sent(journ
 
     journal.again("a" * 32)
     assert find(journal, "a" * 32).state is State.received
+    # What the sender still had to say of the time before that.
+    journal.sent("a" * 32)
+    journal.not_sent("a" * 32, "away", 0.0)
+    journal.refused("a" * 32, "never")
+    assert find(journal, "a" * 32).state is State.received
+    assert journal.next_due() is None
     journal.answered("a" * 32, RECORD)
     journal.again("a" * 32)
     assert find(journal, "a" * 32).state is State.answered
+
+
+def test_what_the_pacs_refuses_for_good_has_failed(journal: Journal) -> None:
+    journal.add("a" * 32, "dicom")
+    journal.answered("a" * 32, RECORD, send=True)
+    journal.refused("a" * 32, "the PACS says no")
+    entry = find(journal, "a" * 32)
+    assert (entry.state, entry.error, entry.next_attempt) == (State.failed, "the PACS says no", None)
+    journal.again("a" * 32)
+    journal.failed("a" * 32, "it is a tooth", send=True)
+    journal.refused("a" * 32, "the PACS says no")
+    assert find(journal, "a" * 32).error == "it is a tooth; the PACS says no"
 
 
 def test_the_oldest_comes_first_and_the_newest_is_shown_first(journal: Journal) -> None:
@@ -168,6 +186,7 @@ ACTS = (
     "failed to send",
     "not_sent",
     "sent",
+    "refused",
     "again",
     "forget",
 )
@@ -195,6 +214,8 @@ def test_nothing_that_waits_is_ever_forgotten(tmp_path: Path, steps: list[tuple[
             journal.failed(key, "why", send=step.endswith("send"))
         elif step == "not_sent":
             journal.not_sent(key, "away", 0.0)
+        elif step == "refused":
+            journal.refused(key, "never")
         else:
             getattr(journal, step)(key)
         # What one connection has been told, another one reads: it is in the file.

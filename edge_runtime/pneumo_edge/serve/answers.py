@@ -14,7 +14,6 @@ import highdicom
 import numpy as np
 from highdicom import sr
 from highdicom.sc import SCImage
-from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
@@ -81,13 +80,7 @@ def read_header(film: bytes) -> Dataset:
     Raises:
         Exception: Of nearly any kind, where the file is damaged.
     """
-    header = read_tags(film, (*IDENTITY, *_WHOSE, *_OF_THE_PIXELS), "the film")
-    try:
-        convert_encodings(header.get("SpecificCharacterSet"))
-    except Exception:
-        # No text could be read or written with what stands there.
-        del header.SpecificCharacterSet
-    return header
+    return read_tags(film, (*IDENTITY, *_WHOSE, *_OF_THE_PIXELS), "the film")
 
 
 def make_capture(header: Dataset, screen: Image.Image, prediction: Prediction, classifier: Classifier) -> bytes:

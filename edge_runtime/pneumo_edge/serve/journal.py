@@ -163,7 +163,7 @@ class Journal:
         """
         self._change(
             "UPDATE films SET state = 'answered', label = ?, probability = ?, in_distribution = ?, error = NULL,"
-            " attempts = 0, next_attempt = ? WHERE key = ?",
+            " attempts = 0, next_attempt = ? WHERE key = ? AND state = 'received'",
             record["label"],
             record["probability"],
             record["in_distribution"],
@@ -172,7 +172,7 @@ class Journal:
         )
 
     def failed(self, key: str, why: str, *, send: bool = False) -> None:
-        """Notes that a film cannot be judged, or that its answer cannot be sent.
+        """Notes that a film cannot be judged.
 
         Args:
             key: Of the film.
@@ -180,7 +180,8 @@ class Journal:
             send: A report that says so goes to the PACS.
         """
         self._change(
-            "UPDATE films SET state = 'failed', error = ?, attempts = 0, next_attempt = ? WHERE key = ?",
+            "UPDATE films SET state = 'failed', error = ?, attempts = 0, next_attempt = ?"
+            " WHERE key = ? AND state = 'received'",
             why,
             0.0 if send else None,
             key,
@@ -200,18 +201,31 @@ class Journal:
         """Notes that a sending did not succeed, why, and when it is tried again (seconds since the epoch)."""
         self._change(
             "UPDATE films SET error = CASE state WHEN 'failed' THEN error ELSE ? END, attempts = attempts + 1,"
-            " next_attempt = ? WHERE key = ?",
+            " next_attempt = ? WHERE key = ? AND next_attempt IS NOT NULL",
             why,
             next_attempt,
             key,
         )
 
     def sent(self, key: str) -> None:
-        """Notes that the PACS has it all. A film that could not be judged stays failed."""
+        """Notes that the PACS has it all. A film that could not be judged stays failed.
+
+        As with `not_sent` and `refused`, a film that has come once more in the meantime, and waits to be judged again,
+        stays as it is.
+        """
         self._change(
             "UPDATE films SET state = CASE state WHEN 'failed' THEN state ELSE 'sent' END,"
             " error = CASE state WHEN 'failed' THEN error END, attempts = attempts + 1, next_attempt = NULL"
-            " WHERE key = ?",
+            " WHERE key = ? AND next_attempt IS NOT NULL",
+            key,
+        )
+
+    def refused(self, key: str, why: str) -> None:
+        """Notes that the answer cannot be sent and will not be tried again; why it could not be judged stays."""
+        self._change(
+            "UPDATE films SET error = CASE state WHEN 'failed' THEN error || '; ' ELSE '' END || ?, state = 'failed',"
+            " attempts = attempts + 1, next_attempt = NULL WHERE key = ? AND next_attempt IS NOT NULL",
+            why,
             key,
         )
 

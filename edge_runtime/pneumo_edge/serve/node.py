@@ -194,7 +194,10 @@ class Node:
         if fault is not None:
             _log.error("a film was refused: %s", fault[1])
             return fault
-        key = key_of_instance(instance)
+        with self._spool.lock:
+            return self._put(key_of_instance(instance), film)
+
+    def _put(self, key: str, film: bytes) -> tuple[int, str]:
         known = self._journal.find(key)
         if known is None:
             # Only now: a film that is known needs no room.
@@ -205,7 +208,7 @@ class Node:
                 _log.error("a film was refused: the disk is nearly full")
                 return _OUT_OF_RESOURCES, "the disk is nearly full"
             self._spool.add(key, film)
-            known, _new = self._journal.add(key, "dicom")
+            self._journal.add(key, "dicom")
             _log.info("film %s: received", key[:8])
         elif known.state is State.failed:
             self._spool.add(key, film)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pneumo_edge.errors import UsageError
-from pneumo_edge.serve.journal import State
 from pneumo_edge.serve.spool import CAPTURE, REPORT
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ class Sender:
         name = f"film {entry.key[:8]}"
         objects = [data for file in (CAPTURE, REPORT) if (data := self._spool.read(entry.key, file)) is not None]
         if not objects:
-            self._journal.failed(entry.key, "the answer is not in the spool any more: send the film again")
+            self._journal.refused(entry.key, "the answer is not in the spool any more: send the film again")
             return
         try:
             self._call()
@@ -159,7 +158,7 @@ class Sender:
             _log.warning("%s: %s; tried again in %.0f s", name, error, delay)
             return
         if refused is not None:
-            self._journal.failed(entry.key, refused if entry.state is not State.failed else f"{entry.error}; {refused}")
+            self._journal.refused(entry.key, refused)
             _log.error("%s: %s", name, refused)
         else:
             self._journal.sent(entry.key)

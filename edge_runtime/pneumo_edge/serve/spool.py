@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -57,6 +58,8 @@ class Spool:
             UsageError: It cannot be written into, or another pneumo-serve uses it.
         """
         self.root = root
+        self.lock = threading.Lock()
+        """Held by `forget`, and by who decides by row and folder together whether a film is there."""
         self.journal = root / "journal.db"
         self._films = root / "films"
         try:
@@ -67,11 +70,11 @@ class Spool:
         except OSError as error:
             raise UsageError(f"the spool {root} cannot be written ({error.strerror}): give another --spool") from None
         # SQLite's lock is released by the system when the process ends, however it ends, on every system.
-        self._lock = sqlite3.connect(root / "lock", isolation_level=None, timeout=0, check_same_thread=False)
+        self._held = sqlite3.connect(root / "lock", isolation_level=None, timeout=0, check_same_thread=False)
         try:
-            self._lock.execute("BEGIN EXCLUSIVE")
+            self._held.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error:
-            self._lock.close()
+            self._held.close()
             raise UsageError(
                 f"the spool {root} is in use by another pneumo-serve: stop that one, or give another --spool"
             ) from None
@@ -160,8 +163,9 @@ class Spool:
 
     def forget(self, journal: Journal, days: float) -> None:
         """Deletes films that came more than so many days ago and wait for nothing, with their rows."""
-        for key in journal.forget_before(time.time() - days * 86400):
-            self.remove(key)
+        with self.lock:
+            for key in journal.forget_before(time.time() - days * 86400):
+                self.remove(key)
 
     def free(self) -> int:
         """Returns how many bytes the disk has room for."""
@@ -169,7 +173,7 @@ class Spool:
 
     def close(self) -> None:
         """Lets another process have the spool."""
-        self._lock.close()
+        self._held.close()
 
     def _folder(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
