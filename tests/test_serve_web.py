@@ -287,6 +287,8 @@ def test_a_film_is_kept_judged_and_listed(serve: Serve, tmp_path: Path) -> None:
     assert sum(line.endswith(" ms") and " POST /v1/films 202 " in line for line in lines) == 2
     assert any(" GET /v1/films/{key} 200 " in line for line in lines)
     assert any(" GET none 404 " in line for line in lines)
+    # Pages ask for the list all the time.
+    assert not any(" GET /v1/films 200 " in line for line in lines)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="this is about POSIX")

@@ -87,7 +87,9 @@ class Gate:
             seconds = time.perf_counter() - start
             self._requests.labels(method, route, str(status)).inc()
             self._seconds.labels(route).observe(seconds)
-            LOG.info("%s %s %d %.0f ms", method, route, status, seconds * 1e3)
+            # Every page that is open somewhere asks for the list every few seconds.
+            listing = (method, route, status) == ("GET", "/v1/films", 200)
+            LOG.log(logging.DEBUG if listing else logging.INFO, "%s %s %d %.0f ms", method, route, status, seconds * 1e3)
 
     def _refusal(self, method: str, headers: Headers) -> Response | None:
         # A page of another site could have its own name point to this machine, and would then be of this "site".
