@@ -89,7 +89,9 @@ class Gate:
             self._seconds.labels(route).observe(seconds)
             # Every page that is open somewhere asks for the list every few seconds.
             listing = (method, route, status) == ("GET", "/v1/films", 200)
-            LOG.log(logging.DEBUG if listing else logging.INFO, "%s %s %d %.0f ms", method, route, status, seconds * 1e3)
+            LOG.log(
+                logging.DEBUG if listing else logging.INFO, "%s %s %d %.0f ms", method, route, status, seconds * 1e3
+            )
 
     def _refusal(self, method: str, headers: Headers) -> Response | None:
         # A page of another site could have its own name point to this machine, and would then be of this "site".
