@@ -119,7 +119,7 @@ def classifier(bundle: Path) -> Iterator[Classifier]:
 def prediction(classifier: Classifier) -> Prediction:
     """Of a phantom of two halves."""
     file = io.BytesIO()
-    Image.fromarray(np.repeat(np.uint8([80, 200]), 80)[np.newaxis].repeat(120, axis=0)).save(file, format="PNG")
+    Image.fromarray(np.repeat(np.array([80, 200], np.uint8), 80)[np.newaxis].repeat(120, axis=0)).save(file, format="PNG")
     return classifier.predict(file.getvalue())
 
 
