@@ -118,8 +118,9 @@ def classifier(bundle: Path) -> Iterator[Classifier]:
 @pytest.fixture(scope="module")
 def prediction(classifier: Classifier) -> Prediction:
     """Of a phantom of two halves."""
+    row = np.array([80, 200], np.uint8).repeat(80)
     file = io.BytesIO()
-    Image.fromarray(np.repeat(np.array([80, 200], np.uint8), 80)[np.newaxis].repeat(120, axis=0)).save(file, format="PNG")
+    Image.fromarray(row[np.newaxis].repeat(120, axis=0)).save(file, format="PNG")
     return classifier.predict(file.getvalue())
 
 
