@@ -14,9 +14,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,11 @@ from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 httpx = pytest.importorskip("httpx", reason="the tests of pneumo-serve need the extra dev")
 pytest.importorskip("fastapi", reason="pneumo-serve needs the extra serve")
 
+import uvicorn  # noqa: E402
+
 from pneumo_edge.errors import UsageError  # noqa: E402
 from pneumo_edge.serve.cli import _listen, _read_token  # noqa: E402
+from pneumo_edge.serve.connection import Connection  # noqa: E402
 from pneumo_edge.serve.intake import Limits  # noqa: E402
 from pneumo_edge.serve.journal import Journal  # noqa: E402
 from pneumo_edge.serve.spool import FILM, Spool  # noqa: E402
@@ -561,6 +565,38 @@ def test_a_sender_that_goes_away_leaves_nothing_behind(parts: Any) -> None:
             assert (await asking.post("/v1/films", content=film())).status_code == 202
 
     asyncio.run(ask())
+
+
+class Hasty(Connection):
+    patience = 0.2
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(parts: Any) -> None:
+    server = uvicorn.Server(uvicorn.Config(make_app(*parts), http=Hasty, log_config=None, timeout_keep_alive=60))
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as stack:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(setattr, server, "should_exit", True)
+
+        def send(data: bytes) -> socket.socket:
+            line = stack.enter_context(socket.create_connection(listening.getsockname(), timeout=60))
+            line.sendall(data)
+            return line
+
+        head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"
+        # Nothing, half a head, and a body that goes on after the answer.
+        for silent in (b"", head):
+            assert send(silent).recv(1000) == b""
+        late = send(head.replace(b": 4", b": 99999999") + b"\r\n")
+        assert b"413" in late.recv(10_000).splitlines()[0]
+        while late.recv(10_000):
+            pass
+        # A body that is still awaited is the business of another limit.
+        slow = send(head + b"\r\nab")
+        time.sleep(1)
+        slow.sendall(b"cd")
+        assert b"422" in slow.recv(10_000).splitlines()[0]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def serve(
     try:
         import uvicorn
 
+        from pneumo_edge.serve.connection import Connection
         from pneumo_edge.serve.gate import is_loopback
         from pneumo_edge.serve.web import make_app
     except ImportError as error:
@@ -109,7 +110,7 @@ def serve(
             uvicorn.Config(
                 make_app(classifier, journal, kept, token=token),
                 loop="asyncio",
-                http="h11",
+                http=Connection,
                 ws="none",
                 lifespan="on",
                 log_config=None,
