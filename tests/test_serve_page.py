@@ -8,9 +8,10 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,15 @@ def test_films_that_come_meanwhile_are_listed(
     verdict(page, "The model says Normal")
     row.get_by_role("button").click()
     verdict(page, "The model says Pneumonia")
+    # What the sender notes when the PACS is away, and when it is back.
+    with closing(sqlite3.connect(service.said.parent / "spool" / "journal.db", isolation_level=None)) as journal:
+        journal.execute("UPDATE films SET error = 'the PACS is away' WHERE key = ?", (key,))
+        expect(row).to_contain_text("answer not sent")
+        expect(page.locator("#remarks")).to_have_text("The answer has not been sent: the PACS is away.")
+        journal.execute("UPDATE films SET error = NULL, state = 'sent' WHERE key = ?", (key,))
+    expect(row).to_contain_text("answer sent")
+    expect(page.get_by_text("sent to the PACS")).to_be_visible()
+    expect(page.locator("#remarks")).to_be_hidden()
 
 
 # -------------------------------------------------------------------------------------------------- bad weather

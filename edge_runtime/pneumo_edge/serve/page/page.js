@@ -218,7 +218,7 @@ async function open(key, byHand = false) {
         busy("Judging");
       } else {
         // A heatmap without a verdict would be taken for one.
-        const names = film.label ? ["film.png", "heatmap.png"] : film.record ? ["film.png"] : [];
+        const names = !film.record ? [] : film.record.label ? ["film.png", "heatmap.png"] : ["film.png"];
         const found = await patiently(() => Promise.all(names.map((name) => picture(`v1/films/${key}/${name}`))));
         if (current === key) show(film, found, byHand);
         else found.forEach((address) => URL.revokeObjectURL(address));
@@ -269,8 +269,8 @@ function answer(film) {
   $("word").textContent = word;
   $("verdict").querySelector(".kicker").hidden = !record;
 
-  $("odds").hidden = !film.label;
-  if (film.label) {
+  $("odds").hidden = !record?.label;
+  if (record?.label) {
     const { probability, threshold, operating_point: point } = record;
     $("share").textContent = chance(probability);
     $("point").textContent = `Pneumonia from ${percent(threshold)} (${point})`;
@@ -283,7 +283,7 @@ function answer(film) {
   const remarks = record ? record.warnings : film.error ? [film.error] : [];
   const sending = unsent(film) ? [`the answer has not been sent: ${film.error}`] : [];
   $("reasons").hidden = !(remarks.length + sending.length);
-  $("reasons-title").textContent = !record ? "Why" : film.label ? "Please note" : "Why the verdict is withheld";
+  $("reasons-title").textContent = !record ? "Why" : record.label ? "Please note" : "Why the verdict is withheld";
   $("remarks").replaceChildren(
     ...[...remarks, ...sending].map((text) => {
       const item = element("li");
@@ -306,8 +306,8 @@ function answer(film) {
 function spoken(film) {
   if (!film.record) return `The film could not be judged. ${sentence(film.error ?? "")}`;
   const why = film.record.warnings.join("; ");
-  if (!film.label) return `No verdict. It is withheld because ${why}.`;
-  return `The model says ${film.label.toLowerCase()}. Probability of pneumonia ${chance(film.record.probability)}.`
+  if (!film.record.label) return `No verdict. It is withheld because ${why}.`;
+  return `The model says ${film.record.label.toLowerCase()}. Probability of pneumonia ${chance(film.record.probability)}.`
     + (why ? ` Please note: ${why}.` : "");
 }
 
@@ -415,11 +415,13 @@ async function list() {
   const { films } = await patiently(async () => (await ask("v1/films")).json());
   $("none").hidden = films.length > 0;
   const rows = new Map([...$("films").children].map((row) => [row.dataset.key, row]));
+  let opened = false;
   films.forEach((film, i) => {
     const row = rows.get(film.key) ?? newRow(film.key);
     rows.delete(film.key);
     const state = JSON.stringify(film);
     if (row.dataset.state !== state) {
+      opened ||= film.key === current && Boolean(row.dataset.state);
       row.dataset.state = state;
       const [form, word] = outcome(film);
       row.firstChild.replaceChildren(
@@ -433,6 +435,11 @@ async function list() {
   });
   rows.forEach((row) => row.remove());
   mark();
+  // What is told of the film that is open has changed as well: its answer has reached the PACS, say.
+  if (opened && !$("answer").hidden) {
+    const film = await patiently(async () => (await ask(`v1/films/${current}`)).json());
+    if (film.key === current) answer(film);
+  }
 }
 
 function newRow(key) {
