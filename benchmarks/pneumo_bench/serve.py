@@ -89,10 +89,8 @@ def dicom_film(pixels: npt.NDArray[np.uint8], number: int, **tags: Any) -> bytes
 
 
 def find_program(name: str) -> str | None:
-    """Returns where a program of the system lies. pynetdicom brings scripts called as those of DCMTK: not these."""
-    scripts = Path(sysconfig.get_path("scripts")).resolve()
-    folders = [f for f in os.environ.get("PATH", os.defpath).split(os.pathsep) if Path(f).resolve() != scripts]
-    return shutil.which(name, path=os.pathsep.join([*folders, "/usr/sbin"]))
+    """Returns where a program lies, the system's before others: pynetdicom brings scripts called as those of DCMTK."""
+    return shutil.which(name, path=os.pathsep.join(["/usr/bin", "/usr/sbin", os.environ.get("PATH", os.defpath)]))
 
 
 def free_port() -> int:
