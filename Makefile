@@ -74,9 +74,10 @@ results: $(VENV)/installed
 	$(BENCH) training --data $(DATA) --films $(TRAINING_FILMS) --output $(RESULTS)/bench
 	$(BIN)/python -m pneumo_bench.results $(RESULTS) $(RUNS) $(ALSO)
 
-# The picture of the README: a phantom, judged by the model that comes with pneumo.
+# The pictures of the README: a phantom, judged by the model that comes with pneumo. The second one needs Chromium.
 picture: $(VENV)/installed
 	$(BIN)/python -m pneumo_bench.picture docs/film.png
+	$(BIN)/python tests/serve_picture.py docs/serve.png
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
