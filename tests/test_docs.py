@@ -159,9 +159,10 @@ def test_the_picture_is_small() -> None:
 
 def command_lines(page: Path) -> list[list[str]]:
     """The command lines in the code blocks of a page that have no language, as lists of words."""
-    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced if not language]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    first = re.compile(r"(pneumo-\w+|make|pip|python) ")
+    first = re.compile(r"(pneumo-\w+|make|pip|python)( |$)")
     return [shlex.split(line, comments=True) for line in lines if first.match(line)]
 
 
