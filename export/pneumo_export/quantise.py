@@ -139,7 +139,8 @@ def tflite_quantiser(model: bytes, films: Pixels) -> Quantise:
 
     # By itself it averages the ranges of the last films, and so cuts off what half of all films have: for VGG16, which
     # has no batch-norm, that made the error seven times as large.
-    calibrator = Calibrator(model, qsv_update_func=min_max_update)
+    with _quiet():
+        calibrator = Calibrator(model, qsv_update_func=min_max_update)
     with progress("calibrating tflite", len(films)) as show:
         for done, film in enumerate(films, start=1):
             with _quiet():
