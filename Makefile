@@ -64,7 +64,7 @@ results: $(VENV)/installed
 	@test -n '$(RUNS)' && test -n '$(DATA)' || { echo 'call make results RUNS="runs/a runs/b" DATA=chest_xray'; exit 2; }
 	$(BIN)/python -m pneumo_bench.results $(RESULTS) $(RUNS) $(ALSO)
 	@# What is timed comes first: from accuracy on, the machine may do something else as well.
-	$(BENCH) latency $(MODELS) $(foreach run,$(RUNS),--run $(run)) --queries 100 --rounds 3 \
+	$(BENCH) latency $(MODELS) --run $(FIRST) --queries 100 --rounds 3 \
 	    $(if $(BASELINE),--baseline $(BASELINE)) --output $(RESULTS)/bench
 	$(BENCH) end-to-end $(MODELS) --rounds 10 $(if $(BASELINE_BARE),--baseline $(BASELINE_BARE)) --output $(RESULTS)/bench
 	$(BENCH) training --data $(DATA) --films $(TRAINING_FILMS) --output $(RESULTS)/bench
