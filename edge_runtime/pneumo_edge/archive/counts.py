@@ -14,7 +14,7 @@ BINS = 50
 """Equal steps of the probability."""
 
 MS_EDGES = tuple(round(base * 10.0**power, 3) for power in range(-1, 5) for base in (1, 1.5, 2, 3, 5, 7))
-"""Milliseconds at which the steps of the histograms of times begin, 0.1 to 70,000; the first also holds what is below."""
+"""Milliseconds at which the steps of the histograms of times begin, 0.1 to 70,000; the first holds all below, too."""
 
 WITHHELD, FAILED = "withheld", "failed"
 

@@ -45,7 +45,9 @@ def sentence(outcome: Outcome) -> str:
     text = f"{outcome.counts.films:,} films: {', '.join(parts)}{speed}"
     if outcome.missing:
         films = sum(outcome.missing.values())
-        text += f"; {films:,} films in {len(outcome.missing):,} parts are MISSING: run the same command again"
+        text += (
+            f"; {films:,} films are MISSING ({len(outcome.missing):,} parts of {outcome.parts:,}): run the same again"
+        )
     return text
 
 
@@ -113,7 +115,7 @@ def _largest(kinds: Counter[str]) -> dict[str, int]:
 
 # ------------------------------------------------------------------------------------------------------ the diagrams
 
-_WIDTH, _LEFT, _RIGHT = 960, 64, 16
+_WIDTH, _LEFT, _RIGHT = 960, 76, 30
 """Of a diagram and its margins, in units of its own: a page may show it in any size."""
 
 
@@ -151,7 +153,7 @@ def _columns(
     shapes = []
     for power in range(most + 1):
         y = base - height * (power + 1) / (most + 1)
-        if power in {0, most} or height / most > 30:
+        if power in {0, most} or height / most > 18:
             shapes += [_line(_LEFT, y, _WIDTH - _RIGHT, y), _text(_LEFT - 8, y + 4, f"{10**power:,}", "end")]
     for i, count in enumerate(counts):
         if count:
@@ -200,7 +202,7 @@ def _time_diagram(milliseconds: Mapping[str, Any]) -> str:
     names = [f"from {edge:g} ms" for edge in edges[first:last]]
     shapes = []
     for row, (name, colour) in enumerate(_TIME_COLOURS.items()):
-        what = "reading and decoding" if name == "read" else "inference"
+        what = "decoding" if name == "read" else "inference"
         title = f"{what}: {milliseconds[name]['mean']:.1f} ms in the mean"
         top = gap * (row + 1) - 12 + height * row
         shapes += _columns(top, height, milliseconds[name]["films"][first:last], colour, title, names)
@@ -256,7 +258,7 @@ h2 { margin: 2.4rem 0 .6rem; font-size: 1.35rem; border-bottom: 2px solid #d5dbd
 .card strong { font-size: 1.7rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .card span { color: #46525a; font-size: .85rem; }
 svg { display: block; width: 100%; height: auto; margin: .8rem 0; }
-svg text { font: 14px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+svg text { font-size: 14px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; margin: 1rem 0; }
 caption { text-align: left; padding: .3rem 0; color: #46525a; }
 th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid #e1e6e9; vertical-align: top; }
@@ -291,8 +293,8 @@ def _page(summary: Mapping[str, Any]) -> str:
     notes = f"<strong>{NOT_A_DIAGNOSIS}</strong>"
     if missing["films"]:
         notes += (
-            f" <strong>This archive is not complete:</strong> {missing['films']:,} films in {missing['parts']:,} parts "
-            "are missing. Run the same command again."
+            f" <strong>This archive is not complete:</strong> {missing['films']:,} films are missing "
+            f"({missing['parts']:,} of {summary['parts']:,} parts). Run the same command again."
         )
     if summary["unlisted_folders"]:
         notes += f" {summary['unlisted_folders']:,} folders could not be searched for films."
