@@ -84,10 +84,12 @@ def kind_of(sentence: str, path: str = "") -> str:
         sentence: An error or a warning.
         path: Of the film that it speaks of.
     """
+    sentence = sentence.removeprefix(path)
     for name in (path, path.partition("://")[2]):
-        sentence = sentence.replace(name, "") if name else sentence
+        # A manifest may call a film "a".
+        sentence = sentence.replace(name, "") if "/" in name else sentence
     before = ""
     while before != sentence:
         # Libraries put what they found into brackets, and brackets into these.
-        before, sentence = sentence, re.sub(r"""\([^()]*\)|"[^"]*\"""", "", sentence)
+        before, sentence = sentence, re.sub(r"""\([^()]*\)|"[^"]*"|'(?!pneumo\[)[^']*'""", "", sentence)
     return re.sub(r"\s+(?=[\s,:.])", "", re.sub(r"\d+", "N", sentence)).strip()[:200]

@@ -230,6 +230,7 @@ def _do_parts(client: Client, job: Job, plan: Plan, store: Store, outcome: Outco
         # Only now: a film that ends processes would also bring what waits beside it under suspicion.
         for part, films in plan.parts() if fatal else ():
             if part in fatal:
+                say(f"part {part} has ended every worker that tried it: its films one by one")
                 outcome.add(part, _film_by_film(client, job, part, films))
         outcome.threads = _threads(client)
     except (CancelledError, CommClosedError):

@@ -23,6 +23,7 @@ NORMAL, PNEUMONIA = LABELS
 _JUDGED = (PNEUMONIA, NORMAL, WITHHELD)
 
 _SHOWN_KINDS = 20
+_RUN = ("started", "pneumo", "threads", "listing_seconds", "judged", "seconds", "films_per_second")
 
 # Told apart by colour-blind eyes (Okabe and Ito; Tol), as in the report of a training run.
 _COLOURS = {PNEUMONIA: "#d55e00", NORMAL: "#0072b2", WITHHELD: "#8a949a", FAILED: "#332288"}
@@ -53,11 +54,11 @@ def sentence(outcome: Outcome) -> str:
 
 def _runs_before(store: Store) -> list[dict[str, Any]]:
     try:
-        runs: list[dict[str, Any]] = json.loads(store.read(SUMMARY) or b"{}").get("runs", [])
-    except (ValueError, AttributeError):
+        runs = json.loads(store.read(SUMMARY) or b"{}").get("runs", [])
+        return [{key: run[key] for key in _RUN} for run in runs]
+    except (ValueError, AttributeError, KeyError, TypeError):
         # It is written anew; the rows are what counts.
         return []
-    return runs
 
 
 def _summarise(outcome: Outcome, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
