@@ -69,6 +69,8 @@ def archive(
         source, output, scheduler=scheduler, workers=workers, model=model, batch=batch, where=where
     )
     write_report(store, outcome)
+    if not outcome.missing:
+        store.clear_unfinished()
     for failure in outcome.failures[:_SHOWN]:
         say(failure)
     print(sentence(outcome), flush=True)

@@ -154,8 +154,6 @@ def judge_archive(
         between = time.perf_counter()
         _do_parts(client, job, plan, store, outcome)
         outcome.listing_seconds, outcome.seconds = between - start, time.perf_counter() - between
-    if not outcome.missing:
-        store.clear_unfinished()
     return store, outcome
 
 
@@ -298,10 +296,13 @@ def _client(scheduler: str | None, workers: int | None) -> Iterator[Client]:
     settings = {"distributed.admin.large-graph-warning-threshold": "1GB"}
     with dask.config.set(settings):
         from distributed import Client, LocalCluster
+        from distributed.comm.addressing import get_address_host_port
 
         _quiet_dask()
         if scheduler is not None:
             try:
+                # Asked first: a client that fails half-way takes a minute to give up.
+                get_address_host_port(scheduler)
                 client = Client(scheduler, timeout=_PATIENCE, set_as_default=False)
             except (OSError, ValueError) as error:
                 raise UsageError(f"the scheduler {scheduler} does not answer: {one_line(error)}") from error
