@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pneumo_edge.command_line import DONE, FAILED, NOT_A_DIAGNOSIS, print_version, run, say
+from pneumo_edge.command_line import DONE, FAILED, INTERRUPTED, NOT_A_DIAGNOSIS, print_version, run, say
 from pneumo_edge.errors import MissingExtraError, UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -65,9 +65,13 @@ def archive(
     from pneumo_edge.archive.report import sentence, write_report
 
     say(NOT_A_DIAGNOSIS)
-    store, outcome = judge_archive(
-        source, output, scheduler=scheduler, workers=workers, model=model, batch=batch, where=where
-    )
+    try:
+        store, outcome = judge_archive(
+            source, output, scheduler=scheduler, workers=workers, model=model, batch=batch, where=where
+        )
+    except KeyboardInterrupt:
+        say("pneumo-archive: interrupted; what is done is kept, and the same command goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
     write_report(store, outcome)
     if not outcome.missing:
         store.clear_unfinished()

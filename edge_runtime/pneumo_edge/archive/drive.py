@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pneumo_edge import __version__
@@ -23,8 +24,8 @@ from pneumo_edge.archive.places import Store
 from pneumo_edge.archive.plan import DESCRIPTION, Description, Plan, read_description, write_description
 from pneumo_edge.archive.work import Done, Job, bundle_sha256, check, do_part, judge, write_part
 from pneumo_edge.classifier import Classifier, Failure, usable_cores
-from pneumo_edge.command_line import NOT_A_DIAGNOSIS, progress, say
-from pneumo_edge.errors import BundleError, DataError, UsageError, one_line
+from pneumo_edge.command_line import NOT_A_DIAGNOSIS, progress, quiet_libraries, say
+from pneumo_edge.errors import BundleError, DataError, PneumoError, UsageError, one_line
 from pneumo_edge.preprocess import VERSION as PREPROCESS_VERSION
 
 if TYPE_CHECKING:
@@ -309,13 +310,20 @@ def _client(scheduler: str | None, workers: int | None) -> Iterator[Client]:
             with client:
                 yield client
             return
-        # On 127.0.0.1 alone: the dashboard shows names of films.
-        address = "127.0.0.1:0"
-        count = workers or usable_cores()
-        with (
-            LocalCluster(count, threads_per_worker=1, dashboard_address=address, silence_logs=_level()) as cluster,
-            Client(cluster, set_as_default=False) as client,
-        ):
+        try:
+            # On 127.0.0.1 alone: the dashboard shows names of films.
+            cluster = LocalCluster(
+                workers or usable_cores(),
+                threads_per_worker=1,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=_level(),
+            )
+        except (OSError, RuntimeError) as error:
+            raise PneumoError(
+                f"Dask cannot start workers here ({one_line(error)}): PNEUMO_DEBUG=1 shows why"
+            ) from error
+        with cluster, Client(cluster, set_as_default=False) as client:
+            client.register_plugin(_quiet_worker())
             yield client
 
 
@@ -327,6 +335,18 @@ def _level() -> int:
 def _quiet_dask() -> None:
     for name in ("distributed", "distributed.client", "distributed.gc", "tornado.application"):
         logging.getLogger(name).setLevel(_level())
+
+
+def _quiet_worker() -> Any:
+    """Returns a plugin for workers that are ours alone: Ctrl-C reaches them too, and is the driver's business."""
+    from distributed import WorkerPlugin
+
+    class QuietWorker(WorkerPlugin):
+        def setup(self, worker: Any) -> None:  # noqa: ARG002
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            quiet_libraries()
+
+    return QuietWorker()
 
 
 def _check_workers(client: Client, job: Job) -> None:

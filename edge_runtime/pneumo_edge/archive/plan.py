@@ -130,7 +130,7 @@ class Plan:
         part = next((first + -(-count // self._batch) for first, count in reversed(self._files)), 0)
         sink = pa.BufferOutputStream()
         pq.write_table(table.slice(0, films), sink, row_group_size=self._batch, compression="zstd")
-        self._store.write(f"{_FOLDER}/part-{part:07}.parquet", sink.getvalue())
+        self._store.write(f"{_FOLDER}/part-{part:07}.parquet", bytes(sink.getvalue()))
         self._files.append((part, min(films, len(table))))
         return list(table.slice(films).to_batches())
 
