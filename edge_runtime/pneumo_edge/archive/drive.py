@@ -72,6 +72,8 @@ class Outcome:
     listing_seconds: float = 0.0
     seconds: float = 0.0
     """From the first part to the last."""
+    driver_seconds: float = 0.0
+    """Of a processor that this process, and a scheduler on this machine, took meanwhile."""
     threads: int = 0
     """Of all workers, at the end."""
 
@@ -145,16 +147,17 @@ def judge_archive(
         base=found.base,
     )
     outcome = Outcome(known or description, bundle.description.operating_points[point].threshold, started)
-    with _client(scheduler, workers) as client:
+    with connect(scheduler, workers) as client:
         _check_workers(client, job)
         start = time.perf_counter()
         if first is not None:
             found.batches = chain([first], found.batches)
         _list(found, plan)
         outcome.unlisted = len(found.unlisted)
-        between = time.perf_counter()
+        between, own = time.perf_counter(), time.process_time()
         _do_parts(client, job, plan, store, outcome)
         outcome.listing_seconds, outcome.seconds = between - start, time.perf_counter() - between
+        outcome.driver_seconds = time.process_time() - own
     return store, outcome
 
 
@@ -285,20 +288,24 @@ def _threads(client: Client) -> int:
 
 
 @contextmanager
-def _client(scheduler: str | None, workers: int | None) -> Iterator[Client]:
+def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
     """Connects to a scheduler, or starts one with workers on this machine and takes them down at the end.
 
     Raises:
         UsageError: The scheduler does not answer.
+        PneumoError: No worker can be started here.
     """
     import dask
+    from distributed import Client, LocalCluster
+    from distributed.comm.addressing import get_address_host_port
 
-    # A row of a wide manifest can be long; a part is no large graph.
-    settings = {"distributed.admin.large-graph-warning-threshold": "1GB"}
+    settings = {
+        # A row of a wide manifest can be long; a part is no large graph.
+        "distributed.admin.large-graph-warning-threshold": "1GB",
+        # It looks at the worker's stack a hundred times a second, and there is one function to be seen there.
+        "distributed.worker.profile.enabled": False,
+    }
     with dask.config.set(settings):
-        from distributed import Client, LocalCluster
-        from distributed.comm.addressing import get_address_host_port
-
         _quiet_dask()
         if scheduler is not None:
             try:

@@ -23,7 +23,7 @@ NORMAL, PNEUMONIA = LABELS
 _JUDGED = (PNEUMONIA, NORMAL, WITHHELD)
 
 _SHOWN_KINDS = 20
-_RUN = ("started", "pneumo", "threads", "listing_seconds", "judged", "seconds", "films_per_second")
+_RUN = ("started", "pneumo", "threads", "listing_seconds", "judged", "seconds", "driver_seconds", "films_per_second")
 
 # Told apart by colour-blind eyes (Okabe and Ito; Tol), as in the report of a training run.
 _COLOURS = {PNEUMONIA: "#d55e00", NORMAL: "#0072b2", WITHHELD: "#8a949a", FAILED: "#332288"}
@@ -101,6 +101,7 @@ def _summarise(outcome: Outcome, runs: Sequence[dict[str, Any]]) -> dict[str, An
                 "listing_seconds": round(outcome.listing_seconds, 3),
                 "judged": outcome.judged,
                 "seconds": round(outcome.seconds, 3),
+                "driver_seconds": round(outcome.driver_seconds, 3),
                 "films_per_second": round(outcome.judged / outcome.seconds, 3) if outcome.judged else None,
             },
         ],
