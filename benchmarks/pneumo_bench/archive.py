@@ -187,8 +187,8 @@ def make_films(folder: Path, count: int) -> float:
         drawn = sorted(draw_phantoms(Path(scratch) / "phantoms", films=DRAWN).rglob("*.jpeg"))
         for i in range(count):
             with Image.open(drawn[i % len(drawn)]) as film:
-                inset = tuple(int(side * share) for side, share in zip(film.size, rng.uniform(0, 0.08, 2), strict=True))
-                made: Image.Image = film.crop((*inset, film.width - inset[0], film.height - inset[1]))
+                left, top = (int(side * rng.uniform(0, 0.08)) for side in film.size)
+                made: Image.Image = film.crop((left, top, film.width - left, film.height - top))
             made = ImageOps.mirror(made) if rng.random() < 0.5 else made
             made = ImageEnhance.Brightness(made).enhance(rng.uniform(0.85, 1.15))
             path = folder / f"{i // IN_FOLDER:04}" / f"{i:07}.jpeg"
@@ -254,8 +254,8 @@ def archive_tables(record: Mapping[str, Any]) -> list[Table]:
         f"a listing of {listing['films']:,} paths in folders of {IN_FOLDER}: {listing['seconds']:.1f} s, "
         f"{listing['seconds_again']:.1f} s in a second run; the driver peaks at {listing['peak_rss'] / 1e6:.0f} MB, "
         f"{listing['peak_rss_before'] / 1e6:.0f} MB of it before the listing",
-        f"the driver, with scheduler and dashboard, works {record['driver_ms_for_a_part']:.1f} ms of a core for a part; "
-        "measured with parts of one film",
+        f"the driver, with scheduler and dashboard, works {record['driver_ms_for_a_part']:.1f} ms for a part, measured "
+        "with parts of one film",
     )
     on_paper: list[tuple[str, ...]] = [
         (
@@ -277,8 +277,8 @@ def archive_tables(record: Mapping[str, Any]) -> list[Table]:
         "hours = listing, and after it judging or the driver, whichever takes longer",
         "the listing is that of a disk here: an object store that gives 1,000 names in 100 ms takes "
         "0.03 hours for a million; a manifest takes less than a disk",
-        "read MB/s: what file server or object store must deliver to keep the cores busy; one that delivers less is the "
-        "bottleneck",
+        "read MB/s: what file server or object store must deliver to keep the cores busy; one that delivers less is "
+        "the bottleneck",
         f"{WIDTH} pixels: {LARGE} films enlarged to that width in the bare loop, "
         f"{record['large_films_per_second']:.1f} films/s",
     )
