@@ -86,6 +86,11 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+MANY = ("--batch", "10", "--workers", "2")
+MANY_PARTS = 90
+MANY_FILMS = 10 * MANY_PARTS
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with more films than are done before the first of them can be interrupted."""
@@ -94,13 +99,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(5):
         grey = rng.integers(0, 256, (512, 512)).clip(20 * i, 150 + 20 * i).astype(np.uint8)
         Image.fromarray(grey).save(folder / f"000{i}.png")
-    for i in range(5, 600):
+    for i in range(5, MANY_FILMS):
         os.link(folder / f"000{i % 5}.png", folder / f"{i:04}.png")
     return folder
-
-
-MANY = ("--batch", "10", "--workers", "2")
-MANY_PARTS = 60
 
 
 def parts(output: Path) -> dict[str, pa.Table]:
@@ -127,6 +128,96 @@ def undisturbed(archive: Archive, many: Path, tmp_path_factory: pytest.TempPathF
     return output
 
 
+# ------------------------------------------------------------------------------------------------------ the servers
+
+
+@pytest.fixture(scope="module")
+def s3(films: Path) -> Iterator[dict[str, str]]:
+    """The environment of a user of an S3 server on this machine, with the films in one bucket and room in another."""
+    pytest.importorskip("moto", reason="moto is not installed")
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            end = time.monotonic() + PATIENCE
+            while True:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            environment = {
+                "AWS_ACCESS_KEY_ID": "nobody",
+                "AWS_SECRET_ACCESS_KEY": "nothing",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "FSSPEC_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            }
+            filling = "fs.mkdir('films'); fs.mkdir('results'); fs.put(sys.argv[1] + '/', 'films/2018/', recursive=True)"
+            with_s3(environment, filling, films)
+            yield environment
+        finally:
+            process.terminate()
+
+
+def with_s3(environment: dict[str, str], code: str, *arguments: str | Path) -> str:
+    """Runs a few lines of Python with `fs`, the S3 server, and returns what they print."""
+    code = "import sys, fsspec\nfs = fsspec.filesystem('s3')\n" + code
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def dask(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `dask scheduler` or `dask worker` while the block runs."""
+    line = [sys.executable, "-m", "dask", *map(str, arguments)]
+    with subprocess.Popen(
+        line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | (env or {})
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextmanager
+def scheduler_in(folder: Path) -> Iterator[str]:
+    """Yields the address of a scheduler without workers."""
+    file = folder / "scheduler.json"
+    with dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file) as process:
+        end = time.monotonic() + PATIENCE
+        while not file.exists() or not file.read_text():
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield json.loads(file.read_text())["address"]
+
+
+def worker_of(scheduler: str, folder: Path) -> tuple[str | Path, ...]:
+    options = ("--nthreads", "2", "--no-dashboard", "--host", "127.0.0.1", "--local-directory")
+    return "worker", scheduler, *options, folder
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a scheduler with one worker of two threads, which knows the S3 server."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with scheduler_in(folder) as address, dask(*worker_of(address, folder), env=s3) as worker:
+        yield address
+        assert worker.poll() is None, "it outlives what is done on it"
+
+
 # ------------------------------------------------------------------------------------------------------ a folder
 
 
@@ -135,7 +226,7 @@ def judged(
     archive: Archive, films: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
     output = tmp_path_factory.mktemp("judged") / "out"
-    return archive(films, "--output", output, "--batch", "5", "--workers", "2"), output
+    return archive(films, "--output", output, "--batch", "5", "--workers", "1"), output
 
 
 def test_a_folder_becomes_a_dataset_that_says_what_pneumo_infer_says(
@@ -193,13 +284,17 @@ def test_the_summary_counts_the_rows(judged: tuple[subprocess.CompletedProcess[s
     assert summary["milliseconds"]["infer"]["mean"] == pytest.approx(
         np.mean([row["infer_ms"] for row in rows if row["error"] is None]), abs=1
     )
-    assert [(run["judged"], run["threads"]) for run in summary["runs"]] == [(24, 2)]
+    assert [(run["judged"], run["threads"]) for run in summary["runs"]] == [(24, 1)]
     assert "Archive of 24 films" in (output / "report.html").read_text(encoding="utf-8")
 
 
 @posix
 def test_a_second_run_does_what_is_new_and_shows_it_with_the_time_left(
-    archive_command: Command, judged: tuple[subprocess.CompletedProcess[str], Path], films: Path, tmp_path: Path
+    archive_command: Command,
+    judged: tuple[subprocess.CompletedProcess[str], Path],
+    films: Path,
+    cluster: str,
+    tmp_path: Path,
 ) -> None:
     output, new_film = tmp_path / "out", films / "a new one.bmp"
     shutil.copytree(judged[1], output)
@@ -208,7 +303,7 @@ def test_a_second_run_does_what_is_new_and_shows_it_with_the_time_left(
     shutil.copy(films / "site 1" / "red.bmp", new_film)
     ours, theirs = os.openpty()
     with subprocess.Popen(
-        archive_command(films, "--output", output, "--workers", "1"),
+        archive_command(films, "--output", output, "--scheduler", cluster),
         stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"}, text=True,
     ) as process:  # fmt: skip
         os.close(theirs)
@@ -231,26 +326,7 @@ def test_a_second_run_does_what_is_new_and_shows_it_with_the_time_left(
     for words in (b"listing", b"judging", b"0/1", b"0:00:", b"25 films listed, 1 of them new", b"24 of 25 films have"):
         assert words in shown
     runs = json.loads((output / "summary.json").read_text())["runs"]
-    assert [run["judged"] for run in runs] == [24, 1]
-
-
-# ------------------------------------------------------------------------------------------------------ manifests
-
-
-def test_the_columns_of_a_manifest_travel_along(archive: Archive, films: Path, tmp_path: Path) -> None:
-    names = sorted(path.relative_to(films).as_posix() for path in films.rglob("*.jpeg"))[:6]
-    rows = "".join(f"{name},{i:05},\n" for i, name in enumerate([*names, "none.png", names[0]]))
-    (films / "films.csv").write_text("path,patient,remark\n" + rows)
-    try:
-        done = archive(films / "films.csv", "--output", tmp_path / "out", "--workers", "1")
-    finally:
-        (films / "films.csv").unlink()
-    table = pq.read_table(tmp_path / "out" / "films")
-    assert table["path"].to_pylist() == [*names, "none.png"]
-    assert table["patient"].to_pylist() == [f"{i:05}" for i in range(7)]
-    assert table["error"].to_pylist() == [None] * 6 + ["none.png does not exist: check the path"]
-    assert "8 films listed, 7 of them new" in done.stderr
-    assert done.returncode == 1
+    assert [(run["judged"], run["threads"]) for run in runs] == [(24, 1), (1, 2)]
 
 
 # ------------------------------------------------------------------------------------------------------ what dies
@@ -281,7 +357,7 @@ def test_killed_workers_are_replaced_and_the_dataset_is_the_same(
     with subprocess.Popen(
         archive_command(many, "--output", output, *MANY), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        for moment in sorted(chance.sample(range(MANY_PARTS - 5), 2)):
+        for moment in sorted(chance.sample(range(MANY_PARTS // 2), 2)):
             wait_for(lambda at=moment: standing(output) >= at, process)  # type: ignore[misc]
             time.sleep(chance.uniform(0, 0.05))
             for worker in worker_processes(process.pid):
@@ -291,36 +367,9 @@ def test_killed_workers_are_replaced_and_the_dataset_is_the_same(
     assert killed >= 2
     assert process.returncode == 0, stderr
     assert no_traceback(stderr)
-    assert said.startswith("600 films: ")
+    assert said.startswith(f"{MANY_FILMS} films: ")
     assert parts(output) == parts(undisturbed)
     assert not (output / "unfinished").exists()
-
-
-@posix
-def test_a_killed_driver_is_started_again_and_the_dataset_is_the_same(
-    archive: Archive, archive_command: Command, many: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    chance = random.Random(time.time_ns())  # noqa: S311
-    output = tmp_path / "out"
-    for moment in sorted(chance.sample(range(1, MANY_PARTS - 5), 2)):
-        with subprocess.Popen(
-            archive_command(many, "--output", output, *MANY), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            wait_for(lambda at=moment: standing(output) >= at, process)  # type: ignore[misc]
-            time.sleep(chance.uniform(0, 0.05))
-            workers = worker_processes(process.pid)
-            process.kill()
-            process.communicate(timeout=PATIENCE)
-        # They see for themselves that the driver is gone.
-        assert psutil.wait_procs(workers, timeout=PATIENCE)[1] == []
-    before = standing(output)
-    done = archive(many, "--output", output, "--workers", "2")
-    assert done.returncode == 0, done.stderr
-    assert before < MANY_PARTS, "nothing was left to be done"
-    assert "600 films listed, 0 of them new" in done.stderr
-    assert parts(output) == parts(undisturbed)
-    assert not (output / "unfinished").exists()
-    assert json.loads((output / "summary.json").read_text())["runs"][-1]["judged"] <= 600 - 10 * before
 
 
 @pytest.fixture
@@ -332,22 +381,53 @@ def ctrl_c() -> Iterator[None]:
 
 
 @posix
-def test_ctrl_c_keeps_what_is_done(archive_command: Command, many: Path, tmp_path: Path, ctrl_c: None) -> None:
+def test_a_driver_that_is_interrupted_and_killed_goes_on_and_the_dataset_is_the_same(
+    archive: Archive,
+    archive_command: Command,
+    many: Path,
+    undisturbed: Path,
+    cluster: str,
+    tmp_path: Path,
+    ctrl_c: None,
+) -> None:
+    chance = random.Random(time.time_ns())  # noqa: S311
     output = tmp_path / "out"
-    with subprocess.Popen(
-        archive_command(many, "--output", output, *MANY),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    ) as process:  # fmt: skip
-        wait_for(lambda: standing(output) >= 5, process)
-        # As a terminal does: the workers get it too.
-        os.killpg(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, stderr
+    first, second = sorted(chance.sample(range(1, MANY_PARTS // 2), 2))
+
+    def stop(moment: int, blow: signal.Signals, *options: str) -> tuple[int, str]:
+        with subprocess.Popen(
+            archive_command(many, "--output", output, *options),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        ) as process:  # fmt: skip
+            wait_for(lambda: standing(output) >= moment, process)
+            time.sleep(chance.uniform(0, 0.05))
+            workers = worker_processes(process.pid)
+            if blow == signal.SIGINT:
+                # As a terminal does: the workers get it too.
+                os.killpg(process.pid, blow)
+            else:
+                process.send_signal(blow)
+            stderr = process.communicate(timeout=PATIENCE)[1]
+        # They see for themselves that the driver is gone.
+        assert psutil.wait_procs(workers, timeout=PATIENCE)[1] == []
+        return process.returncode, stderr
+
+    code, stderr = stop(first, signal.SIGINT, *MANY)
+    assert code == 130, stderr
     assert stderr.splitlines()[-1] == (
         "pneumo-archive: interrupted; what is done is kept, and the same command goes on from there"
     )
     assert no_traceback(stderr)
-    assert 5 <= len(parts(output)) < MANY_PARTS
+    assert first <= standing(output) < MANY_PARTS
+    assert stop(second, signal.SIGKILL, "--workers", "2")[0] == -signal.SIGKILL
+    before = standing(output)
+    assert second <= before < MANY_PARTS
+    done = archive(many, "--output", output, "--scheduler", cluster)
+    assert done.returncode == 0, done.stderr
+    assert f"{MANY_FILMS} films listed, 0 of them new" in done.stderr
+    assert parts(output) == parts(undisturbed)
+    assert not (output / "unfinished").exists()
+    assert json.loads((output / "summary.json").read_text())["runs"][-1]["judged"] == MANY_FILMS - 10 * before
 
 
 @posix
@@ -389,65 +469,49 @@ fsspec.register_implementation("deadly", Deadly, clobber=True)
 # ------------------------------------------------------------------------------------------------------ clusters
 
 
-@contextmanager
-def dask(*arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `dask scheduler` or `dask worker` while the block runs."""
-    line = [sys.executable, "-m", "dask", *map(str, arguments)]
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a scheduler without workers."""
-    file = tmp_path_factory.mktemp("scheduler") / "scheduler.json"
-    with dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file) as process:
-        end = time.monotonic() + PATIENCE
-        while not file.exists() or not file.read_text():
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        yield json.loads(file.read_text())["address"]
-
-
-def worker_of(scheduler: str, folder: Path) -> tuple[str | Path, ...]:
-    options = ("--nthreads", "2", "--no-dashboard", "--host", "127.0.0.1", "--local-directory")
-    return "worker", scheduler, *options, folder
-
-
-def test_a_cluster_gives_the_same_dataset_and_outlives_the_run(
-    archive: Archive, scheduler: str, many: Path, undisturbed: Path, tmp_path: Path
+def test_a_cluster_takes_folders_globs_and_manifests(
+    archive: Archive, cluster: str, many: Path, films: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    with dask(*worker_of(scheduler, tmp_path)) as worker:
-        done = archive(many, "--output", tmp_path / "out", "--batch", "10", "--scheduler", scheduler)
-        assert worker.poll() is None
-    assert done.returncode == 0, done.stderr
-    assert parts(tmp_path / "out") == parts(undisturbed)
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["runs"][0]["threads"] == 2
+    names = sorted(path.relative_to(films).as_posix() for path in films.rglob("*.jpeg"))[:6]
+    rows = "".join(f"{name},{i:05},\n" for i, name in enumerate([*names, "none.png", names[0]]))
+    manifest = films / "films.csv"
+    manifest.write_text("path,patient,remark\n" + rows)
+    whole = archive(many, "--output", tmp_path / "whole", "--batch", "10", "--scheduler", cluster)
+    some = archive(f"{films}/*1/*.p?g", "--output", tmp_path / "some", "--scheduler", cluster)
+    told = archive(manifest, "--output", tmp_path / "told", "--scheduler", cluster)
+    manifest.unlink()
+
+    assert whole.returncode == 0, whole.stderr
+    assert parts(tmp_path / "whole") == parts(undisturbed)
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text())["runs"][0]["threads"] == 2
+
+    assert some.returncode == 1, some.stderr
+    assert pq.read_table(tmp_path / "some" / "films")["path"].to_pylist() == [f"{films}/site 1/text.png"]
+
+    assert told.returncode == 1, told.stderr
+    assert "8 films listed, 7 of them new" in told.stderr
+    table = pq.read_table(tmp_path / "told" / "films")
+    assert table["path"].to_pylist() == [*names, "none.png"]
+    assert table["patient"].to_pylist() == [f"{i:05}" for i in range(7)]
+    assert table["error"].to_pylist() == [None] * 6 + ["none.png does not exist: check the path"]
 
 
 def test_a_worker_whose_bundle_differs_is_refused_whenever_it_comes(
-    archive: Archive, archive_command: Command, scheduler: str, many: Path, bundle: Path, tmp_path: Path
+    archive_command: Command, many: Path, bundle: Path, tmp_path: Path
 ) -> None:
     mine, output = tmp_path / "bundle", tmp_path / "out"
     shutil.copytree(bundle, mine)
-    line = archive_command(many, "--output", output, "--scheduler", scheduler, "--model", mine)
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        said = [process.stderr.readline() for _ in range(4)]
-        assert said[-1] == "600 films listed\n"
-        assert "no workers yet: waiting for the first" in said[-2]
-        description = json.loads((mine / "model.json").read_text())
-        (mine / "model.json").write_text(json.dumps(description | {"name": "other"}))
-        with dask(*worker_of(scheduler, tmp_path)):
-            stderr = process.communicate(timeout=PATIENCE)[1]
+    with scheduler_in(tmp_path) as scheduler:
+        line = archive_command(many, "--output", output, "--scheduler", scheduler, "--model", mine)
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            said = [process.stderr.readline() for _ in range(4)]
+            assert said[-1] == f"{MANY_FILMS} films listed\n"
+            assert "no workers yet: waiting for the first" in said[-2]
+            description = json.loads((mine / "model.json").read_text())
+            (mine / "model.json").write_text(json.dumps(description | {"name": "other"}))
+            with dask(*worker_of(scheduler, tmp_path)):
+                stderr = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 2
     assert stderr == f"pneumo-archive: {mine} is another bundle on this worker than on the driver: copy it there\n"
     assert standing(output) == 0
@@ -456,55 +520,14 @@ def test_a_worker_whose_bundle_differs_is_refused_whenever_it_comes(
 # ------------------------------------------------------------------------------------------------------ object stores
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a user of an S3 server on this machine, which has the buckets `films` and `results`."""
-    pytest.importorskip("moto", reason="moto is not installed")
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            end = time.monotonic() + PATIENCE
-            while True:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert process.poll() is None
-                assert time.monotonic() < end
-                time.sleep(0.05)
-            yield {
-                "AWS_ACCESS_KEY_ID": "nobody",
-                "AWS_SECRET_ACCESS_KEY": "nothing",
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "FSSPEC_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            }
-        finally:
-            process.terminate()
-
-
-def with_s3(environment: dict[str, str], code: str, *arguments: str | Path) -> str:
-    """Runs a few lines of Python with `fs`, the S3 server, and returns what they print."""
-    code = "import sys, fsspec\nfs = fsspec.filesystem('s3')\n" + code
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_source_and_output_in_an_object_store(
-    archive: Archive, s3: dict[str, str], films: Path, judged: tuple[subprocess.CompletedProcess[str], Path]
+    archive: Archive,
+    s3: dict[str, str],
+    cluster: str,
+    films: Path,
+    judged: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
-    code = """
-fs.mkdir("films"); fs.mkdir("results")
-fs.put(sys.argv[1] + "/", "films/2018/", recursive=True)
-"""
-    with_s3(s3, code, films)
-    arguments = ("s3://films/2018", "--output", "s3://results/chests", "--workers", "2")
+    arguments = ("s3://films/2018", "--output", "s3://results/chests", "--scheduler", cluster)
     done = archive(*arguments, "--batch", "5", env=s3)
     assert done.returncode == 1, done.stderr
     assert no_traceback(done.stderr)
@@ -513,6 +536,7 @@ import json
 import pandas
 table = pandas.read_parquet("results/chests/films", filesystem=fs).sort_values("path")
 print(json.dumps([fs.find("results/chests"), table[["path", "label", "probability", "error"]].values.tolist()]))
+fs.rm("results/chests/films/part-0000002.parquet")
 """
     names, rows = json.loads(with_s3(s3, code).replace("NaN", "null"))
     assert sorted(name.removeprefix("results/chests/") for name in names) == [
@@ -526,7 +550,6 @@ print(json.dumps([fs.find("results/chests"), table[["path", "label", "probabilit
         error = same["error"] and same["error"].replace(same["path"], url)
         assert row == [url, same["label"], same["probability"], error]
     # A second run finds all of it done but what was lost.
-    with_s3(s3, "fs.rm('results/chests/films/part-0000002.parquet')")
     again = archive(*arguments, env=s3)
     assert "24 films listed, 0 of them new" in again.stderr
     assert "19 of 24 films have been judged before" in again.stderr
@@ -537,19 +560,13 @@ def test_a_manifest_may_name_keys_of_a_bucket(
     archive: Archive, s3: dict[str, str], films: Path, tmp_path: Path
 ) -> None:
     names = sorted(path.relative_to(films).as_posix() for path in films.rglob("*.jpeg"))[:3]
-    with_s3(
-        s3,
-        "fs.mkdir('keys')\nfor name in sys.argv[2:]: fs.put(sys.argv[1] + '/' + name, 'keys/' + name)",
-        films,
-        *names,
-    )
-    keys = [f"keys/{name}" for name in names]
-    pq.write_table(pa.table({"path": [*keys, "keys/none"], "age": [1, 2, 3, 4]}), tmp_path / "films.parquet")
+    keys = [f"films/2018/{name}" for name in names]
+    pq.write_table(pa.table({"path": [*keys, "films/none"], "age": [1, 2, 3, 4]}), tmp_path / "films.parquet")
     done = archive(tmp_path / "films.parquet", "--where", "s3", "--output", tmp_path / "out", "--workers", "1", env=s3)
     rows = pq.read_table(tmp_path / "out" / "films").to_pylist()
     assert [(row["path"], row["age"], row["error"]) for row in rows] == [
         *((key, i, None) for i, key in enumerate(keys, start=1)),
-        ("keys/none", 4, "keys/none does not exist: check the path"),
+        ("films/none", 4, "films/none does not exist: check the path"),
     ]
     assert done.returncode == 1
 
@@ -607,11 +624,11 @@ main()
 
 
 def test_help_and_version(archive: Archive) -> None:
-    done = archive("--help", env={"COLUMNS": "200"})
+    done = archive("--help", env={"COLUMNS": "250"})
     assert (done.returncode, done.stderr) == (0, "")
     for parameter in typer.main.get_command(app).params:
         assert getattr(parameter, "help", None), f"{parameter.name} has no help"
-        for option in parameter.opts if parameter.name != "source" else ["SOURCE"]:
+        for option in parameter.opts:
             assert option in done.stdout
     assert NOT_A_DIAGNOSIS in done.stdout
     assert archive("--version").stdout == f"pneumo {__version__}\n"

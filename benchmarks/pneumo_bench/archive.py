@@ -260,7 +260,7 @@ def archive_tables(record: Mapping[str, Any]) -> list[Table]:
     on_paper: list[tuple[str, ...]] = [
         (
             f"{each['films'] / 1e6:.0f} million, {each['kind']}",
-            f"{each['hours']:.1f}",
+            f"{each['hours']:.2f}",
             f"{each['core_hours']:,.0f}",
             f"{each['judging_hours']:.2f}",
             f"{each['listing_hours']:.2f}",

@@ -22,8 +22,9 @@ def archive(
     source: Annotated[
         str,
         typer.Argument(
+            metavar="SOURCE",
             help="Films: a folder, which is searched to any depth, a glob, or a URL such as s3://bucket/films; or a "
-            "manifest, .csv or .parquet, with a column path, whose other columns travel along."
+            "manifest, .csv or .parquet, with a column path, whose other columns travel along.",
         ),
     ],
     output: Annotated[

@@ -320,7 +320,7 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         try:
             # On 127.0.0.1 alone: the dashboard shows names of films.
             cluster = LocalCluster(
-                workers or usable_cores(),
+                n_workers=workers or usable_cores(),
                 threads_per_worker=1,
                 dashboard_address="127.0.0.1:0",
                 silence_logs=_level(),
