@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sysconfig
-from collections.abc import Callable
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -164,3 +168,74 @@ def infer(infer_command: Callable[..., list[str | Path]]) -> Infer:
         return subprocess.run(infer_command(*arguments), env=environment, check=False, **options)
 
     return run
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running `pneumo-serve`."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    """Of page and HTTP interface, such as http://127.0.0.1:40123."""
+    said: Path
+    """What it writes to stderr."""
+
+    def log(self) -> str:
+        return self.said.read_text(encoding="utf-8")
+
+
+Serve: TypeAlias = Callable[..., Service]
+
+
+@contextmanager
+def _serving(command: list[str | Path], said: Path, cwd: Path | None = None) -> Iterator[Service]:
+    """Runs `pneumo-serve` while the block lasts; it must then end by itself at SIGTERM, with exit code 0."""
+    with said.open("wb") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, cwd=cwd)
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"page and HTTP: (\S+)\n", said.read_text(encoding="utf-8"))):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"pneumo-serve did not start: {said.read_text(encoding='utf-8')}")
+            time.sleep(0.05)
+        yield Service(process, found[1], said)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0, said.read_text(encoding="utf-8")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def serve_command(bundle: Path) -> Callable[..., list[str | Path]]:
+    """Makes the command line of the installed `pneumo-serve`, on the tiny bundle unless `--model` is given."""
+    command = shutil.which("pneumo-serve", path=sysconfig.get_path("scripts"))
+    if command is None:
+        pytest.skip("pneumo is not installed here: pip install -e '.[serve]'")
+
+    def line(*arguments: str | Path) -> list[str | Path]:
+        model: list[str | Path] = [] if "--model" in arguments else ["--model", bundle]
+        return [command, *arguments, *model]
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., AbstractContextManager[Service]]:
+    """Runs a command line of `pneumo-serve`, its stderr in a file, while a block lasts."""
+    return _serving
+
+
+@pytest.fixture
+def serve(serve_command: Callable[..., list[str | Path]], tmp_path: Path) -> Iterator[Serve]:
+    """Starts `pneumo-serve` on a free port, with a spool of its own; it is stopped at the end of the test."""
+    pytest.importorskip("fastapi", reason="pneumo-serve needs the extra serve")
+    with ExitStack() as stack:
+
+        def start(*arguments: str | Path, cwd: Path | None = None) -> Service:
+            line = serve_command("--port", "0", "--spool", tmp_path / "spool", *arguments)
+            return stack.enter_context(_serving(line, tmp_path / "said", cwd))
+
+        yield start

@@ -21,7 +21,13 @@ from pneumo_train.phantom import draw_phantoms
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
-COMMANDS = {"pneumo-train": "train", "pneumo-export": "export", "pneumo-infer": "edge", "pneumo-bench": "bench"}
+COMMANDS = {
+    "pneumo-train": "train",
+    "pneumo-export": "export",
+    "pneumo-infer": "edge",
+    "pneumo-serve": "edge.serve",
+    "pneumo-bench": "bench",
+}
 
 
 # ---------------------------------------------------------------------------------------------------- figures
@@ -153,9 +159,10 @@ def test_the_picture_is_small() -> None:
 
 def command_lines(page: Path) -> list[list[str]]:
     """The command lines in the code blocks of a page that have no language, as lists of words."""
-    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced if not language]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    first = re.compile(r"(pneumo-\w+|make|pip|python) ")
+    first = re.compile(r"(pneumo-\w+|make|pip|python)( |$)")
     return [shlex.split(line, comments=True) for line in lines if first.match(line)]
 
 
@@ -315,3 +322,19 @@ def test_the_commands_on_the_real_set_run_on_phantoms(home: Path) -> None:
         refused = line[0] == "pneumo-export" and (home / "runs" / "first" / "bundle" / "model.json").is_file()
         assert done.returncode == 0 or (refused and done.returncode == 1), f"{line}: {done.stderr}"
     assert any((home / "heatmaps").glob("*.png"))
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_takes_the_unit_for_pneumo_serve(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    [unit] = re.findall(r"^```ini\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    [line] = re.findall(r"^ExecStart=((?:.*\\\n)*.*)$", unit, re.MULTILINE)
+    command, *arguments = shlex.split(line.replace("\\\n", " "))
+    parse("pneumo-serve", arguments)
+    # It need not be installed where the page wants it.
+    path = tmp_path / "pneumo-serve.service"
+    path.write_text(unit.replace(command, sys.executable), encoding="utf-8")
+    verified = subprocess.run(
+        ["systemd-analyze", "--man=no", "verify", path], capture_output=True, text=True, check=False
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")

@@ -336,7 +336,6 @@ def test_300_phantoms_are_learned_by_a_real_network(environment: dict[str, str],
     # What knows nothing answers 0.5: an AUC above 0.8 by chance is out of the question on so many films.
     assert len(splits) - splits.count("train") > 100
     assert metrics_of(run)["test"]["auc"]["value"] > 0.8
-    assert metrics_of(run)["test_measured"] == 1
 
 
 # ----------------------------------------------------------------------------------------------------- interruption

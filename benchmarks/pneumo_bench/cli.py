@@ -1,4 +1,4 @@
-"""pneumo-bench: latency, accuracy, agreement, the way from disk to verdict, the speed of training and of an archive."""
+"""pneumo-bench: latency, accuracy, agreement, from disk to verdict, speed of training and archives, pneumo-serve."""
 
 from __future__ import annotations
 
@@ -294,6 +294,63 @@ def archive(
         save(output, "archive", record, tables)
         draw_archive(output / "archive.png", record)
         say(f"written to {output}: archive.json, archive.md, archive.png")
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Bundle that judges; the one that comes with pneumo by default."),
+    ] = None,
+    films: Annotated[int, typer.Option(min=20, help="Phantoms that are sent over DICOM.")] = 500,
+    associations: Annotated[int, typer.Option(min=1, help="Senders at the same time.")] = 4,
+    kills: Annotated[int, typer.Option(min=0, help="How often pneumo-serve is killed, with kill -9.")] = 20,
+    away: Annotated[float, typer.Option(min=0, help="Seconds for which there is no PACS.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of the moments of the kills.")] = 0,
+    output: Output = None,
+) -> None:
+    """Sends films to pneumo-serve, kills it, takes the PACS away, and counts what arrives; needs Orthanc."""
+    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.serve import crash_table, measure_crashes
+
+    if output is not None:
+        make_folder(output)
+    record = measure_crashes(films=films, kills=kills, away=away, associations=associations, seed=seed, bundle=model)
+    tables = [crash_table(record)]
+    show(tables)
+    if output is not None:
+        save(output, "serve", record, tables)
+        say(f"written to {output}: serve.json, serve.md")
+    crashes = record["crashes"]
+    if crashes["answered"] != crashes["films"] or crashes["twice"] or crashes["lost"]:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def http(
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Bundle that judges; the one that comes with pneumo by default."),
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Turns in which one film is judged here and over HTTP.")] = 200,
+    clients: Annotated[int, typer.Option(min=1, help="Clients that ask at the same time.")] = 100,
+    requests: Annotated[int, typer.Option(min=1, help="Films that they get answered, all together.")] = 500,
+    output: Output = None,
+) -> None:
+    """Times the HTTP interface of pneumo-serve against Classifier.predict, and lets many clients ask at once."""
+    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.serve_http import http_tables, measure_http
+
+    if output is not None:
+        make_folder(output)
+    record = measure_http(bundle=model, queries=queries, clients=clients, requests=requests)
+    tables = http_tables(record)
+    show(tables)
+    if output is not None:
+        save(output, "http", record, tables)
+        say(f"written to {output}: http.json, http.md")
+    if set(record["crowd"]["statuses"]) - {"200", "429"}:
+        raise typer.Exit(FAILED)
 
 
 def _parse_threads(threads: str | None) -> list[int]:

@@ -35,18 +35,27 @@ def draw_picture(path: Path, bundle: Path | None = None) -> None:
         DataError: The model finds pneumonia on no phantom.
     """
     with TemporaryDirectory(prefix="pneumo-bench-") as scratch, Classifier.load(bundle) as classifier:
-        phantoms = sorted(draw_phantoms(Path(scratch) / "phantoms", films=FILMS).rglob("*.jpeg"))
-        answers = [answer for answer in classifier.predict_batch(phantoms) if isinstance(answer, Prediction)]
-        found = [answer for answer in answers if answer.label == "PNEUMONIA"]
-        if not found:
-            raise DataError(f"{classifier.bundle.folder} finds pneumonia on no phantom: give another model")
-        shown = max(found, key=lambda answer: float(answer.heatmap.max()))
+        shown = find_phantom(Path(scratch), classifier)
         # A warning is drawn below the verdict, where nobody misses it.
         sheet = draw_overlay(shown.path, dataclasses.replace(shown, warnings=(CAPTION, *shown.warnings)))
     small = sheet.resize((WIDTH, round(sheet.height * WIDTH / sheet.width)), Image.Resampling.LANCZOS)
     with replacing_file(path) as temporary:
         # A palette: a quarter of the size, and hardly an eye sees it.
         small.quantize(256, dither=Image.Dither.NONE).save(temporary, optimize=True)
+
+
+def find_phantom(folder: Path, classifier: Classifier) -> Prediction:
+    """Draws phantoms below a folder, and returns what the model says of the one that a picture is made of.
+
+    Raises:
+        DataError: The model finds pneumonia on no phantom.
+    """
+    phantoms = sorted(draw_phantoms(folder / "phantoms", films=FILMS).rglob("*.jpeg"))
+    answers = [answer for answer in classifier.predict_batch(phantoms) if isinstance(answer, Prediction)]
+    found = [answer for answer in answers if answer.label == "PNEUMONIA"]
+    if not found:
+        raise DataError(f"{classifier.bundle.folder} finds pneumonia on no phantom: give another model")
+    return max(found, key=lambda answer: float(answer.heatmap.max()))
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ class Classifier:
             raise UsageError(f"{threads} threads cannot run a model: give 1 or more")
         self.bundle, self.file = bundle, file
         self.operating_point = point
+        self.prevalence = description.calibration.prevalence if prevalence is None else prevalence
         self.threads = threads or usable_cores()
         self._threads_side_by_side = threads or 1
         self._force = force_verdict
@@ -123,7 +124,7 @@ class Classifier:
         # so that sensitivity and specificity, and hence the verdict, stay.
         calibration = description.calibration
         self._scale = calibration.scale
-        shift = 0.0 if prevalence is None else _log_odds(prevalence) - _log_odds(calibration.prevalence)
+        shift = _log_odds(self.prevalence) - _log_odds(calibration.prevalence)
         self._offset = calibration.offset + shift
         self._cut = _log_odds(description.operating_points[point].threshold) + shift
         self._backends: dict[int, Backend] | None = {}

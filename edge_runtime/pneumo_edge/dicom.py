@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -99,6 +100,13 @@ _JPEG = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81))
 _JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
 """The last three are high-throughput JPEG 2000, which OpenJPEG, and so Pillow, decodes too."""
 
+_PLAIN = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2")
+"""Explicit and implicit little endian, big endian."""
+_LOSSLESS = (_RLE, *(f"1.2.840.10008.1.2.4.{n}" for n in (57, 70, 80, 90, 201, 202)))
+
+TRANSFER_SYNTAXES = (*_PLAIN, *_LOSSLESS, *sorted((_JPEG | _JPEG_2000).difference(_LOSSLESS)))
+"""All that `read_dicom` reads, in the order in which a receiver wants them: plain, packed without loss, with loss."""
+
 _MAX_READS = 50_000
 """A film has a few thousand elements, each one or two reads. pydicom makes an object of every sequence item, and a
 megabyte of zeros can pose as 130,000 items: the count of reads bounds both the time and the memory that costs."""
@@ -168,18 +176,10 @@ def read_dicom(data: bytes, name: str) -> DicomFilm:
             which no decoder is installed.
         MissingExtraError: pydicom is not installed.
     """
-    # In front of all other filters, and added only if it is not there yet: a list that is left alone is never found
-    # half shuffled by another thread.
-    if not warnings.filters or warnings.filters[0][3] != re.compile("pydicom"):
-        warnings.filterwarnings("ignore", module="pydicom")
-    try:
-        import pydicom
-    except ImportError as error:
-        raise MissingExtraError("pydicom", "dicom", f"{name} is a DICOM file: reading it") from error
     if _DEFLATED.encode() in data:
         raise ImageError(f"{name} is deflated as a whole, which is not read here: export it without that compression")
     try:
-        ds = pydicom.dcmread(_Bounded(data), force=True, specific_tags=list(_TAGS))
+        ds = read_tags(data, _TAGS, name)
         _refuse(ds, name)
         pixels = _pixels(ds, name)
         return DicomFilm(_grey(pixels, ds), _doubts(ds))
@@ -191,6 +191,33 @@ def read_dicom(data: bytes, name: str) -> DicomFilm:
         raise ImageError(
             f"{name} is a damaged DICOM file, its tags and its pixels do not fit: copy it again from where it came"
         ) from error
+
+
+def read_tags(data: bytes, keywords: Sequence[str], name: str) -> Dataset:
+    """Reads some elements of a DICOM file, with or without preamble and file meta information.
+
+    Args:
+        data: The whole file.
+        keywords: DICOM's names of the elements. Without "PixelData" among them, nothing from there on is read.
+        name: What errors call the file.
+
+    Returns:
+        The elements as they stand in the file: their values are parsed when they are asked for.
+
+    Raises:
+        MissingExtraError: pydicom is not installed.
+        Exception: Of nearly any kind, where the file is damaged.
+    """
+    # In front of all other filters, and added only if it is not there yet: a list that is left alone is never found
+    # half shuffled by another thread.
+    if not warnings.filters or warnings.filters[0][3] != re.compile("pydicom"):
+        warnings.filterwarnings("ignore", module="pydicom")
+    try:
+        import pydicom
+    except ImportError as error:
+        raise MissingExtraError("pydicom", "dicom", f"{name} is a DICOM file: reading it") from error
+    pixels = "PixelData" in keywords
+    return pydicom.dcmread(_Bounded(data), force=True, specific_tags=list(keywords), stop_before_pixels=not pixels)
 
 
 def _refuse(ds: Dataset, name: str) -> None:

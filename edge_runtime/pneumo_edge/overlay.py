@@ -43,11 +43,20 @@ def draw_overlay(source: Source, prediction: Prediction) -> Image.Image:
     Raises:
         ImageError: The film cannot be read any more.
     """
-    film = read_film(source, _LONG_SIDE, prediction.path)
+    grey = screen_film(source, prediction.path)
+    return with_captions(colour_heatmap(grey, prediction.heatmap), prediction)
+
+
+def screen_film(source: Source, name: str) -> Image.Image:
+    """Returns a film in mode L, its own aspect ratio, the longer side as long as a screen can show.
+
+    Raises:
+        ImageError: The film cannot be read.
+    """
+    film = read_film(source, _LONG_SIDE, name)
     scale = _LONG_SIDE / max(film.width, film.height)
     size = (max(1, round(film.width * scale)), max(1, round(film.height * scale)))
-    grey = Image.fromarray(film.pixels[:, :, 0]).resize(size, Image.Resampling.BICUBIC)
-    return _with_captions(colour_heatmap(grey, prediction.heatmap), prediction)
+    return Image.fromarray(film.pixels[:, :, 0]).resize(size, Image.Resampling.BICUBIC)
 
 
 def save_overlay(path: Path, source: Source, prediction: Prediction) -> None:
@@ -59,16 +68,22 @@ def save_overlay(path: Path, source: Source, prediction: Prediction) -> None:
 
 def colour_heatmap(grey: Image.Image, heatmap: npt.NDArray[np.float32]) -> Image.Image:
     """Lays a heatmap (h, w; positive is evidence for pneumonia, in logits) over a grey picture of any size."""
+    layer = heatmap_layer(grey.size, heatmap)
+    return Image.composite(layer.convert("RGB"), grey.convert("RGB"), layer.getchannel("A"))
+
+
+def heatmap_layer(size: tuple[int, int], heatmap: npt.NDArray[np.float32]) -> Image.Image:
+    """Returns what `colour_heatmap` lays over a picture of `size` (width, height): RGBA, clear where nothing speaks."""
     positive = np.maximum(heatmap, 0)
     peak = max(float(positive.max()), FULL_EVIDENCE)
-    smooth = Image.fromarray((positive / peak).astype(np.float32)).resize(grey.size, Image.Resampling.BICUBIC)
+    smooth = Image.fromarray((positive / peak).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
     levels = np.rint(255 * np.asarray(smooth).clip(0, 1)).astype(np.uint8)
-    mixed = _tinted(grey, levels)
+    layer = np.dstack([_COLOURS[levels], _OPACITY[levels]])
     if levels.max() > _LINE_FROM:
         inside = Image.fromarray(((levels >= levels.max() / 2) * 255).astype(np.uint8))
         edge = np.asarray(inside.filter(ImageFilter.MaxFilter(3))) != np.asarray(inside)
-        mixed.paste((255, 255, 255), mask=Image.fromarray((edge * 255).astype(np.uint8)))
-    return mixed
+        layer[edge] = 255
+    return Image.fromarray(layer)
 
 
 def _tinted(grey: Image.Image, levels: npt.NDArray[np.uint8]) -> Image.Image:
@@ -76,29 +91,34 @@ def _tinted(grey: Image.Image, levels: npt.NDArray[np.uint8]) -> Image.Image:
     return Image.composite(Image.fromarray(_COLOURS[levels]), grey.convert("RGB"), opacity)
 
 
-def _with_captions(picture: Image.Image, prediction: Prediction) -> Image.Image:
+def with_captions(picture: Image.Image, prediction: Prediction) -> Image.Image:
+    """Sets a picture on a sheet with verdict, warnings and the note, and with the legend if the picture has colours."""
     width, height = picture.size
-    verdict = prediction.label or "NO VERDICT"
-    title = f"{verdict}   probability of pneumonia {prediction.probability:.1%}"
-    point = f"{prediction.operating_point}: pneumonia from {prediction.threshold:.1%} | {prediction.model}"
-    details = [line for text in (point, *prediction.warnings) for line in textwrap.wrap(text, 86)][:8]
+    coloured = picture.mode == "RGB"
+    if prediction.label is None:
+        title, about = "NO VERDICT", prediction.model
+    else:
+        title = f"{prediction.label}   probability of pneumonia {prediction.probability:.1%}"
+        about = f"{prediction.operating_point}: pneumonia from {prediction.threshold:.1%} | {prediction.model}"
+    details = [line for text in (about, *prediction.warnings) for line in textwrap.wrap(text, 86)][:8]
 
-    bar, foot = 116, 76 + 22 * len(details)
+    bar, foot = 116 * coloured, 76 + 22 * len(details)
     # A narrow film gets a sheet on which the words have room all the same.
     sheet = Image.new("RGB", (max(width + bar, 640), max(height, 240) + foot), (18, 18, 18))
     sheet.paste(picture, (0, 0))
     draw = ImageDraw.Draw(sheet)
     large, small, tiny = (ImageFont.load_default(size) for size in (22, 14, 12))
 
-    # The legend is tinted grey as the film is, so that a colour means the same in both.
-    left, top, bottom = width + 14, 46, max(height, 240) - 76
-    steps = np.rint(np.linspace(255, 0, bottom - top)).astype(np.uint8)[:, np.newaxis].repeat(18, axis=1)
-    sheet.paste(_tinted(Image.new("L", (18, bottom - top), 110), steps), (left, top))
-    draw.text((left, 8), "evidence for\npneumonia", font=tiny, fill=(220, 220, 220))
-    for y, text in ((top, "strong"), (bottom - 16, "none")):
-        draw.text((left + 24, y), text, font=small, fill=(220, 220, 220))
-    draw.line((left, bottom + 18, left + 18, bottom + 18), fill=(255, 255, 255))
-    draw.text((left + 24, bottom + 10), "half of the\nstrongest", font=tiny, fill=(220, 220, 220))
+    if coloured:
+        # The legend is tinted grey as the film is, so that a colour means the same in both.
+        left, top, bottom = width + 14, 46, max(height, 240) - 76
+        steps = np.rint(np.linspace(255, 0, bottom - top)).astype(np.uint8)[:, np.newaxis].repeat(18, axis=1)
+        sheet.paste(_tinted(Image.new("L", (18, bottom - top), 110), steps), (left, top))
+        draw.text((left, 8), "evidence for\npneumonia", font=tiny, fill=(220, 220, 220))
+        for y, text in ((top, "strong"), (bottom - 16, "none")):
+            draw.text((left + 24, y), text, font=small, fill=(220, 220, 220))
+        draw.line((left, bottom + 18, left + 18, bottom + 18), fill=(255, 255, 255))
+        draw.text((left + 24, bottom + 10), "half of the\nstrongest", font=tiny, fill=(220, 220, 220))
 
     y = max(height, 240) + 8
     draw.text((12, y), title, font=large, fill=(255, 255, 255))

@@ -55,7 +55,10 @@ def train(
     ] = None,
     mixed_precision: Annotated[
         bool,
-        typer.Option("--mixed-precision", help="Train in bfloat16, for a GPU or TPU that multiplies it faster."),
+        typer.Option(
+            "--mixed-precision",
+            help="Train in bfloat16: faster on a GPU or TPU, and for resnet50 and vgg16 where the CPU has AVX512-BF16.",
+        ),
     ] = False,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Of the order, the augmentation and the random weights.")

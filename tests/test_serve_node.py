@@ -1,0 +1,849 @@
+"""The DICOM half of pneumo-serve, part by part, with pynetdicom as the modality and as the PACS."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import logging
+import os
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+pydicom = pytest.importorskip("pydicom", reason="needs the extra serve")
+pytest.importorskip("pynetdicom", reason="needs the extra serve")
+pytest.importorskip("highdicom", reason="needs the extra serve")
+
+from pydicom import uid  # noqa: E402
+from pydicom.dataset import Dataset  # noqa: E402
+from pynetdicom import AE, build_context, evt  # noqa: E402
+from pynetdicom.dimse_primitives import C_STORE  # noqa: E402
+
+from pneumo_bench.serve import Service, dicom_film, free_port  # noqa: E402
+from pneumo_edge.classifier import Classifier, Failure, Prediction  # noqa: E402
+from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
+from pneumo_edge.dicom import TRANSFER_SYNTAXES  # noqa: E402
+from pneumo_edge.errors import UsageError  # noqa: E402
+from pneumo_edge.overlay import screen_film  # noqa: E402
+from pneumo_edge.serve.answers import make_capture, make_report, read_header  # noqa: E402
+from pneumo_edge.serve.journal import Entry, Journal, State  # noqa: E402
+from pneumo_edge.serve.judge import Judge  # noqa: E402
+from pneumo_edge.serve.node import Limits, Node  # noqa: E402
+from pneumo_edge.serve.sender import Peer, Sender, parse_peer  # noqa: E402
+from pneumo_edge.serve.spool import ANSWER, CAPTURE, FILM, HEATMAP, PICTURE, REPORT, Spool, key_of_instance  # noqa: E402
+
+# pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+DX = uid.DigitalXRayImageStorageForPresentation
+KINDS = (
+    uid.ComputedRadiographyImageStorage,
+    DX,
+    uid.DigitalXRayImageStorageForProcessing,
+    uid.SecondaryCaptureImageStorage,
+    uid.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+)
+SECRETS = ("Phantom^7", "PHANTOM-7", "20210305", "A7")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    opened = Spool(tmp_path / "spool")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def journal(spool: Spool) -> Iterator[Journal]:
+    opened = Journal(spool.journal)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def node(journal: Journal, spool: Spool) -> Iterator[Callable[..., Node]]:
+    """Starts a node that is stopped after the test."""
+    started = []
+
+    def start(allow: tuple[str, ...] = (), **limits: Any) -> Node:
+        made = Node(
+            journal,
+            spool,
+            ae_title="PNEUMO",
+            host="127.0.0.1",
+            port=0,
+            allow=allow,
+            limits=Limits(**({"room": 0} | limits)),
+        )
+        made.start()
+        started.append(made)
+        return made
+
+    yield start
+    for made in started:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def classifier(bundle: Path) -> Iterator[Classifier]:
+    with Classifier.load(bundle) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def prediction(classifier: Classifier) -> Prediction:
+    """Of a phantom of two halves."""
+    row = np.array([80, 200], np.uint8).repeat(80)
+    file = io.BytesIO()
+    Image.fromarray(row[np.newaxis].repeat(120, axis=0)).save(file, format="PNG")
+    return classifier.predict(file.getvalue())
+
+
+@pytest.fixture
+def judge(classifier: Classifier, journal: Journal, spool: Spool) -> Iterator[Judge]:
+    """A judge that has been started."""
+    made = Judge(classifier, journal, spool, send=True, keep_days=None)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def film(pixels: npt.NDArray[np.uint8]) -> bytes:
+    return dicom_film(pixels, 7)
+
+
+def dataset(film: bytes) -> Dataset:
+    read: Dataset = pydicom.dcmread(io.BytesIO(film))
+    return read
+
+
+def uid_of(film: bytes) -> str:
+    return str(dataset(film).SOPInstanceUID)
+
+
+def call(port: int, called: str = "PNEUMO", calling: str = "MODALITY", kind: str = DX) -> Any:
+    """Returns an association, established or not."""
+    entity = AE(calling)
+    entity.add_requested_context(kind, uid.ExplicitVRLittleEndian)
+    entity.add_requested_context("1.2.840.10008.1.1")
+    return entity.associate("127.0.0.1", port, ae_title=called)
+
+
+def store(port: int, *films: bytes) -> list[int | None]:
+    """Sends films over one association and returns their statuses; None where there was no answer."""
+    association = call(port, kind=dataset(films[0]).SOPClassUID)
+    assert association.is_established
+    found = [association.send_c_store(dataset(film)).get("Status") for film in films]
+    association.release()
+    return found
+
+
+def store_raw(port: int, instance: str, data: bytes) -> Any:
+    """Sends bytes that need not be a data set, and returns the answer."""
+    association = call(port)
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = DX, instance
+    request.DataSet = io.BytesIO(data)
+    (context,) = [context for context in association.accepted_contexts if context.abstract_syntax == DX]
+    association._reactor_checkpoint.clear()
+    association.dimse.send_msg(request, context.context_id)
+    _, answer = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()
+    association.release()
+    return answer
+
+
+def body(ds: Dataset) -> bytes:
+    """The data set alone, as it goes over the wire."""
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, Dataset({element.tag: element for element in ds}), implicit_vr=False, little_endian=True)
+    return file.getvalue()
+
+
+def wait_for(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 600
+    while not holds():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.02)
+
+
+def find(journal: Journal, film: bytes) -> Entry:
+    entry = journal.find(key_of_instance(uid_of(film)))
+    assert entry is not None
+    return entry
+
+
+def in_state(journal: Journal, film: bytes, state: State) -> Callable[[], bool]:
+    return lambda: find(journal, film).state is state
+
+
+# --------------------------------------------------------------------------------------------------------------- node
+
+
+def test_a_film_is_on_disk_and_on_the_list_when_success_goes_back(
+    node: Callable[..., Node], journal: Journal, spool: Spool, film: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "pneumo_edge")
+    assert store(node().port, film) == [0x0000]
+    key = key_of_instance(uid_of(film))
+    kept = spool.read(key, FILM)
+    assert kept is not None
+    there = dataset(kept)
+    assert there == dataset(film)
+    assert there.file_meta.TransferSyntaxUID == uid.ExplicitVRLittleEndian
+    # Another connection: what it sees is in the file.
+    with sqlite3.connect(spool.journal) as other:
+        rows = other.execute("SELECT key, source, state FROM films").fetchall()
+    other.close()
+    assert rows == [(key, "dicom", "received")]
+    written = caplog.text + " ".join(map(str, rows)) + " ".join(map(str, spool.root.rglob("*")))
+    assert f"film {key[:8]}: received" in caplog.text
+    assert not [secret for secret in (*SECRETS, uid_of(film)) if secret in written]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_takes_what_films_come_as(node: Callable[..., Node], journal: Journal, film: bytes, kind: str) -> None:
+    ds = dataset(film)
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = uid.UID(kind)
+    file = io.BytesIO()
+    ds.save_as(file)
+    assert store(node().port, file.getvalue()) == [0x0000]
+    assert journal.counts()[State.received] == 1
+
+
+def test_it_takes_every_transfer_syntax_that_can_be_read_and_nothing_else(node: Callable[..., Node]) -> None:
+    others = (uid.DeflatedExplicitVRLittleEndian, uid.MPEG2MPML)
+    entity = AE("MODALITY")
+    # One context for each: of several syntaxes in one, a node takes one.
+    entity.requested_contexts = [
+        *(build_context(DX, syntax) for syntax in (*TRANSFER_SYNTAXES, *others)),
+        build_context(uid.CTImageStorage),
+    ]
+    association = entity.associate("127.0.0.1", node().port, ae_title="PNEUMO")
+    taken = {context.transfer_syntax[0] for context in association.accepted_contexts}
+    association.release()
+    assert taken == set(TRANSFER_SYNTAXES)
+    assert len(association.rejected_contexts) == 3
+
+
+def test_a_film_that_is_sent_twice_is_the_same_film(node: Callable[..., Node], journal: Journal, film: bytes) -> None:
+    port = node().port
+    assert store(port, film, film) == [0x0000, 0x0000]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: store(port, film), range(4))) == [[0x0000]] * 4
+    assert len(journal.recent()) == 1
+    journal.failed(find(journal, film).key, "it was refused")
+    assert store(port, film) == [0x0000]
+    assert find(journal, film).state is State.received
+
+
+def test_a_stranger_is_refused(node: Callable[..., Node], film: bytes) -> None:
+    port = node(allow=("MODALITY", "CT 2")).port
+    wrong = call(port, called="ORTHANC")
+    assert (wrong.is_rejected, wrong.acceptor.primitive.diagnostic) == (True, 7)
+    unknown = call(port, calling="STRANGER")
+    assert (unknown.is_rejected, unknown.acceptor.primitive.diagnostic) == (True, 3)
+    allowed = call(port, calling="CT 2")
+    assert allowed.is_established
+    assert allowed.send_c_echo().Status == 0x0000
+    allowed.release()
+
+
+def test_too_many_associations_are_asked_to_come_again(node: Callable[..., Node]) -> None:
+    port = node(associations=2).port
+    held = [call(port), call(port)]
+    assert all(association.is_established for association in held)
+    one_more = call(port)
+    # Transient, by the provider, local limit exceeded.
+    refused = one_more.acceptor.primitive
+    assert (one_more.is_rejected, refused.result, refused.result_source, refused.diagnostic) == (True, 2, 3, 2)
+    for association in held:
+        association.release()
+    wait_for(lambda: call_and_release(port), "there is room again")
+
+
+def call_and_release(port: int) -> bool:
+    association = call(port)
+    established: bool = association.is_established
+    if established:
+        association.release()
+    return established
+
+
+def test_a_full_queue_and_a_full_disk_make_a_modality_try_again(
+    node: Callable[..., Node], journal: Journal, spool: Spool, pixels: npt.NDArray[np.uint8]
+) -> None:
+    first, second = dicom_film(pixels, 1), dicom_film(pixels, 2)
+    assert store(node(queue=1).port, first, second, first) == [0x0000, 0xA700, 0x0000]
+    assert store(node(room=1 << 60).port, second, first) == [0xA700, 0x0000]
+    assert [entry.key for entry in journal.recent()] == [key_of_instance(uid_of(first))]
+    assert len(list((spool.root / "films").iterdir())) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the limit is POSIX's")
+def test_a_film_that_cannot_be_written_is_refused_and_nothing_is_left_of_it(tmp_path: Path, film: bytes) -> None:
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "from pneumo_edge.serve.journal import Journal; from pneumo_edge.serve.node import Limits, Node\n"
+        "from pneumo_edge.serve.spool import Spool\n"
+        "spool = Spool(Path(sys.argv[1])); journal = Journal(spool.journal)\n"
+        "node = Node(journal, spool, ae_title='PNEUMO', host='127.0.0.1', port=0, limits=Limits(room=0))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
+        "node.start(); print(node.port, flush=True); sys.stdin.read(); node.stop()"
+    )
+    line = [sys.executable, "-c", script, str(tmp_path / "spool")]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        assert store(port, film, film) == [0xA700, 0xA700]
+        process.stdin.close()
+        assert process.wait(600) == 0
+    assert list((tmp_path / "spool" / "films").iterdir()) == []
+
+
+def test_what_cannot_be_answered_is_refused_for_good(
+    node: Callable[..., Node], journal: Journal, pixels: npt.NDArray[np.uint8]
+) -> None:
+    port = node().port
+    homeless = dicom_film(pixels, 1, StudyInstanceUID=None)
+    assert store(port, homeless) == [0xA900]
+    announced_otherwise = store_raw(port, "1.2.3.4", body(dataset(dicom_film(pixels, 2))))
+    assert announced_otherwise.Status == 0xA900
+    assert "SOPInstanceUID" in announced_otherwise.ErrorComment
+    for garbage in (b"\xff" * 1000, bytes(1000), body(dataset(dicom_film(pixels, 3)))[:40]):
+        assert store_raw(port, "1.2.3.4", garbage).Status in {0xA900, 0xC000}
+    assert journal.recent() == []
+    assert store(port, dicom_film(pixels, 4)) == [0x0000]
+
+
+def test_more_bytes_at_once_than_there_is_room_for_are_cut_off(
+    node: Callable[..., Node], journal: Journal, film: bytes
+) -> None:
+    port = node(bytes_in_flight=1_000_000).port
+    large = dicom_film(np.zeros((2000, 2000), np.uint8), 1)
+    assert store(port, large) == [None]
+    assert store(port, film) == [0x0000]
+    assert len(journal.recent()) == 1
+
+
+@pytest.mark.parametrize(
+    "first_bytes",
+    [
+        struct.pack(">BBL", 1, 0, 0xFFFFFFFF) + bytes(100_000),
+        struct.pack(">BBL", 4, 0, 0x7FFFFFFF) + bytes(100_000),
+        b"GET / HTTP/1.1\r\n\r\n",
+        struct.pack(">BBL", 1, 0, 100),
+        b"",
+    ],
+    ids=["a request of 4 GB", "data of 2 GB", "HTTP", "half a request", "silence"],
+)
+def test_who_does_not_speak_dicom_is_hung_up_on(node: Callable[..., Node], first_bytes: bytes) -> None:
+    port = node(seconds=1.0).port
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as stranger:
+        stranger.sendall(first_bytes)
+        try:
+            while stranger.recv(4096):
+                pass
+        except ConnectionError:
+            pass
+    assert call_and_release(port)
+
+
+def test_strangers_who_only_connect_do_not_pile_up(node: Callable[..., Node]) -> None:
+    port = node(associations=1, seconds=2.0).port
+    before = threading.active_count()
+    crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+    hung_up_on = 0
+    for stranger in crowd:
+        stranger.settimeout(60)
+        hung_up_on += stranger.recv(1) == b""
+    assert hung_up_on == 40
+    # Each that is let in has two threads.
+    assert threading.active_count() <= before + 2 * 4
+    for stranger in crowd:
+        stranger.close()
+    wait_for(lambda: call_and_release(port), "there is room again")
+
+
+def test_a_node_that_is_stopped_ends_its_associations(node: Callable[..., Node]) -> None:
+    started = node()
+    association = call(started.port)
+    started.stop()
+    wait_for(lambda: association.is_aborted, "it is aborted")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", started.port))
+
+
+def test_a_port_in_use_is_named(node: Callable[..., Node], journal: Journal, spool: Spool) -> None:
+    port = node().port
+    with pytest.raises(UsageError, match=f"port {port} .*--dicom-port"):
+        Node(journal, spool, ae_title="PNEUMO", host="127.0.0.1", port=port)
+
+
+# -------------------------------------------------------------------------------------------------------------- judge
+
+
+def test_a_film_is_judged_and_answered(judge: Judge, journal: Journal, spool: Spool, film: bytes) -> None:
+    key = key_of_instance(uid_of(film))
+    spool.add(key, film)
+    journal.add(key, "dicom")
+    wait_for(in_state(journal, film, State.answered), "it is judged")
+    entry = find(journal, film)
+    assert (entry.label, entry.in_distribution, entry.next_attempt) == ("PNEUMONIA", True, 0.0)
+    record = json.loads(spool.read(key, ANSWER) or b"")
+    assert (record["label"], record["probability"]) == ("PNEUMONIA", entry.probability)
+    assert record["path"] == f"film {key[:8]}"
+    with Image.open(spool.path(key, PICTURE)) as picture, Image.open(spool.path(key, HEATMAP)) as heatmap:
+        assert (picture.mode, heatmap.mode) == ("L", "RGBA")
+        assert picture.size == heatmap.size
+        assert max(picture.size) == 720
+    for name in (CAPTURE, REPORT):
+        assert spool.path(key, name).exists()
+
+
+def test_a_film_from_the_page_has_no_answer_in_dicom(judge: Judge, journal: Journal, spool: Spool, film: bytes) -> None:
+    key = key_of_instance(uid_of(film))
+    spool.add(key, film)
+    journal.add(key, "page")
+    wait_for(in_state(journal, film, State.answered), "it is judged")
+    assert find(journal, film).next_attempt is None
+    assert not spool.path(key, REPORT).exists()
+
+
+def test_a_film_that_cannot_be_judged_gets_a_report_that_says_so(
+    judge: Judge, journal: Journal, spool: Spool, pixels: npt.NDArray[np.uint8]
+) -> None:
+    film = dicom_film(pixels, 1, Modality="PX")
+    key = key_of_instance(uid_of(film))
+    spool.add(key, film)
+    journal.add(key, "dicom")
+    wait_for(in_state(journal, film, State.failed), "it is judged")
+    entry = find(journal, film)
+    assert "panoramic X-ray of the jaw" in str(entry.error)
+    assert entry.next_attempt == 0.0
+    assert not spool.path(key, CAPTURE).exists()
+    text = texts(spool.path(key, REPORT).read_bytes())
+    assert "No verdict" in text
+    assert "panoramic X-ray of the jaw" in text
+    assert "NORMAL" not in text
+
+
+def test_a_film_that_is_gone_and_one_that_ends_the_process_do_not_stop_the_others(
+    judge: Judge, journal: Journal, spool: Spool, film: bytes, pixels: npt.NDArray[np.uint8]
+) -> None:
+    judge.stop()
+    gone, deadly = dicom_film(pixels, 1), dicom_film(pixels, 2)
+    for each in (gone, deadly, film):
+        spool.add(key_of_instance(uid_of(each)), each)
+        journal.add(key_of_instance(uid_of(each)), "dicom")
+    spool.remove(key_of_instance(uid_of(gone)))
+    for _ in range(5):
+        journal.begin(key_of_instance(uid_of(deadly)))
+    another = Judge(judge._classifier, journal, spool, send=True, keep_days=None)
+    another.start()
+    wait_for(in_state(journal, film, State.answered), "it is judged")
+    another.stop()
+    assert "not in the spool" in str(find(journal, gone).error)
+    assert "5 times" in str(find(journal, deadly).error)
+
+
+def test_old_films_are_deleted_while_it_judges(
+    classifier: Classifier, journal: Journal, spool: Spool, film: bytes
+) -> None:
+    key = key_of_instance(uid_of(film))
+    spool.add(key, film)
+    journal.add(key, "page")
+    journal.failed(key, "why")
+    made = Judge(classifier, journal, spool, send=False, keep_days=-1)
+    made.start()
+    wait_for(lambda: journal.find(key) is None, "it is deleted")
+    made.stop()
+    assert not spool.path(key).exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ answers
+
+
+def texts(report: bytes) -> str:
+    """Returns all text of a structured report, codes by their meaning."""
+
+    def walk(item: Dataset) -> Iterator[str]:
+        for code in (*item.get("ConceptNameCodeSequence", ()), *item.get("ConceptCodeSequence", ())):
+            yield str(code.CodeMeaning)
+        if "TextValue" in item:
+            yield item.TextValue
+        for value in item.get("MeasuredValueSequence", ()):
+            yield str(value.NumericValue)
+        for child in item.get("ContentSequence", ()):
+            yield from walk(child)
+
+    return "\n".join(walk(dataset(report)))
+
+
+def answers_to(film: bytes, classifier: Classifier) -> tuple[Dataset, Dataset, Prediction]:
+    prediction = classifier.predict(film, "film")
+    header = read_header(film)
+    capture = make_capture(header, screen_film(film, "film"), prediction, classifier)
+    return dataset(capture), dataset(make_report(header, prediction, classifier)), prediction
+
+
+def test_an_answer_belongs_to_the_film_and_says_what_was_found(classifier: Classifier, film: bytes) -> None:
+    source = dataset(film)
+    capture, report, prediction = answers_to(film, classifier)
+    assert (capture.SOPClassUID, report.SOPClassUID) == (uid.SecondaryCaptureImageStorage, uid.EnhancedSRStorage)
+    assert len({ds.SeriesInstanceUID for ds in (source, capture, report)}) == 3
+    for ds in (capture, report):
+        for keyword in (
+            "StudyInstanceUID", "StudyDate", "StudyID", "AccessionNumber",
+            "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
+        ):  # fmt: skip
+            assert ds[keyword].value == source[keyword].value
+        assert ds.Manufacturer == "pneumo"
+        assert ds.ManufacturerModelName == "tiny"
+        assert ds.SoftwareVersions.startswith("pneumo ")
+        assert "Not a diagnosis" in ds.SeriesDescription
+    (referenced,) = capture.SourceImageSequence
+    assert referenced.ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert capture.ImageComments == NOT_A_DIAGNOSIS
+    assert capture.PatientOrientation == ["L", "F"]
+    assert capture.pixel_array.shape == (capture.Rows, capture.Columns, 3)
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    assert study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+
+    text = texts(written(report))
+    assert prediction.label == "PNEUMONIA"
+    for said in (
+        "PNEUMONIA. Probability of pneumonia",
+        "Pneumonia",
+        NOT_A_DIAGNOSIS,
+        "Probability of pneumonia",
+        str(round(prediction.probability, 6)),
+        "0.5",
+        "0.75",
+        "operating point balanced",
+        "model.onnx",
+        "tiny",
+    ):
+        assert said in text, text
+
+
+def written(ds: Dataset) -> bytes:
+    file = io.BytesIO()
+    ds.save_as(file)
+    return file.getvalue()
+
+
+def test_a_withheld_verdict_is_told_with_the_reasons_and_without_a_probability(classifier: Classifier) -> None:
+    blank = dicom_film(np.full((120, 160), 128, np.uint8), 1)
+    capture, report, prediction = answers_to(blank, classifier)
+    assert prediction.label is None
+    text = texts(written(report))
+    assert "No verdict" in text
+    assert "almost blank" in text
+    assert NOT_A_DIAGNOSIS in text
+    assert not [word for word in ("Probability", "NORMAL", "PNEUMONIA", "Threshold") if word in text]
+    # Grey below the captions: no colours lead the eye to what is no finding.
+    picture = capture.pixel_array[:500].astype(int)
+    assert np.ptp(picture, axis=2).max() == 0
+
+
+def test_the_note_is_burned_into_the_picture(classifier: Classifier, film: bytes) -> None:
+    capture, _, _ = answers_to(film, classifier)
+    foot = capture.pixel_array[-60:].reshape(-1, 3).astype(int)
+    amber = (foot[:, 0] > 200) & (foot[:, 2] < 140) & (foot[:, 1] > 120)
+    assert amber.sum() > 300
+
+
+def test_the_same_film_gets_the_same_objects_and_another_judgement_others(classifier: Classifier, film: bytes) -> None:
+    def uids(judging: Classifier, of: bytes) -> list[str]:
+        capture, report, _ = answers_to(of, judging)
+        return [ds[keyword].value for ds in (capture, report) for keyword in ("SOPInstanceUID", "SeriesInstanceUID")]
+
+    first = uids(classifier, film)
+    assert len(set(first)) == 4
+    assert all(uid.UID(each).is_valid for each in first)
+    assert uids(classifier, film) == first
+    screening = Classifier(classifier.bundle, "model.onnx", operating_point="screening")
+    other = dicom_film(np.asarray(dataset(film).pixel_array), 8)
+    assert not {*first} & {*uids(screening, film), *uids(classifier, other)}
+
+
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        ("ISO_IR 100", "Müller^Jörg"),
+        ("ISO_IR 192", "山田^太郎"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        ("ISO_IR 144", "Люкceмбypг"),
+        (None, "Smith^John"),
+    ],
+)
+def test_a_name_stands_in_the_answer_as_in_the_film(
+    classifier: Classifier, pixels: npt.NDArray[np.uint8], character_set: Any, name: str
+) -> None:
+    film = dicom_film(
+        pixels, 1, **({} if character_set is None else {"SpecificCharacterSet": character_set}), PatientName=name
+    )
+    capture, report, _ = answers_to(film, classifier)
+    assert str(capture.PatientName) == str(report.PatientName) == name
+    for ds in (capture, report):
+        assert ds.get("SpecificCharacterSet") == dataset(film).get("SpecificCharacterSet")
+
+
+TAGS = st.sampled_from(
+    ["PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+     "AccessionNumber", "ReferringPhysicianName", "StudyDescription", "SpecificCharacterSet", "PatientOrientation",
+     "Laterality", "LossyImageCompression", "LossyImageCompressionRatio", "TimezoneOffsetFromUTC", "BurnedInAnnotation"]
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(wild=st.dictionaries(TAGS, st.binary(max_size=40), max_size=6))
+def test_a_film_with_wild_tags_is_answered_all_the_same(
+    classifier: Classifier, prediction: Prediction, wild: dict[str, bytes]
+) -> None:
+    ds = dataset(dicom_film(np.zeros((2, 2), np.uint8), 1))
+    elements = {element.tag: body(Dataset({element.tag: element})) for element in ds}
+    for keyword, value in wild.items():
+        tag = pydicom.tag.Tag(keyword)
+        kind, even = pydicom.datadict.dictionary_VR(tag).encode(), value + b" " * (len(value) % 2)
+        elements[tag] = struct.pack("<HH2sH", tag.group, tag.element, kind, len(even)) + even
+    film = b"".join(elements[tag] for tag in sorted(elements))
+    try:
+        header = read_header(film)
+    except ValueError:
+        # The node does not even take it: no text of such a film can be read.
+        assert b"\0" in wild["SpecificCharacterSet"]
+        return
+    report = make_report(header, Failure("film", "it is a tooth"), classifier)
+    assert "it is a tooth" in texts(report)
+    capture = make_capture(header, Image.new("L", (8, 8)), prediction, classifier)
+    for answer in (report, capture):
+        assert dataset(answer).StudyInstanceUID == ds.StudyInstanceUID
+
+
+# ------------------------------------------------------------------------------------------------------------- sender
+
+
+class Pacs:
+    """A PACS with moods."""
+
+    def __init__(self, port: int = 0, **answers: int) -> None:
+        """`answers`: status by keyword of the kind of object; those without one are not negotiated."""
+        self.stored: list[Dataset] = []
+        self.answers = {getattr(uid, keyword): status for keyword, status in answers.items()}
+        entity = AE("PACS")
+        entity.require_called_aet = True
+        for kind in self.answers:
+            entity.add_supported_context(kind, uid.ImplicitVRLittleEndian)
+        self._server = entity.start_server(
+            ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+        )
+        assert self._server is not None
+        self.port = int(self._server.server_address[1])
+
+    def _store(self, event: Any) -> int:
+        status = self.answers[event.request.AffectedSOPClassUID]
+        if status == 0x0000:
+            self.stored.append(event.dataset)
+        return status
+
+    def close(self) -> None:
+        assert self._server is not None
+        self._server.ae.shutdown()
+
+
+BOTH = {"SecondaryCaptureImageStorage": 0x0000, "EnhancedSRStorage": 0x0000}
+
+
+@pytest.fixture
+def answered(classifier: Classifier, journal: Journal, spool: Spool, film: bytes) -> bytes:
+    """A film that has been judged and waits to be sent."""
+    key = key_of_instance(uid_of(film))
+    spool.add(key, film)
+    journal.add(key, "dicom")
+    made = Judge(classifier, journal, spool, send=True, keep_days=None)
+    made.start()
+    wait_for(in_state(journal, film, State.answered), "it is judged")
+    made.stop()
+    return film
+
+
+@pytest.fixture
+def sender(journal: Journal, spool: Spool) -> Iterator[Callable[[int], Sender]]:
+    started = []
+
+    def start(port: int, title: str = "PACS") -> Sender:
+        made = Sender(journal, spool, Peer(title, "127.0.0.1", port), "PNEUMO")
+        made.start()
+        started.append(made)
+        return made
+
+    yield start
+    for made in started:
+        made.stop()
+
+
+def test_both_objects_arrive(sender: Callable[..., Sender], journal: Journal, spool: Spool, answered: bytes) -> None:
+    pacs = Pacs(**BOTH)
+    sender(pacs.port)
+    wait_for(in_state(journal, answered, State.sent), "it is sent")
+    pacs.close()
+    key = key_of_instance(uid_of(answered))
+    sent = [dataset(spool.path(key, name).read_bytes()) for name in (CAPTURE, REPORT)]
+    assert [ds.SOPInstanceUID for ds in pacs.stored] == [ds.SOPInstanceUID for ds in sent]
+    assert pacs.stored[0].PixelData == sent[0].PixelData
+
+
+def test_a_pacs_that_is_away_or_refuses_is_tried_again(
+    sender: Callable[..., Sender], journal: Journal, answered: bytes
+) -> None:
+    port = free_port()
+    sender(port)
+    wait_for(lambda: find(journal, answered).attempts >= 1, "it has been tried")
+    entry = find(journal, answered)
+    assert (entry.state, entry.error) == (State.answered, "the PACS does not answer")
+    assert entry.next_attempt is not None
+    assert entry.next_attempt > time.time() - 60
+    pacs = Pacs(port, **BOTH)
+    pacs.answers[uid.EnhancedSRStorage] = 0xA700
+    wait_for(lambda: "A700" in str(find(journal, answered).error), "it is refused")
+    pacs.answers[uid.EnhancedSRStorage] = 0x0000
+    wait_for(in_state(journal, answered, State.sent), "it is sent")
+    pacs.close()
+    assert find(journal, answered).error is None
+    # The capture came each time, the same one.
+    assert len({ds.SOPInstanceUID for ds in pacs.stored}) == 2
+
+
+def test_a_pacs_that_does_not_know_us_is_tried_again(
+    sender: Callable[..., Sender], journal: Journal, answered: bytes
+) -> None:
+    pacs = Pacs(**BOTH)
+    sender(pacs.port, "ANOTHER")
+    wait_for(lambda: find(journal, answered).error is not None, "it is refused")
+    pacs.close()
+    assert "refuses to talk to us" in str(find(journal, answered).error)
+    assert find(journal, answered).state is State.answered
+
+
+@pytest.mark.parametrize(
+    ("answers", "why", "stored"),
+    [
+        ({"SecondaryCaptureImageStorage": 0x0000}, "does not take objects of the kind Enhanced SR Storage", 1),
+        (BOTH | {"EnhancedSRStorage": 0xC001}, "C001", 1),
+        (BOTH | {"SecondaryCaptureImageStorage": 0xA900}, "A900", 1),
+    ],
+)
+def test_what_a_pacs_refuses_for_good_has_failed_and_the_rest_arrives(
+    sender: Callable[..., Sender], journal: Journal, answered: bytes, answers: dict[str, int], why: str, stored: int
+) -> None:
+    pacs = Pacs(**answers)
+    sender(pacs.port)
+    wait_for(in_state(journal, answered, State.failed), "it has failed")
+    pacs.close()
+    assert why in str(find(journal, answered).error)
+    assert len(pacs.stored) == stored
+
+
+@pytest.mark.parametrize("status", [0xB000, 0xB007, 0x0111])
+def test_stored_with_a_remark_is_stored(
+    sender: Callable[..., Sender], journal: Journal, answered: bytes, status: int
+) -> None:
+    pacs = Pacs(SecondaryCaptureImageStorage=status, EnhancedSRStorage=status)
+    sender(pacs.port)
+    wait_for(in_state(journal, answered, State.sent), "it is sent")
+    pacs.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "peer"),
+    [
+        ("PACS@127.0.0.1:104", Peer("PACS", "127.0.0.1", 104)),
+        ("My PACS@pacs.example:11112", Peer("My PACS", "pacs.example", 11112)),
+        ("A@[::1]:4242", Peer("A", "::1", 4242)),
+    ],
+)
+def test_a_peer_is_read(text: str, peer: Peer) -> None:
+    assert parse_peer(text) == peer
+
+
+@pytest.mark.parametrize(
+    "text", ["", "PACS", "PACS@host", "@host:1", "A@:1", "A@h:0", "A@h:65536", "A" * 17 + "@h:1", "A@B@h:1"]
+)
+def test_what_is_no_peer_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_peer(text)
+
+
+# ------------------------------------------------------------------------------------------------------------ command
+
+
+def test_the_command_ends_in_good_order_with_an_association_open(tmp_path: Path, bundle: Path, film: bytes) -> None:
+    service = Service(tmp_path / "spool", "--model", str(bundle), "--send-to", f"PACS@127.0.0.1:{free_port()}")
+    with service:
+        association = call(service.port)
+        assert association.send_c_store(dataset(film)).Status == 0x0000
+        assert service.stop(signal.SIGTERM) == 0
+        wait_for(lambda: association.is_aborted, "it is aborted")
+        service.start()
+        assert service.stop(signal.SIGINT) == 130
+    assert not [line for line in service.said if "Traceback" in line]
+    assert not [secret for secret in (*SECRETS, uid_of(film)) if secret in "\n".join(service.said)]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--send-to", "PACS@127.0.0.1:104"], "give --dicom-port"),
+        (["--allow", "CT"], "give --dicom-port"),
+        (["--dicom-port", "0", "--send-to", "nonsense"], "AET@HOST:PORT"),
+        (["--dicom-port", "0", "--ae-title", "A" * 17], "AE title"),
+        (["--dicom-port", "0", "--allow", "A,,B"], "AE title"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(tmp_path: Path, options: list[str], why: str) -> None:
+    command = Service(tmp_path / "spool").command
+    line = [command[0], "--port", "0", "--spool", str(tmp_path / "spool"), *options]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_another_host_needs_an_allow_list(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0123456789abcdef0123456789abcdef")
+    (tmp_path / "token").chmod(0o600)
+    command = Service(tmp_path / "spool").command[0]
+    line = [command, "--host", "0.0.0.0", "--token-file", str(tmp_path / "token"), "--dicom-port", "0"]  # noqa: S104
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 2
+    assert "--allow" in done.stderr

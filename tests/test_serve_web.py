@@ -1,0 +1,727 @@
+"""The HTTP interface of pneumo-serve: the installed command where a user would use it, the application where limits
+must be small."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pneumo_edge import Classifier, __version__
+from pneumo_edge.command_line import NOT_A_DIAGNOSIS
+
+httpx = pytest.importorskip("httpx", reason="the tests of pneumo-serve need the extra dev")
+pytest.importorskip("fastapi", reason="pneumo-serve needs the extra serve")
+
+import uvicorn  # noqa: E402
+
+from pneumo_edge.errors import UsageError  # noqa: E402
+from pneumo_edge.serve.cli import _listen, _read_token  # noqa: E402
+from pneumo_edge.serve.connection import Connection  # noqa: E402
+from pneumo_edge.serve.intake import Limits  # noqa: E402
+from pneumo_edge.serve.journal import Journal  # noqa: E402
+from pneumo_edge.serve.spool import FILM, Spool  # noqa: E402
+from pneumo_edge.serve.web import make_app  # noqa: E402
+
+Infer = Callable[..., "subprocess.CompletedProcess[Any]"]
+Command = Callable[..., list[str | Path]]
+Serve = Callable[..., Any]
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKEN = "0123456789abcdef"  # noqa: S105 - of the tests
+NAME = "Doe^Jane_1987.png"
+"""A file name as it must never be in a log."""
+
+
+def film(mean: int = 150, format: str = "PNG", size: tuple[int, int] = (128, 160)) -> bytes:
+    """A grey picture that the tiny model calls PNEUMONIA if `mean` is 112 or more."""
+    grey = np.full(size, mean - 24, np.uint8)
+    grey[:, size[1] // 2 :] = mean + 24
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, format=format)
+    return file.getvalue()
+
+
+RED = io.BytesIO()
+Image.new("RGB", (128, 128), (200, 30, 30)).save(RED, format="PNG")
+
+PICTURES = {
+    "pneumonia.png": film(150),
+    "normal.jpeg": film(60, "JPEG"),
+    "withheld.png": RED.getvalue(),
+    "film of 3 Ω.tif": film(170, "TIFF"),
+    "damaged.png": film()[:90],
+    "text.png": b"no picture",
+    "empty.png": b"",
+}
+
+
+@pytest.fixture
+def classifier(bundle: Path) -> Iterator[Classifier]:
+    with Classifier.load(bundle) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def parts(classifier: Classifier, tmp_path: Path) -> Iterator[tuple[Classifier, Journal, Spool]]:
+    spool = Spool(tmp_path / "spool")
+    journal = Journal(spool.journal)
+    yield classifier, journal, spool
+    journal.close()
+    spool.close()
+
+
+@asynccontextmanager
+async def client(app: Any, **headers: str) -> AsyncIterator[Any]:
+    """Asks an application without a server in between."""
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000", headers=headers) as asking:
+        yield asking
+
+
+def answered(asking: Any, key: str) -> dict[str, Any]:
+    """Waits until a film has been judged."""
+    deadline = time.monotonic() + 60
+    while True:
+        told: dict[str, Any] = asking.get(f"/v1/films/{key}").json()
+        if told["state"] != "received":
+            return told
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# --------------------------------------------------------------------------------------------------- the command
+
+
+def test_help_needs_no_extra_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.modules['fastapi'] = None; from pneumo_edge.serve.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end:\n"
+        "    print(sorted({'numpy', 'PIL', 'onnxruntime', 'uvicorn', 'pydantic', 'pynetdicom'} & set(sys.modules)))\n"
+        "    sys.exit(end.code)"
+    )
+    helped = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert "--token-file" in helped.stdout
+    assert helped.stdout.endswith("[]\n")
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert refused.stderr == "pneumo-serve: pneumo-serve needs the package fastapi: pip install 'pneumo[serve]'\n"
+    assert refused.returncode == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this is about POSIX")
+@pytest.mark.parametrize(
+    ("content", "mode", "words"),
+    [
+        (None, 0o600, "cannot be read"),
+        ("", 0o600, "is empty"),
+        ("\n", 0o600, "is empty"),
+        ("0123456789abcde\n", 0o600, "is short"),
+        (TOKEN, 0o644, "everybody on this machine"),
+        (TOKEN, 0o602, "everybody on this machine"),
+        ("0123456789 abcdef", 0o600, "cannot be sent"),
+        ("0123456789abcdeé", 0o600, "cannot be sent"),
+    ],
+)
+def test_a_token_file_that_protects_nothing_is_refused(
+    content: str | None, mode: int, words: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+        file.chmod(mode)
+    with pytest.raises(UsageError, match=words) as refused:
+        _read_token(file)
+    assert TOKEN not in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "example.invalid"])  # noqa: S104
+def test_another_host_needs_a_token(host: str, serve_command: Command, tmp_path: Path) -> None:
+    refused = subprocess.run(
+        serve_command("--port", "0", "--spool", tmp_path / "spool", "--host", host),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert re.fullmatch("pneumo-serve: .* can be reached from other machines: give --token-file.*\n", refused.stderr)
+
+
+def test_a_port_in_use_is_said_in_a_sentence(serve_command: Command, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused = subprocess.run(
+            serve_command("--port", str(taken.getsockname()[1]), "--spool", tmp_path / "spool"),
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        r"pneumo-serve: cannot listen on 127\.0\.0\.1, port \d+ .*: give another --port\n", refused.stderr
+    )
+
+
+def test_answers_are_not_held_back() -> None:
+    """Nagle's algorithm and delayed acknowledgements would add 40 ms to each."""
+    with _listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this is about POSIX")
+def test_it_ends_in_good_order(serve: Serve) -> None:
+    service = serve()
+    assert httpx.get(f"{service.address}/healthz", timeout=60).json() == {"status": "ok"}
+    service.process.send_signal(signal.SIGINT)
+    assert service.process.wait(60) == 130
+    assert service.log().startswith(f"{NOT_A_DIAGNOSIS}\npage and HTTP: http://127.0.0.1:")
+    assert "Traceback" not in service.log()
+
+
+def test_the_answer_is_the_record_of_pneumo_infer(serve: Serve, infer: Infer, tmp_path: Path) -> None:
+    for name, data in PICTURES.items():
+        (tmp_path / name).write_bytes(data)
+    printed = infer(*PICTURES, "--format", "json", "--threads", "1", cwd=tmp_path).stdout.splitlines()
+    with httpx.Client(base_url=serve().address, timeout=60) as asking:
+        for (name, data), line in zip(PICTURES.items(), printed, strict=True):
+            record = json.loads(line)
+            form = asking.post("/v1/predict", files={"file": (name, data)})
+            bare = asking.post("/v1/predict", content=data)
+            assert form.status_code == bare.status_code == (422 if "error" in record else 200)
+            if "error" not in record:
+                assert list(form.json()) == list(record)
+                assert form.json().pop("milliseconds").keys() == record.pop("milliseconds").keys()
+                # The very text, but for the times: that of numbers too.
+                text = json.dumps(record)[:-1]
+                assert form.text.startswith(text)
+                assert bare.json() | {"path": name, "milliseconds": 0} == record | {"milliseconds": 0}
+            else:
+                assert form.json() == record
+                assert bare.json() == {"path": "-", "error": record["error"].replace(name, "-")}
+
+
+def test_the_record_of_a_dicom_film(serve: Serve, infer: Infer, tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="DICOM needs the extra dicom")
+    ds = pydicom.Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "1.2.3"
+    ds.Modality, ds.PatientName, ds.PatientAge = "CR", "Doe^Jane", "034Y"
+    ds.PhotometricInterpretation, ds.Rows, ds.Columns, ds.SamplesPerPixel = "MONOCHROME2", 128, 160, 1
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+    with Image.open(io.BytesIO(film())) as picture:
+        ds.PixelData = picture.tobytes()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    pydicom.dcmwrite(tmp_path / "film.dcm", ds, enforce_file_format=True)
+    record = json.loads(infer("film.dcm", "--format", "json", cwd=tmp_path).stdout)
+    service = serve()
+    data = (tmp_path / "film.dcm").read_bytes()
+    with httpx.Client(base_url=service.address, timeout=60) as asking:
+        answer = asking.post("/v1/predict", files={"file": ("film.dcm", data)}).json()
+        assert answer | {"milliseconds": 0} == record | {"milliseconds": 0}
+        assert "34 years" in " ".join(answer["warnings"])
+        key = asking.post("/v1/films", content=data).json()["key"]
+        assert answered(asking, key)["record"]["warnings"] == answer["warnings"]
+    assert "Doe" not in service.log()
+
+
+def test_a_film_is_kept_judged_and_listed(serve: Serve, tmp_path: Path) -> None:
+    service = serve()
+    with httpx.Client(base_url=service.address, timeout=60) as asking:
+        assert asking.get("/v1/films").json() == {"films": []}
+        before = datetime.now(UTC)
+        handed = asking.post("/v1/films", files={"file": (NAME, film())})
+        entry = handed.json()
+        assert handed.status_code == 202
+        assert handed.headers["location"] == f"/v1/films/{entry['key']}"
+        assert abs((datetime.fromisoformat(entry["received"]) - before).total_seconds()) < 60
+        told = answered(asking, entry["key"])
+        assert (told["state"], told["label"], told["source"]) == ("answered", "PNEUMONIA", "page")
+        assert told["record"] == asking.post("/v1/predict", content=film()).json() | {
+            "path": f"film {entry['key'][:8]}", "milliseconds": told["record"]["milliseconds"]
+        }  # fmt: skip
+        pictures = [asking.get(f"/v1/films/{entry['key']}/{name}.png") for name in ("film", "heatmap")]
+        assert {picture.headers["content-type"] for picture in pictures} == {"image/png"}
+        with Image.open(io.BytesIO(pictures[0].content)) as shown, Image.open(io.BytesIO(pictures[1].content)) as heat:
+            assert shown.size == heat.size
+            assert heat.mode == "RGBA"
+        broken = asking.post("/v1/films", content=PICTURES["damaged.png"]).json()["key"]
+        failed = answered(asking, broken)
+        assert failed["state"] == "failed"
+        assert failed["record"] is None
+        assert "damaged" in failed["error"]
+        assert asking.get(f"/v1/films/{broken}/film.png").status_code == 404
+        listed = asking.get("/v1/films").json()["films"]
+        assert [each["key"] for each in listed] == [broken, entry["key"]]
+        assert listed[0] == {name: value for name, value in failed.items() if name != "record"}
+        assert len(asking.get("/v1/films", params={"limit": 1}).json()["films"]) == 1
+        refused = asking.post("/v1/films", files={"file": ("text.png", b"no picture")})
+        assert refused.status_code == 422
+        assert refused.json() == {"path": "text.png", "error": "text.png is no film: use PNG, JPEG or DICOM"}
+        for url in (
+            f"/v1/films/{'0' * 32}",
+            f"/v1/films/{'0' * 32}/film.png",
+            "/v1/films/..%2F..%2Fetc",
+            "/v1/none",
+            "/docs",
+        ):
+            assert asking.get(url).status_code == 404
+        for url in ("/v1/films/0", "/v1/films/0%00", "/v1/films?limit=0", "/v1/films?limit=x"):
+            assert asking.get(url).status_code == 422
+        assert (tmp_path / "spool" / "films" / entry["key"] / FILM).read_bytes() == film()
+    # What is on disk and in the log must not tell whose film it is.
+    assert "Doe" not in service.log()
+    assert entry["key"] not in service.log()
+    lines = service.log().splitlines()
+    assert sum(line.endswith(" ms") and " POST /v1/films 202 " in line for line in lines) == 2
+    assert any(" GET /v1/films/{key} 200 " in line for line in lines)
+    assert any(" GET none 404 " in line for line in lines)
+    # Pages ask for the list all the time.
+    assert not any(" GET /v1/films 200 " in line for line in lines)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this is about POSIX")
+def test_with_a_token_nothing_is_told_without_it(serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    file.chmod(0o600)
+    service = serve("--token-file", file, "--host", "0.0.0.0")  # noqa: S104
+    address = service.address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
+    guarded = ["/v1/films", "/v1/model", f"/v1/films/{'0' * 32}", f"/v1/films/{'0' * 32}/film.png", "/metrics"]
+    wrong = [{}, *({"Authorization": f"Bearer {token}"} for token in ("x", TOKEN[:-1], TOKEN + "0", "é" * 16))]
+    wrong += [{"Authorization": TOKEN}, {"Authorization": f"Basic {TOKEN}"}]
+    # Behind another name, as a reverse proxy has it.
+    with httpx.Client(base_url=address, timeout=60, headers={"Host": "films.clinic.example"}) as asking:
+        for headers in wrong:
+            encoded = {name: value.encode() for name, value in headers.items()}
+            refused = [asking.get(url, headers=encoded) for url in guarded]
+            refused += [asking.post(url, content=film(), headers=encoded) for url in ("/v1/predict", "/v1/films")]
+            assert {answer.status_code for answer in refused} == {401}
+            assert {answer.headers["www-authenticate"] for answer in refused} == {"Bearer"}
+        right = {"Authorization": f"Bearer {TOKEN}"}
+        assert [asking.get(url, headers=right).status_code for url in guarded] == [200, 200, 404, 404, 200]
+        assert asking.post("/v1/predict", content=film(), headers=right).json()["label"] == "PNEUMONIA"
+        assert {asking.get(url).status_code for url in ("/", "/page.js", "/page.css", "/healthz")} == {200}
+        scheme = asking.get("/openapi.json").json()
+        assert scheme["paths"]["/v1/predict"]["post"]["security"] == [{"HTTPBearer": []}]
+        assert "security" not in scheme["paths"]["/healthz"]["get"]
+    assert TOKEN not in service.log()
+
+
+def test_model_and_metrics(serve: Serve, bundle: Path) -> None:
+    from prometheus_client.parser import text_string_to_metric_families as parse
+
+    with httpx.Client(base_url=serve().address, timeout=60) as asking:
+        model = asking.get("/v1/model").json()
+        described = json.loads((bundle / "model.json").read_text())
+        assert model["operating_points"] == described["operating_points"]
+        assert model["sha256"] == described["files"]["model.onnx"]["sha256"]
+        assert (model["name"], model["file"], model["version"]) == ("tiny", "model.onnx", __version__)
+        assert model["note"] == NOT_A_DIAGNOSIS
+        answered(asking, asking.post("/v1/films", content=film()).json()["key"])
+        asking.post("/v1/predict", content=film())
+        asking.post("/v1/predict", files={"file": (NAME, b"no picture")})
+        asking.request("JOHN_DOE", "/v1/predict/Doe")
+        text = asking.get("/metrics").text
+    assert "Doe" not in text
+    assert "JOHN" not in text
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value for family in parse(text) for sample in family.samples
+    }
+    assert samples["pneumo_films", "answered"] == 1
+    assert samples["pneumo_films", "received"] == 0
+    assert samples["pneumo_http_requests_total", "POST", "/v1/predict", "200"] == 1
+    assert samples["pneumo_http_requests_total", "POST", "/v1/predict", "422"] == 1
+    assert samples["pneumo_http_requests_total", "OTHER", "none", "404"] == 1
+    assert samples["pneumo_http_request_seconds_count", "/v1/predict"] == 2
+    assert ("pneumo_model_info", "model.onnx", "tiny", __version__) in samples
+
+
+# ------------------------------------------------------------------------------------------------------- the gate
+
+
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+}
+
+
+def test_every_answer_bears_the_headers(parts: Any) -> None:
+    async def ask() -> None:
+        async with client(make_app(*parts)) as asking:
+            for url in ("/", "/page.js", "/icon.svg", "/v1/films", "/v1/none", "/openapi.json", "/metrics"):
+                assert HEADERS.items() <= dict((await asking.get(url)).headers).items()
+            refused = await asking.post("/v1/predict", headers={"Sec-Fetch-Site": "cross-site"})
+            assert HEADERS.items() <= dict(refused.headers).items()
+            assert (await asking.head("/")).status_code == 200
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("127.0.0.53", 200),
+        ("[::1]:8000", 200),
+        ("attacker.example", 421),
+        ("localhost.attacker.example", 421),
+        ("127.0.0.1.attacker.example:8000", 421),
+        ("localhost@attacker.example", 421),
+        ("192.168.1.20:8000", 421),
+        ("0.0.0.0", 421),  # noqa: S104
+        ("[::1", 421),
+        ("[::1]x", 421),
+        ("", 421),
+    ],
+)
+def test_without_a_token_only_this_machines_names_are_answered(host: str, status: int, parts: Any) -> None:
+    async def ask() -> None:
+        async with client(make_app(*parts)) as asking:
+            for url in ("/", "/v1/films", "/healthz", "/openapi.json"):
+                assert (await asking.get(url, headers={"Host": host})).status_code == status
+        async with client(make_app(*parts, token=TOKEN)) as asking:
+            assert (await asking.get("/healthz", headers={"Host": host})).status_code == 200
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("headers", "read", "write"),
+    [
+        ({}, 200, 422),
+        ({"Sec-Fetch-Site": "same-origin"}, 200, 422),
+        ({"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200, 422),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403, 403),
+        ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403, 403),
+        ({"Origin": "http://localhost:8000"}, 200, 422),
+        ({"Origin": "https://localhost:8000"}, 200, 422),
+        ({"Origin": "http://localhost:3000"}, 403, 403),
+        ({"Origin": "https://attacker.example"}, 403, 403),
+        ({"Origin": "null"}, 403, 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused(headers: dict[str, str], read: int, write: int, parts: Any) -> None:
+    async def ask() -> None:
+        async with client(make_app(*parts)) as asking:
+            assert (await asking.get("/v1/films", headers=headers)).status_code == read
+            assert (await asking.post("/v1/films", content=b"no film", headers=headers)).status_code == write
+
+    asyncio.run(ask())
+
+
+def test_an_unforeseen_error_is_told_without_its_words(parts: Any, caplog: pytest.LogCaptureFixture) -> None:
+    classifier, journal, spool = parts
+    journal.close()
+
+    async def ask() -> None:
+        async with client(make_app(classifier, journal, spool)) as asking:
+            answer = await asking.get("/v1/films")
+            assert answer.status_code == 500
+            assert answer.json() == {"error": "something went wrong here: the log says where"}
+            assert HEADERS.items() <= dict(answer.headers).items()
+            assert (await asking.get("/healthz")).status_code == 503
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(ask())
+    [error] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert re.fullmatch(r"ProgrammingError in journal\.py, line \d+", error)
+    assert not any(record.exc_info for record in caplog.records)
+
+
+# ----------------------------------------------------------------------------------------------------- the limits
+
+
+def test_a_film_that_is_too_large_is_refused(parts: Any) -> None:
+    sent = 0
+
+    async def endless(head: bytes = b"") -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield head
+        while True:
+            sent += 1000
+            yield bytes(1000)
+
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+
+    async def ask() -> None:
+        async with client(make_app(*parts, limits=Limits(body=100_000))) as asking:
+            for url in ("/v1/predict", "/v1/films"):
+                for answer in (
+                    await asking.post(url, content=bytes(100_001)),
+                    await asking.post(url, files={"file": ("a.png", bytes(100_001))}),
+                    await asking.post(url, content=endless()),
+                    await asking.post(
+                        url, content=endless(part), headers={"Content-Type": "multipart/form-data; boundary=x"}
+                    ),
+                ):
+                    assert answer.status_code == 413
+                    assert "larger" in answer.json()["error"]
+            assert (await asking.post("/v1/predict", content=film())).status_code == 200
+
+    asyncio.run(ask())
+    # Given up at the limit, and not at the end of what there is.
+    assert sent < 8 * 110_000
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(parts: Any) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield film()[:50]
+        await asyncio.sleep(60)
+
+    async def ask() -> None:
+        async with client(make_app(*parts, limits=Limits(seconds=0.2))) as asking:
+            answer = await asking.post("/v1/predict", content=slow())
+            assert answer.status_code == 408
+            assert answer.headers["connection"] == "close"
+            assert (await asking.post("/v1/predict", content=film())).status_code == 200
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("limits", [Limits(waiting=1), Limits(held=len(film()) + 10)])
+def test_more_than_the_device_can_take_is_told_to_come_again(limits: Limits, parts: Any) -> None:
+    async def ask() -> None:
+        begun, finish = asyncio.Event(), asyncio.Event()
+
+        async def halting() -> AsyncIterator[bytes]:
+            yield film()[:50]
+            begun.set()
+            await finish.wait()
+            yield film()[50:]
+
+        async with client(make_app(*parts, limits=limits)) as asking:
+            first = asyncio.create_task(asking.post("/v1/predict", content=halting()))
+            await begun.wait()
+            for url in ("/v1/predict", "/v1/films"):
+                busy = await asking.post(url, content=film())
+                assert busy.status_code == 429
+                assert int(busy.headers["retry-after"]) >= 1
+            # What is no film is answered all the same.
+            assert (await asking.get("/v1/films")).status_code == 200
+            finish.set()
+            assert (await first).status_code == 200
+            # And now there is room again.
+            assert (await asking.post("/v1/films", content=film())).status_code == 202
+
+    asyncio.run(ask())
+
+
+def test_films_are_not_taken_in_without_end(parts: Any) -> None:
+    async def ask() -> list[int]:
+        async with client(make_app(*parts, limits=Limits(queue=2))) as asking:
+            return [(await asking.post("/v1/films", content=film())).status_code for _ in range(3)]
+
+    assert asyncio.run(ask()) == [202, 202, 429]
+
+
+def test_a_sender_that_goes_away_leaves_nothing_behind(parts: Any) -> None:
+    """Raw ASGI: what uvicorn says when the line breaks."""
+
+    async def ask() -> None:
+        app = make_app(*parts, limits=Limits(waiting=1))
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+            "path": "/v1/films", "raw_path": b"/v1/films", "query_string": b"", "root_path": "",
+            "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
+        }  # fmt: skip
+        for _ in range(3):
+            messages = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+            told: list[Any] = []
+
+            async def receive(messages: Any = messages) -> Any:
+                return next(messages)
+
+            async def send(message: Any, told: list[Any] = told) -> None:
+                told.append(message)
+
+            await app(scope, receive, send)
+            assert told[0]["status"] == 400
+        async with client(app) as asking:
+            assert (await asking.get("/v1/films")).json() == {"films": []}
+            assert (await asking.post("/v1/films", content=film())).status_code == 202
+
+    asyncio.run(ask())
+
+
+class Hasty(Connection):
+    patience = 0.2
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(parts: Any) -> None:
+    server = uvicorn.Server(uvicorn.Config(make_app(*parts), http=Hasty, log_config=None, timeout_keep_alive=60))
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as stack:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(setattr, server, "should_exit", True)
+
+        def send(data: bytes) -> socket.socket:
+            line = stack.enter_context(socket.create_connection(listening.getsockname(), timeout=60))
+            line.sendall(data)
+            return line
+
+        head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"
+        # Nothing, half a head, and a body that goes on after the answer.
+        for silent in (b"", head):
+            assert send(silent).recv(1000) == b""
+        late = send(head.replace(b": 4", b": 99999999") + b"\r\n")
+        assert b"413" in late.recv(10_000).splitlines()[0]
+        while late.recv(10_000):
+            pass
+        # A body that is still awaited is the business of another limit.
+        slow = send(head + b"\r\nab")
+        time.sleep(1)
+        slow.sendall(b"cd")
+        assert b"422" in slow.recv(10_000).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data", b"x"),
+        ("multipart/form-data; boundary=", b"x"),
+        ("multipart/form-data; boundary=b", b"x"),
+        ("multipart/form-data; boundary=b", b"--b--\r\n"),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n',
+        ),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="film"; filename="a"\r\n\r\nx\r\n--b--\r\n',
+        ),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nx',
+        ),
+        ("Multipart/Form-Data; boundary=b", b"--b\r\n" + b"x" * 100_000),
+    ],
+)
+def test_forms_that_are_none_get_400(content_type: str, body: bytes, parts: Any) -> None:
+    async def ask() -> None:
+        async with client(make_app(*parts)) as asking:
+            answer = await asking.post("/v1/predict", content=body, headers={"Content-Type": content_type})
+            assert answer.status_code == 400
+            assert answer.json()["error"]
+
+    asyncio.run(ask())
+
+
+# --------------------------------------------------------------------------------------------------- OpenAPI
+
+
+def test_the_description_names_the_fields_of_the_record(parts: Any) -> None:
+    classifier, *_ = parts
+    described = make_app(*parts).openapi()
+    record = classifier.predict(film(), "film.png").record()
+    schema = described["components"]["schemas"]["Record"]
+    assert list(schema["properties"]) == list(record)
+    assert schema["required"] == list(record)
+    assert NOT_A_DIAGNOSIS in described["info"]["description"]
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_schemathesis_finds_nothing(token: str | None, parts: Any) -> None:
+    schemathesis = pytest.importorskip("schemathesis", reason="the tests of pneumo-serve need the extra dev")
+    from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+    bounded = settings(
+        max_examples=15, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    headers = {"Host": "localhost"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(*parts, token=token), headers=headers)
+    tried = set()
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        def examine(case: Any) -> None:
+            # A description cannot say which bytes are a film.
+            answer = case.call_and_validate(headers=headers, excluded_checks=[positive_data_acceptance])
+            tried.add((case.operation.label, answer.status_code))
+
+        bounded(given(case=operation.as_strategy())(examine))()
+    assert {operation for operation, _ in tried} == {
+        "POST /v1/predict", "POST /v1/films", "GET /v1/films", "GET /v1/films/{key}", "GET /v1/films/{key}/film.png",
+        "GET /v1/films/{key}/heatmap.png", "GET /v1/model", "GET /metrics", "GET /healthz",
+    }  # fmt: skip
+    assert {("POST /v1/predict", 422), ("GET /v1/films", 200), ("GET /v1/films/{key}", 404)} <= tried
+
+
+# ------------------------------------------------------------------------------------------------------ the docs
+
+EXAMPLES = [
+    block
+    for block in re.findall(
+        r"^```sh\n(.*?)^```", (ROOT / "docs" / "serve.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    if "curl" in block
+]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None or shutil.which("curl") is None, reason="needs bash and curl")
+def test_the_examples_in_the_docs_work(serve: Serve, tmp_path: Path) -> None:
+    assert len(EXAMPLES) == 3
+    (tmp_path / "film.png").write_bytes(film())
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    (tmp_path / "token").chmod(0o600)
+    service = serve("--token-file", "token", cwd=tmp_path)
+    for block in EXAMPLES:
+        # The token opens the door, also where the example is of a device without.
+        script = block.replace("http://127.0.0.1:8000", service.address).replace("curl ", "curl -fsS -H @header ")
+        given = "(printf 'Authorization: Bearer '; cat token) > header\n"
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", given + script],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(answers) == block.count("curl") - block.count("=$(curl")
+    assert answers[-1] == {"status": "ok"}
+
+
+# ------------------------------------------------------------------------------------------------- the benchmark
+
+
+def test_the_benchmark_runs(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("psutil", reason="the benchmark needs the extra bench")
+    command: list[str | Path] = [Path(sys.executable).with_name("pneumo-bench"), "http"]
+    command += ["--model", bundle, "--output", tmp_path]
+    done = subprocess.run(
+        [*command, "--queries", "2", "--clients", "30", "--requests", "60"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "http.json").read_text())
+    # Every film is answered, and whoever is not told so at once is told to come again.
+    assert record["crowd"]["statuses"].pop("200") == 60
+    assert set(record["crowd"]["statuses"]) <= {"429"}
+    assert set(record["overhead"]) == {"predict", "bytes", "form"}
