@@ -304,6 +304,9 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         "distributed.admin.large-graph-warning-threshold": "1GB",
         # It looks at the worker's stack a hundred times a second, and there is one function to be seen there.
         "distributed.worker.profile.enabled": False,
+        # A nanny starts its worker anew whatever it takes. The cluster would give up both if the worker were not there
+        # exactly so long after a death, because it has died again or starts slowly; and then wait for ever.
+        "distributed.deploy.lost-worker-timeout": "1000 days",
     }
     with dask.config.set(settings):
         _quiet_dask()
