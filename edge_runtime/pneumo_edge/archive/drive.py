@@ -134,20 +134,20 @@ def judge_archive(
     first = next(found.batches, None)
     if first is None and not plan.films:
         raise DataError(f"{description.source} holds no films: give a folder, a glob or a manifest that names some")
-    if not known:
-        write_description(store, description)
-    job = Job(
-        output=store.url,
-        description_sha256=hashlib.sha256(store.read(DESCRIPTION) or b"").hexdigest(),
-        pneumo=__version__,
-        bundle=None if model is None else str(bundle.folder.absolute()),
-        file=file,
-        bundle_sha256=description.bundle_sha256,
-        where=where,
-        base=found.base,
-    )
     outcome = Outcome(known or description, bundle.description.operating_points[point].threshold, started)
     with connect(scheduler, workers) as client:
+        if not known:
+            write_description(store, description)
+        job = Job(
+            output=store.url,
+            description_sha256=hashlib.sha256(store.read(DESCRIPTION) or b"").hexdigest(),
+            pneumo=__version__,
+            bundle=None if model is None else str(bundle.folder.absolute()),
+            file=file,
+            bundle_sha256=description.bundle_sha256,
+            where=where,
+            base=found.base,
+        )
         _check_workers(client, job)
         start = time.perf_counter()
         if first is not None:

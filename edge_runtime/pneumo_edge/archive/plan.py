@@ -54,7 +54,7 @@ class Description:
 
 
 def read_description(store: Store) -> Description | None:
-    """Returns what a folder's dataset is made of; None if the folder is new.
+    """Returns what a folder's dataset is made of; None if nothing is planned there yet, and so nothing judged.
 
     Raises:
         DataError: `archive.json` is damaged, or of another version.
@@ -69,7 +69,7 @@ def read_description(store: Store) -> Description | None:
         found: Description = from_json(Description, json.loads(data))
     except ValueError as error:
         raise DataError(f"{store.url}/{DESCRIPTION} is damaged ({error}): give --output a new folder") from None
-    return found
+    return found if store.names(_FOLDER) else None
 
 
 def write_description(store: Store, description: Description) -> None:
