@@ -45,6 +45,8 @@ from pneumo_edge.archive.plan import Description, Plan, read_description, write_
 from pneumo_edge.archive.report import sentence, write_report
 from pneumo_edge.archive.work import Job, bundle_sha256, check, do_part
 
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "archive.md").read_text(encoding="utf-8")
+
 posix = pytest.mark.skipif(os.name != "posix", reason="names of any bytes are POSIX's")
 
 FEW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -821,3 +823,15 @@ def test_phantoms_are_judged_as_by_the_default_model(tmp_path: Path) -> None:
     do_part(job, 0, part_of([str(film) for film in drawn]))
     rows = pq.read_table(tmp_path / "out" / "films").to_pylist()
     assert [(row["probability"], row["label"]) for row in rows] == [(each.probability, each.label) for each in expected]
+
+
+# --------------------------------------------------------------------------------------------------------- the page
+
+
+def test_the_page_has_the_columns_of_the_schema() -> None:
+    assert f"Schema version {schema.VERSION}," in PAGE
+    rows = re.findall(r"^\| `(\w+)` \| ([\w<>]+) \| .+ \|$", PAGE, re.MULTILINE)
+    kinds = {"list<string>": pa.list_(pa.string())}
+    assert [(name, kinds.get(kind) or pa.type_for_alias(kind)) for name, kind in rows] == [
+        *schema.VERDICT, *schema.TIMES,
+    ]  # fmt: skip

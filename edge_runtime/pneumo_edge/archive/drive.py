@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -43,6 +44,9 @@ _RETRIES = 2
 
 _IN_A_ROW = 10
 """Parts that have failed one after the other: then it is not the parts."""
+
+_ENDS_THE_RUN = (CancelledError, BundleError, UsageError)
+"""The scheduler has gone away; or a worker cannot do the job, and no part would fare better there."""
 
 _PATIENCE = "30s"
 """For the scheduler to answer."""
@@ -200,7 +204,6 @@ def _list(found: Source, plan: Plan) -> None:
 
 def _do_parts(client: Client, job: Job, plan: Plan, store: Store, outcome: Outcome) -> None:
     """Has every part done that can be, and fills in `outcome`."""
-    from distributed import CancelledError
     from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker
 
@@ -220,8 +223,6 @@ def _do_parts(client: Client, job: Job, plan: Plan, store: Store, outcome: Outco
                     in_a_row = 0
                 elif isinstance(result, KilledWorker):
                     fatal.append(part)
-                elif isinstance(result, BundleError | UsageError):
-                    raise result
                 else:
                     outcome.failures.append(f"part {part}: {one_line(result)}")
                     in_a_row += 1
@@ -233,7 +234,12 @@ def _do_parts(client: Client, job: Job, plan: Plan, store: Store, outcome: Outco
         for part, films in plan.parts() if fatal else ():
             if part in fatal:
                 say(f"part {part} has ended every worker that tried it: its films one by one")
-                outcome.add(part, _film_by_film(client, job, part, films))
+                try:
+                    outcome.add(part, _film_by_film(client, job, part, films))
+                except _ENDS_THE_RUN:
+                    raise
+                except Exception as error:
+                    outcome.failures.append(f"part {part}: {one_line(error)}")
         outcome.threads = _threads(client)
     except (CancelledError, CommClosedError):
         outcome.failures.append("the scheduler has gone away")
@@ -241,7 +247,7 @@ def _do_parts(client: Client, job: Job, plan: Plan, store: Store, outcome: Outco
 
 def _results(client: Client, job: Job, plan: Plan) -> Iterator[tuple[int, Done | Exception]]:
     """Yields each part, in the order in which they are done, with what came of it."""
-    from distributed import CancelledError, as_completed
+    from distributed import as_completed
 
     # A name of its own for each run: Dask gives the same name the same result.
     run = uuid4().hex[:8]
@@ -259,7 +265,7 @@ def _results(client: Client, job: Job, plan: Plan) -> Iterator[tuple[int, Done |
         part = handed.pop(future.key)
         try:
             result = future.result()
-        except CancelledError:
+        except _ENDS_THE_RUN:
             raise
         except Exception as error:
             result = error
