@@ -44,20 +44,21 @@ def time_archive(*, model: Path | None, films: int, paths: int, batch: int, roun
 
     Args:
         model: Bundle; the one that comes with pneumo by default.
-        films: To be judged; made anew.
+        films: To be judged by each way; made anew.
         paths: To be listed; the files are empty.
         batch: Films in one part.
-        rounds: Turns of each way.
+        rounds: Turns of each way. The films are shared out among them: each round has its own.
 
     Raises:
         MissingExtraError: pneumo-archive or the drawing of phantoms is not installed.
-        UsageError: There are fewer than two parts for each of two workers, or fewer than two paths.
+        UsageError: A round has fewer than two parts for each of two workers.
         PneumoError: A process failed.
     """
     if find_spec("distributed") is None:
         raise MissingExtraError("distributed", "archive", "pneumo-bench archive")
-    if films < 4 * batch:
-        raise UsageError(f"{films} films in parts of {batch} leave two workers nothing to share: give more films")
+    each = films // rounds
+    if each < 4 * batch:
+        raise UsageError(f"{each} films in parts of {batch} leave two workers nothing to share: give more films")
     job = {"model": str(model or DEFAULT_BUNDLE), "batch": batch}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     answers: dict[str, dict[str, Any]] = {}
@@ -67,18 +68,24 @@ def time_archive(*, model: Path | None, films: int, paths: int, batch: int, roun
         progress("measuring", rounds * len(WAYS) + 2) as advance,
     ):
         folder = Path(scratch)
-        size = make_films(folder / "films", films)
+        sizes = [make_films(folder / "films" / str(turn), each, seed=turn) for turn in range(rounds)]
         for turn in range(rounds):
             for place, way in enumerate(WAYS if turn % 2 == 0 else [*WAYS][::-1]):
                 kind, workers = WAYS[way]
                 output = str(folder / f"{turn}-{place}")
-                answers[way] = _ask(way, job, kind=kind, source=str(folder / "films"), output=output, workers=workers)
-                if answers[way]["films"] != films:
-                    raise PneumoError(f"{way} has judged {answers[way]['films']} films of {films}: nothing to compare")
+                source = str(folder / "films" / str(turn))
+                answers[way] = _ask(way, job, kind=kind, source=source, output=output, workers=workers)
+                if answers[way]["films"] != each:
+                    raise PneumoError(f"{way} has judged {answers[way]['films']} films of {each}: nothing to compare")
                 seconds[way].append(answers[way]["seconds"])
                 advance(turn * len(WAYS) + place + 1)
         # Parts of one film each: the driver has nothing to wait for.
-        some = {"source": str(folder / "films" / "0000"), "batch": 1, "workers": 2, "output": str(folder / "parts")}
+        some = {
+            "source": str(folder / "films" / "0" / "0000"),
+            "batch": 1,
+            "workers": 2,
+            "output": str(folder / "parts"),
+        }
         small = _ask("small parts", job | some, kind=ARCHIVE)
         large_size = _make_large(folder / "films", folder / "large")
         large = _ask("large films", job, kind=BARE, source=str(folder / "large"))
@@ -86,7 +93,7 @@ def time_archive(*, model: Path | None, films: int, paths: int, batch: int, roun
             listing = _ask("listing", job, kind=LISTING, source=str(folder / "paths"), output=str(folder / "listing"))
         if listing["films"] != paths:
             raise PneumoError(f"the listing holds {listing['films']} films of {paths}")
-    speeds = {way: [films / each for each in taken] for way, taken in seconds.items()}
+    speeds = {way: [each / second for second in taken] for way, taken in seconds.items()}
     results = [
         {
             "name": way,
@@ -102,8 +109,9 @@ def time_archive(*, model: Path | None, films: int, paths: int, batch: int, roun
         "listing": listing | {"paths_per_second": paths / listing["seconds"]},
         "large_films_per_second": large["films"] / large["seconds"],
         "driver_ms_for_a_part": 1e3 * small["driver_seconds"] / small["parts"],
-        "row_bytes": answers[ONE]["rows_bytes"] / films,
+        "row_bytes": answers[ONE]["rows_bytes"] / each,
     }
+    size = float(np.mean(sizes))
     kinds = {
         "phantom": (_median(results, ONE), size),
         # As much slower in pneumo-archive as phantoms are.
@@ -173,18 +181,19 @@ def _extrapolate(
 # ------------------------------------------------------------------------------------------------------------ the films
 
 
-def make_films(folder: Path, count: int) -> float:
-    """Writes films, each a phantom that was mirrored, cropped, exposed and saved otherwise; returns their mean size.
+def make_films(folder: Path, count: int, seed: int = 0) -> float:
+    """Writes films, each a phantom that was mirrored, cropped, exposed and saved otherwise; returns their mean bytes.
 
     Args:
         folder: Gets folders of `IN_FOLDER` films.
         count: Of films.
+        seed: Another makes other films, also of other phantoms.
     """
     from pneumo_train.phantom import draw_phantoms
 
-    rng, total = np.random.default_rng(0), 0
+    rng, total = np.random.default_rng(seed), 0
     with TemporaryDirectory(prefix="pneumo-bench-") as scratch, progress("making films", count) as advance:
-        drawn = sorted(draw_phantoms(Path(scratch) / "phantoms", films=DRAWN).rglob("*.jpeg"))
+        drawn = sorted(draw_phantoms(Path(scratch) / "phantoms", films=DRAWN, seed=seed).rglob("*.jpeg"))
         for i in range(count):
             with Image.open(drawn[i % len(drawn)]) as film:
                 left, top = (int(side * rng.uniform(0, 0.08)) for side in film.size)
@@ -243,9 +252,9 @@ def archive_tables(record: Mapping[str, Any]) -> list[Table]:
     overhead = record["overhead"]
     notes = (
         *machine_notes(record["machine"], record["load"]),
-        f"{settings['films']:,} films, mutations of {DRAWN} {settings['from']}, {settings['film_bytes'] / 1e3:.0f} kB "
-        f"in the mean; parts of {settings['batch']}; {settings['rounds']} rounds, medians, in brackets the lowest and "
-        "highest",
+        f"{settings['films']:,} films, mutations of {settings['from']}, {settings['film_bytes'] / 1e3:.0f} kB in the "
+        f"mean, shared out among {settings['rounds']} rounds; parts of {settings['batch']}; medians of the rounds, in "
+        "brackets the lowest and highest",
         "bare loop: Classifier.predict_batch on one core, answers thrown away; workers: from the first part to the "
         "last, rows written and synced; not counted: starting the cluster, loading the bundle, the listing",
         f"overhead of one worker against the bare loop: {100 * overhead['median']:.1f} % of its films/s "

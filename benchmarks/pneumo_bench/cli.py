@@ -277,7 +277,7 @@ def archive(
     films: Annotated[int, typer.Option(min=4, help="Films to judge, made from phantoms.")] = 20_000,
     paths: Annotated[int, typer.Option(min=1, help="Paths to list.")] = 1_000_000,
     batch: Annotated[int, typer.Option(min=1, help="Films in one part.")] = 500,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each way has.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way, which share out the films.")] = 2,
     output: Output = None,
 ) -> None:
     """Times pneumo-archive with one and two workers against a bare loop, and works out what millions would take."""

@@ -265,13 +265,13 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 caption { text-align: left; padding: .3rem 0; color: #46525a; }
 th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid #e1e6e9; vertical-align: top; }
 thead th { border-bottom: 2px solid #9aa6ad; } tbody th { font-weight: 500; overflow-wrap: anywhere; }
-td { white-space: nowrap; } .long { overflow-wrap: anywhere; } .wide { overflow-x: auto; }
+td { white-space: nowrap; } .wide { overflow-x: auto; }
 footer { margin-top: 3rem; border-top: 2px solid #d5dbde; padding-top: .6rem; color: #46525a; font-size: .9rem; }
 @media (max-width: 40rem) {
   body { font-size: 15px; } h2 { font-size: 1.2rem; } .lead { font-size: 1.1rem; }
   .cards { grid-template-columns: 1fr 1fr; } .card { padding: .6rem .7rem; } .card strong { font-size: 1.35rem; }
   table { font-size: .87rem; } th, td { padding-right: .45rem; } .figure { overflow-x: auto; }
-  .figure svg { min-width: 40rem; }
+  .figure svg { min-width: 40rem; } section:not(.figure) svg text { display: none; } tbody th { min-width: 7rem; }
 }
 @media print {
   @page { size: A4; margin: 14mm; }
