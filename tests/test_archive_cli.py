@@ -582,12 +582,12 @@ fs.rm("results/chests/films/part-0000002.parquet")
 
 
 def test_a_manifest_may_name_keys_of_a_bucket(
-    archive: Archive, s3: dict[str, str], films: Path, tmp_path: Path
+    archive: Archive, s3: dict[str, str], cluster: str, films: Path, tmp_path: Path
 ) -> None:
     names = sorted(path.relative_to(films).as_posix() for path in films.rglob("*.jpeg"))[:3]
     keys = [f"films/2018/{name}" for name in names]
     pq.write_table(pa.table({"path": [*keys, "films/none"], "age": [1, 2, 3, 4]}), tmp_path / "films.parquet")
-    done = archive(tmp_path / "films.parquet", "--where", "s3", "--output", tmp_path / "out", "--workers", "1", env=s3)
+    done = archive(tmp_path / "films.parquet", "--where", "s3", "--output", tmp_path / "out", "--scheduler", cluster)
     rows = pq.read_table(tmp_path / "out" / "films").to_pylist()
     assert [(row["path"], row["age"], row["error"]) for row in rows] == [
         *((key, i, None) for i, key in enumerate(keys, start=1)),

@@ -152,7 +152,7 @@ def draw_archive(path: Path, record: Mapping[str, Any]) -> None:
         )
     left.margins(y=0.12)
     left.set_xticks(range(len(record["results"])), [result["name"] for result in record["results"]])
-    left.set_ylabel("films a second" + _busy(record))
+    left.set_ylabel("films a second" + _busy(record).replace(" (", "\n("))
     left.grid(axis="y", alpha=0.3)
     left.set_axisbelow(True)
     kinds = list(dict.fromkeys(each["kind"] for each in record["extrapolation"]))
