@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test test-arm default-model results picture format clean
+.PHONY: demo test test-arm default-model results results-serve results-archive picture format clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last: an interrupted installation is done again.
@@ -63,16 +63,25 @@ results: $(VENV)/installed
 	$(if $(filter /%,$(RUNS) $(ALSO) $(DATA)),$(error RUNS and DATA go into what is published: give relative paths))
 	@test -n '$(RUNS)' && test -n '$(DATA)' || { echo 'call make results RUNS="runs/a runs/b" DATA=chest_xray'; exit 2; }
 	$(BIN)/python -m pneumo_bench.results $(RESULTS) $(RUNS) $(ALSO)
+	@# What is timed comes first: from accuracy on, the machine may do something else as well.
 	$(BENCH) latency $(MODELS) $(foreach run,$(RUNS),--run $(run)) --queries 100 --rounds 3 \
 	    $(if $(BASELINE),--baseline $(BASELINE)) --output $(RESULTS)/bench
 	$(BENCH) end-to-end $(MODELS) --rounds 10 $(if $(BASELINE_BARE),--baseline $(BASELINE_BARE)) --output $(RESULTS)/bench
+	$(BENCH) training --data $(DATA) --films $(TRAINING_FILMS) --output $(RESULTS)/bench
 	$(BENCH) accuracy $(MODELS) --data $(DATA) --latency $(RESULTS)/bench/latency.json --output $(RESULTS)/bench
 	@# Each film 29 times, and in six engines: hours for the heavy models.
 	$(BENCH) accuracy --model $(FIRST)/bundle --split validation --run $(FIRST) --data $(DATA) \
 	    --latency $(RESULTS)/bench/latency.json --output $(RESULTS)/bench
 	$(BENCH) agreement --model $(FIRST)/bundle --run $(FIRST) --data $(DATA) --output $(RESULTS)/bench
-	$(BENCH) training --data $(DATA) --films $(TRAINING_FILMS) --output $(RESULTS)/bench
 	$(BIN)/python -m pneumo_bench.results $(RESULTS) $(RUNS) $(ALSO)
+
+# docs/results/serve and archive, on a quiet machine; the first needs Orthanc.
+results-serve: $(VENV)/installed
+	$(BENCH) http --output $(RESULTS)/serve
+	$(BENCH) serve --output $(RESULTS)/serve
+
+results-archive: $(VENV)/installed
+	$(BENCH) archive --output $(RESULTS)/archive
 
 # The pictures of the README: a phantom, judged by the model that comes with pneumo. The second one needs Chromium.
 picture: $(VENV)/installed

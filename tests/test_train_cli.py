@@ -302,11 +302,11 @@ def test_a_finished_run_can_be_measured_once_more(
     assert not (run / "checkpoint").exists()
 
 
-def test_a_student_learns_from_what_its_teachers_say(
+def test_a_student_of_another_size_learns_from_what_its_teachers_say(
     environment: dict[str, str], data: Path, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     student = tmp_path / "student"
-    arguments = (*settings(data, student), "--teacher", finished[0], "--balance", "sampling")
+    arguments = (*settings(data, student), "--teacher", finished[0], "--balance", "sampling", "--size", 96)
     done = command(environment, *arguments)
     assert done.returncode == 0, done.stderr
     config = json.loads((student / "config.json").read_text())

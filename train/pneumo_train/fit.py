@@ -32,6 +32,7 @@ from pneumo_train.batches import (
     of_any_size,
     predict,
     progressive_sizes,
+    soft_targets,
     split_at_learning,
 )
 from pneumo_train.measure import weighted_auc
@@ -103,9 +104,9 @@ def fit(
         keras.utils.set_random_seed(settings.seed)
         model = build()
         _compile(model, settings, steps)
-    for teacher in teachers:
+    if teachers:
         # Built here: the threads that make batches would do it twice at once.
-        logits(teacher, data.validation[:1])
+        soft_targets(teachers, data.validation[:1])
     sizes = progressive_sizes(model, settings.epochs)
     while len(history) < settings.epochs and not _exhausted(history, settings.patience):
         learner, features = _without_frozen(model, run / "features", settings, data, teachers)
