@@ -617,6 +617,9 @@ def test_what_cannot_be_begun_is_one_sentence(
         ((films, "--output", out, "--workers", "1", "--scheduler", "tcp://h:1"), "--workers is for the cluster"),
         ((films, "--output", out, "--scheduler", "nonsense://h:1"), "the scheduler nonsense://h:1 does not answer"),
         ((films, "--output", "nosuch://out"), "Protocol not known: nosuch"),
+        (("", "--output", out), "a path is empty"),
+        ((films, "--output", ""), "a path is empty"),
+        ((films, "--output", films / "site 1" / "text.png"), "cannot hold the output (Not a directory)"),
     ]
     for arguments, words in cases:
         done = archive(*arguments)

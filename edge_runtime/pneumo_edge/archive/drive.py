@@ -9,10 +9,11 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -114,7 +115,8 @@ def judge_archive(
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     store = Store(output)
-    known = read_description(store)
+    with _usable(store):
+        known = read_description(store)
     with Classifier.load(model, threads=1) as classifier:
         bundle, file, point = classifier.bundle, classifier.file, classifier.operating_point
     found = open_source(source, where)
@@ -141,7 +143,8 @@ def judge_archive(
     outcome = Outcome(known or description, bundle.description.operating_points[point].threshold, started)
     with connect(scheduler, workers) as client:
         if not known:
-            write_description(store, description)
+            with _usable(store):
+                write_description(store, description)
         job = Job(
             output=store.url,
             description_sha256=hashlib.sha256(store.read(DESCRIPTION) or b"").hexdigest(),
@@ -163,6 +166,16 @@ def judge_archive(
         outcome.listing_seconds, outcome.seconds = between - start, time.perf_counter() - between
         outcome.driver_seconds = time.process_time() - own
     return store, outcome
+
+
+@contextmanager
+def _usable(store: Store) -> Iterator[None]:
+    """Says of a disk that cannot hold an output what is to be done about it."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or one_line(error)
+        raise UsageError(f"{store.url} cannot hold the output ({why}): give another folder to --output") from error
 
 
 def _compare(wanted: Description, known: Description, output: str) -> None:
@@ -326,21 +339,43 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
             with client:
                 yield client
             return
-        try:
-            # On 127.0.0.1 alone: the dashboard shows names of films.
-            cluster = LocalCluster(
-                n_workers=workers or usable_cores(),
-                threads_per_worker=1,
-                dashboard_address="127.0.0.1:0",
-                silence_logs=_level(),
-            )
-        except (OSError, RuntimeError) as error:
-            raise PneumoError(
-                f"Dask cannot start workers here ({one_line(error)}): PNEUMO_DEBUG=1 shows why"
-            ) from error
-        with cluster, Client(cluster, set_as_default=False) as client:
-            client.register_plugin(_quiet_worker())
+        with ExitStack() as running:
+            with _ctrl_c_later():
+                try:
+                    # On 127.0.0.1 alone: the dashboard shows names of films.
+                    cluster = LocalCluster(
+                        n_workers=workers or usable_cores(),
+                        threads_per_worker=1,
+                        dashboard_address="127.0.0.1:0",
+                        silence_logs=_level(),
+                    )
+                except (OSError, RuntimeError) as error:
+                    raise PneumoError(
+                        f"Dask cannot start workers here ({one_line(error)}): PNEUMO_DEBUG=1 shows why"
+                    ) from error
+                running.enter_context(cluster)
+                client = running.enter_context(Client(cluster, set_as_default=False))
+                client.register_plugin(_quiet_worker())
             yield client
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Puts Ctrl-C off while a cluster starts, which cannot be taken down half-way.
+
+    Threads and processes begin with the mask of the thread that starts them: what starts here, and all workers that the
+    cluster starts later, never see Ctrl-C. It is the driver's business, and a terminal sends it to all of them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # It would lift the mask in the thread that starts it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _level() -> int:
@@ -354,12 +389,11 @@ def _quiet_dask() -> None:
 
 
 def _quiet_worker() -> Any:
-    """Returns a plugin for workers that are ours alone: Ctrl-C reaches them too, and is the driver's business."""
+    """Returns a plugin for workers that are ours alone, and so print among our own lines."""
     from distributed import WorkerPlugin
 
     class QuietWorker(WorkerPlugin):
         def setup(self, worker: Any) -> None:  # noqa: ARG002
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
             quiet_libraries()
 
     return QuietWorker()

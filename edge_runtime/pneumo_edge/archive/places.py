@@ -36,10 +36,13 @@ def open_url(url: str) -> tuple[Any, str]:
     Not `fsspec.url_to_fs`: it takes `::`, which may stand in a file's name, for a chain of file systems.
 
     Raises:
-        UsageError: fsspec does not know the protocol, or lacks the package for it.
+        UsageError: It is empty; or fsspec does not know the protocol, or lacks the package for it.
     """
     from fsspec import get_filesystem_class
 
+    if not url:
+        # Not the folder at hand: more likely a variable of a shell that is not set.
+        raise UsageError("a path is empty: give a folder or a URL, . for the folder at hand")
     scheme = _SCHEME.match(url)
     protocol = scheme[1] if scheme else LOCAL
     try:
