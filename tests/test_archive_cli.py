@@ -379,9 +379,12 @@ def test_killed_workers_are_replaced_and_the_dataset_is_the_same(
 ) -> None:
     chance = random.Random(time.time_ns())  # noqa: S311
     output, killed = tmp_path / "out", 0
+    # After so long Dask's cluster gives up a worker that is not back; one that starts slowly must not be given up.
+    env = os.environ | {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "100ms"}
     with subprocess.Popen(
-        archive_command(many, "--output", output, *MANY), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+        archive_command(many, "--output", output, *MANY),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
+    ) as process:  # fmt: skip
         for moment in sorted(chance.sample(range(MANY_PARTS // 2), 2)):
             wait_for(lambda at=moment: standing(output) >= at, process)  # type: ignore[misc]
             time.sleep(chance.uniform(0, 0.05))
@@ -403,6 +406,22 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@posix
+def test_ctrl_c_is_heeded_while_the_cluster_starts(
+    archive_command: Command, many: Path, tmp_path: Path, ctrl_c: None
+) -> None:
+    with subprocess.Popen(
+        archive_command(many, "--output", tmp_path / "out", "--workers", "1"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        wait_for(lambda: bool(worker_processes(process.pid)), process)
+        os.killpg(process.pid, signal.SIGINT)
+        stderr = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 130, stderr
+    assert no_traceback(stderr)
+    assert not (tmp_path / "out").exists()
 
 
 @posix
