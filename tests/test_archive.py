@@ -404,6 +404,8 @@ def test_the_description_is_read_strictly(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "out"))
     assert read_description(store) is None
     write_description(store, DESCRIPTION)
+    assert read_description(store) is None, "nothing is planned yet: it binds nobody"
+    store.write("plan/part-0000000.parquet", b"")
     assert read_description(store) == DESCRIPTION
     for text in ("{", "[]", json.dumps(vars(DESCRIPTION) | {"more": 1})):
         store.write(plan.DESCRIPTION, text.encode())
