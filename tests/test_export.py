@@ -31,7 +31,7 @@ from pneumo_export.convert import OPSET, _pool_before_relu
 from pneumo_export.export import Exported, check_apart, export_run
 from pneumo_export.gate import SIZE_SHARE, Candidate, Judged, judge, mcnemar, too_few
 from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of, quantisable_blocks
-from pneumo_export.quantise import Block, float_share
+from pneumo_export.quantise import Block, float_share, onnx_quantiser, tflite_quantiser
 from pneumo_export.repair import JudgedFile, layers_of, repair
 from pneumo_train.backbones import BACKBONES, Backbone, build_model
 from pneumo_train.run import load_films, read_config, read_metrics, read_rows, write_rows
@@ -304,6 +304,20 @@ def test_int8_files_are_int8_and_close(head: str, exported: Exported, flat: Expo
         assert record["float_share_of_convolution_weights"] <= 0.1
         assert record["distinct_scores"] > 0.5 * record["distinct_scores_fp32"]
         assert record["probability_difference"]["mean"] < 0.1
+
+
+@pytest.mark.parametrize(("engine", "quantiser"), [("onnx", onnx_quantiser), ("tflite", tflite_quantiser)])
+def test_no_calibration_film_is_cut_off(engine: str, quantiser: Any, runs: Path, exported: Exported) -> None:
+    model = keras.saving.load_model(runs / "gap" / "model.keras", compile=False)
+    layers = layers_of(quantisable_blocks(fold(model, "tiny"), "tiny"))
+    content = read_bundle(exported.bundle or runs).read_file(f"model.{engine}")
+    rare = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (1, SIZE, SIZE))
+    common = np.full((60, SIZE, SIZE), 127, np.uint8)
+    quantised = quantiser(content, np.concatenate([rare, common]))(layers)
+    expected, found = (
+        open_backend(engine, each, SIZE, 1, "it").run(rare[..., np.newaxis]).logit for each in (content, quantised)
+    )
+    assert float(abs(found - expected)[0]) < 0.05 * float(abs(expected)[0])
 
 
 def test_the_bundle_judges_films(runs: Path, exported: Exported) -> None:

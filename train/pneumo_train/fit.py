@@ -28,7 +28,6 @@ from pneumo_train.batches import (
     Batches,
     FeatureViews,
     FitData,
-    logits,
     of_any_size,
     predict,
     progressive_sizes,
