@@ -26,6 +26,7 @@ COMMANDS = {
     "pneumo-export": "export",
     "pneumo-infer": "edge",
     "pneumo-serve": "edge.serve",
+    "pneumo-archive": "edge.archive",
     "pneumo-bench": "bench",
 }
 

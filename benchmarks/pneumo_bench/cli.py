@@ -1,4 +1,4 @@
-"""pneumo-bench: latency, accuracy, agreement, the way from disk to verdict, the speed of training, and pneumo-serve."""
+"""pneumo-bench: latency, accuracy, agreement, from disk to verdict, speed of training and archives, pneumo-serve."""
 
 from __future__ import annotations
 
@@ -264,6 +264,36 @@ def training(
     if output is not None:
         save(output, "training", record, tables)
         say(f"written to {output}: training.json, training.md")
+
+
+@app.command()
+def archive(
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE", help="Bundle that pneumo-export wrote; the one that comes with pneumo by default."
+        ),
+    ] = None,
+    films: Annotated[int, typer.Option(min=4, help="Films to judge, made from phantoms.")] = 20_000,
+    paths: Annotated[int, typer.Option(min=1, help="Paths to list.")] = 1_000_000,
+    batch: Annotated[int, typer.Option(min=1, help="Films in one part.")] = 500,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way, which share out the films.")] = 2,
+    output: Output = None,
+) -> None:
+    """Times pneumo-archive with one and two workers against a bare loop, and works out what millions would take."""
+    from pneumo_bench.archive import archive_tables, time_archive
+    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.plots import draw_archive
+
+    if output is not None:
+        make_folder(output)
+    record = time_archive(model=model, films=films, paths=paths, batch=batch, rounds=rounds)
+    tables = archive_tables(record)
+    show(tables)
+    if output is not None:
+        save(output, "archive", record, tables)
+        draw_archive(output / "archive.png", record)
+        say(f"written to {output}: archive.json, archive.md, archive.png")
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -140,14 +140,52 @@ def draw_end_to_end(path: Path, record: Mapping[str, Any]) -> None:
     _write(path, figure)
 
 
-def _new(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def draw_archive(path: Path, record: Mapping[str, Any]) -> None:
+    """Draws films a second of each way, and what millions of films would take on paper."""
+    figure, (left, right) = _new(1, 2, 11, 4.2, sharey=False)
+    for i, result in enumerate(record["results"]):
+        speed = result["films_per_second"]
+        reach = [[speed["median"] - speed["low"]], [speed["high"] - speed["median"]]]
+        left.bar(i, speed["median"], 0.6, yerr=reach, capsize=4, color=COLOURS[i])
+        left.annotate(
+            f"{result['ratio']['median']:.2f} x", (i, speed["high"]), (0, 4), textcoords="offset points", ha="center"
+        )
+    left.margins(y=0.12)
+    left.set_xticks(range(len(record["results"])), [result["name"] for result in record["results"]])
+    left.set_ylabel("films a second" + _busy(record).replace(" (", "\n("))
+    left.grid(axis="y", alpha=0.3)
+    left.set_axisbelow(True)
+    kinds = list(dict.fromkeys(each["kind"] for each in record["extrapolation"]))
+    lines = {f"judging, {kind}": (kind, "judging_hours") for kind in kinds}
+    lines |= {"the driver's work": (kinds[0], "driver_hours"), "listing": (kinds[0], "listing_hours")}
+    for i, (name, (kind, key)) in enumerate(lines.items()):
+        found = [each for each in record["extrapolation"] if each["kind"] == kind]
+        style = "o-" if name.startswith("judging") else "s--"
+        right.plot(
+            [each["films"] for each in found], [each[key] for each in found], style, color=COLOURS[i], label=name
+        )
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xticks([each["films"] for each in found], [f"{each['films'] / 1e6:.0f} million" for each in found])
+    right.minorticks_off()
+    right.yaxis.set_major_formatter("{x:g}")
+    right.set_xlabel("films, on 100 cores, on paper")
+    right.set_ylabel("hours")
+    right.grid(alpha=0.3)
+    right.legend(fontsize=8)
+    _write(path, figure)
+
+
+def _new(
+    rows: int, columns: int, width: float, height: float, sharey: Literal["row"] | bool = "row"
+) -> tuple[Figure, list[Axes]]:
     # Not pyplot: its global state belongs to the user's own figures.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(rows, columns, sharey="row", squeeze=False).flat)
+    return figure, list(figure.subplots(rows, columns, sharey=sharey, squeeze=False).flat)
 
 
 def _logarithmic(axis: Axes, milliseconds: Sequence[float]) -> None:

@@ -189,8 +189,14 @@ class Classifier:
         """
         return self._judge(source, name or _name(source), self.threads)
 
-    def predict_batch(self, sources: Iterable[Source]) -> Iterator[Prediction | Failure]:
+    def predict_batch(
+        self, sources: Iterable[Source | tuple[Source, str]], *, side_by_side: int | None = None
+    ) -> Iterator[Prediction | Failure]:
         """Judges many films, several at once, and answers in their order.
+
+        Args:
+            sources: Paths, bytes of image files, or pairs of one of these and what the answer calls it.
+            side_by_side: Films judged at the same time; as many as there are cores by default.
 
         Yields:
             A `Prediction` for each source, or a `Failure` where it cannot be read. Memory does not grow with their
@@ -198,13 +204,14 @@ class Classifier:
         """
         sources = iter(sources)
         first = list(islice(sources, 2))
-        if len(first) < 2:
-            for source in first:
-                yield self._answer(source, self.threads)
+        workers = side_by_side or usable_cores()
+        if len(first) < 2 or workers == 1:
+            threads = self.threads if len(first) < 2 else self._threads_side_by_side
+            for source in chain(first, sources):
+                yield self._answer(source, threads)
             return
         from concurrent.futures import ThreadPoolExecutor
 
-        workers = usable_cores()
         waiting: deque[Future[Prediction | Failure]] = deque()
         with ThreadPoolExecutor(workers) as pool:
             try:
@@ -218,8 +225,8 @@ class Classifier:
                 for future in waiting:
                     future.cancel()
 
-    def _answer(self, source: Source, threads: int) -> Prediction | Failure:
-        name = _name(source)
+    def _answer(self, source: Source | tuple[Source, str], threads: int) -> Prediction | Failure:
+        source, name = source if isinstance(source, tuple) else (source, _name(source))
         try:
             return self._judge(source, name, threads)
         except (ImageError, MissingExtraError) as error:

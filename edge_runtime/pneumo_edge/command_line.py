@@ -1,4 +1,4 @@
-"""What the four commands share: how an error ends, how progress is shown, where the version stands."""
+"""What the commands share: how an error ends, how progress is shown, where the version stands."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def print_version(wanted: bool) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar with an ETA on stderr while the block runs, if stderr is a terminal.
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Shows a bar with an ETA on stderr while the block runs, if stderr is a terminal; no ETA where no total is known.
 
     Yields:
         A function to be called with the number of items done so far.

@@ -106,7 +106,7 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
         data, name = source, name or "the image"
     else:
         name = name or str(source)
-        data = _read_bytes(source, name)
+        data = read_bytes(source, name)
     if len(data) > MAX_BYTES:
         raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB, no film is: give the picture itself")
     if is_dicom(data[:512]):
@@ -130,7 +130,16 @@ def read_stream(stream: BinaryIO) -> bytes:
     return data.getvalue()
 
 
-def _read_bytes(path: str | Path, name: str) -> bytes:
+def read_bytes(path: str | Path, name: str) -> bytes:
+    """Reads a file, or of one that is no picture one byte more than `MAX_BYTES`.
+
+    Args:
+        path: Of the file.
+        name: What errors call it.
+
+    Raises:
+        ImageError: The file is missing, a folder, or cannot be opened.
+    """
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - a Path of every text would be a twentieth of a small film's time
             return read_stream(file)

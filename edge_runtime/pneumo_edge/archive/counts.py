@@ -1,0 +1,95 @@
+"""What many rows say together. Counts of parts add up to those of the archive, in any order."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Self
+
+import pyarrow as pa
+
+BINS = 50
+"""Equal steps of the probability."""
+
+MS_EDGES = tuple(round(base * 10.0**power, 3) for power in range(-1, 5) for base in (1, 1.5, 2, 3, 5, 7))
+"""Milliseconds at which the steps of the histograms of times begin, 0.1 to 70,000; the first holds all below, too."""
+
+WITHHELD, FAILED = "withheld", "failed"
+
+OTHERS = "others"
+_MAX_KINDS = 100
+"""Sentences that are told apart: some libraries put something new into each."""
+
+
+@dataclass
+class Counts:
+    """Counts of films. `+=` adds those of others; memory does not grow with their number."""
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    """"NORMAL", "PNEUMONIA", `WITHHELD`, and `FAILED` for those that could not be judged."""
+    probabilities: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """(verdict, step of the probability, 0 to `BINS` - 1) -> films."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Warning -> films with a withheld verdict that have it; one film can have several."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """Kind of error -> films."""
+    times: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """("read" or "infer", index in `MS_EDGES`) -> films."""
+    milliseconds: Counter[str] = field(default_factory=Counter)
+    """"read" and "infer" -> sum over the films, in whole milliseconds."""
+
+    @property
+    def films(self) -> int:
+        return self.verdicts.total()
+
+    def __iadd__(self, other: Self) -> Self:
+        for each in fields(self):
+            getattr(self, each.name).update(getattr(other, each.name))
+        for kinds in (self.reasons, self.errors):
+            for kind, films in kinds.most_common()[_MAX_KINDS:]:
+                del kinds[kind]
+                kinds[OTHERS] += films
+        return self
+
+
+def count_rows(table: pa.Table) -> Counts:
+    """Counts the films of one part."""
+    counts = Counts()
+    names = ["path", "label", "probability", "warnings", "error", "read_ms", "infer_ms"]
+    sums = {"read": 0.0, "infer": 0.0}
+    for row in table.select(names).to_pylist():
+        if row["error"] is not None:
+            counts.verdicts[FAILED] += 1
+            counts.errors[kind_of(row["error"], row["path"])] += 1
+            continue
+        verdict = row["label"] or WITHHELD
+        counts.verdicts[verdict] += 1
+        counts.probabilities[verdict, min(int(row["probability"] * BINS), BINS - 1)] += 1
+        if verdict == WITHHELD:
+            counts.reasons.update({kind_of(warning) for warning in row["warnings"]})
+        for name in sums:
+            milliseconds = row[f"{name}_ms"]
+            sums[name] += milliseconds
+            counts.times[name, max(0, bisect_right(MS_EDGES, milliseconds) - 1)] += 1
+    counts.milliseconds.update({name: round(total) for name, total in sums.items()})
+    return counts
+
+
+def kind_of(sentence: str, path: str = "") -> str:
+    """Returns what a sentence has in common with others of its kind: no path, no numbers, no remarks or quotations.
+
+    Args:
+        sentence: An error or a warning.
+        path: Of the film that it speaks of.
+    """
+    sentence = sentence.removeprefix(path)
+    for name in (path, path.partition("://")[2]):
+        # A manifest may call a film "a".
+        sentence = sentence.replace(name, "") if "/" in name else sentence
+    before = ""
+    while before != sentence:
+        # Libraries put what they found into brackets, and brackets into these.
+        before, sentence = sentence, re.sub(r"""\([^()]*\)|"[^"]*"|'(?!pneumo\[)[^']*'""", "", sentence)
+    return re.sub(r"\s+(?=[\s,:.])", "", re.sub(r"\d+", "N", sentence)).strip()[:200]

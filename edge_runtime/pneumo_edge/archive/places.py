@@ -1,0 +1,173 @@
+"""Where things lie: local files and any file system that fsspec knows, and writes that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pneumo_edge.errors import DataError, ImageError, UsageError, one_line
+from pneumo_edge.preprocess import MAX_BYTES, read_bytes
+
+LOCAL = "local"
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+"""Two letters at least: `C:` is a drive."""
+
+_PUT_IS_ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "memory"})
+"""File systems where a file appears once it is whole. They have no rename, only a copy."""
+
+_UNFINISHED = "unfinished"
+"""Folder of files that are being written: readers of `films/*.parquet`, DuckDB among them, also take dot files."""
+
+
+def has_scheme(path: str) -> bool:
+    """Tells whether a path is a URL, such as s3://bucket/film.png."""
+    return _SCHEME.match(path) is not None
+
+
+def open_url(url: str) -> tuple[Any, str]:
+    """Returns the file system of a path or URL, and what it calls the file. Options come from fsspec's configuration.
+
+    Not `fsspec.url_to_fs`: it takes `::`, which may stand in a file's name, for a chain of file systems.
+
+    Raises:
+        UsageError: It is empty; or fsspec does not know the protocol, or lacks the package for it.
+    """
+    from fsspec import get_filesystem_class
+
+    if not url:
+        # Not the folder at hand: more likely a variable of a shell that is not set.
+        raise UsageError("a path is empty: give a folder or a URL, . for the folder at hand")
+    scheme = _SCHEME.match(url)
+    protocol = scheme[1] if scheme else LOCAL
+    try:
+        kind = get_filesystem_class(protocol)
+        if is_local(kind):
+            # fsspec would make `~` the home of the user, and cut the slash from a name that ends with one.
+            return kind(), os.path.abspath(url[scheme.end() :] if scheme else url)  # noqa: PTH100 - no Path: any bytes
+        return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{url} cannot be opened: {one_line(error)}") from None
+
+
+def is_local(fs: Any) -> bool:
+    """Tells whether a file system of fsspec, or its class, is that of this machine."""
+    return "file" in _protocols(fs)
+
+
+def fetch(url: str, name: str) -> bytes:
+    """Reads a film, or of what is no film one byte more than `MAX_BYTES`.
+
+    Args:
+        url: Path or URL.
+        name: What errors call it.
+
+    Raises:
+        ImageError: It is not there, or cannot be read.
+    """
+    fs, key = open_url(url)
+    if is_local(fs):
+        return read_bytes(key, name)
+    try:
+        try:
+            data = fs.cat_file(key, start=0, end=MAX_BYTES + 1)
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
+            raise
+        except Exception:
+            # Object stores refuse a range of an empty object.
+            data = fs.cat_file(key)
+    except FileNotFoundError:
+        raise ImageError(f"{name} does not exist: check the path") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name} is a folder, not an image: give the files in it") from None
+    except Exception as error:
+        raise ImageError(f"{name} cannot be opened: {one_line(error)}") from error
+    return bytes(data)
+
+
+class Store:
+    """A folder for results on any file system. A file in it is whole or not there."""
+
+    def __init__(self, url: str) -> None:
+        """Opens a folder, which need not exist; a local path is made absolute.
+
+        Raises:
+            UsageError: See `open_url`.
+        """
+        self._fs, self._root = open_url(url)
+        self._local = is_local(self._fs)
+        self._root = self._root.rstrip("/") or "/"
+        self.url = self._root if self._local else url.rstrip("/")
+
+    def read(self, name: str) -> bytes | None:
+        """Returns what a file holds, or None where there is none."""
+        try:
+            with self._named():
+                return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str = "") -> list[str]:
+        """Returns the names of what lies in a folder within; none where there is no such folder."""
+        path = f"{self._root}/{folder}".rstrip("/")
+        try:
+            if self._local:
+                return os.listdir(path)  # noqa: PTH208 - a folder may hold a hundred thousand parts
+            with self._named():
+                self._fs.invalidate_cache()
+                return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(path, detail=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file in one step: readers see the old one, or none, until the new one is whole."""
+        with self._named():
+            self._write(f"{self._root}/{name}", data)
+
+    def _write(self, path: str, data: bytes) -> None:
+        if not self._local and not _PUT_IS_ATOMIC.isdisjoint(_protocols(self._fs)):
+            self._fs.pipe_file(path, data)
+            return
+        # Not a name made of the process's number: two machines may share it, and may do one part at one time.
+        temporary = f"{self._root}/{_UNFINISHED}/{uuid4().hex}"
+        for needed in (temporary, path):
+            self._fs.makedirs(needed.rsplit("/", 1)[0], exist_ok=True)
+        if not self._local:
+            self._fs.pipe_file(temporary, data)
+            self._fs.mv(temporary, path)
+            return
+        try:
+            with open(temporary, "xb") as file:  # noqa: PTH123
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)  # noqa: PTH105
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def clear_unfinished(self) -> None:
+        """Removes what killed processes have left behind."""
+        folder = f"{self._root}/{_UNFINISHED}"
+        if self._fs.exists(folder):
+            self._fs.rm(folder, recursive=True)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Puts the folder's name before what a file system says: few of them do, and each has errors of its own."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if self._local and isinstance(error, OSError):
+                raise
+            raise DataError(f"{self.url} cannot be used: {one_line(error)}") from error
+
+
+def _protocols(fs: Any) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)

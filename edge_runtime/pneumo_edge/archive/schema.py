@@ -1,0 +1,122 @@
+"""The columns of the dataset: one row for each film, its verdict or why there is none.
+
+A row holds the fields of the JSON record of pneumo-infer, or its error; `part`, the number of the file it stands in;
+the manifest's other columns; and at the end what the film took, which alone differs when the same film is judged again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pneumo_edge.command_line import NOT_A_DIAGNOSIS
+from pneumo_edge.errors import UsageError
+
+VERSION = 1
+"""Changes whenever a column changes its name, type or meaning."""
+
+VERDICT = (
+    ("path", pa.string()),
+    ("label", pa.string()),
+    ("probability", pa.float64()),
+    ("logit", pa.float64()),
+    ("threshold", pa.float64()),
+    ("operating_point", pa.string()),
+    ("novelty", pa.float64()),
+    ("in_distribution", pa.bool_()),
+    ("warnings", pa.list_(pa.string())),
+    ("model", pa.string()),
+    ("file", pa.string()),
+    ("error", pa.string()),
+    ("part", pa.int64()),
+)
+TIMES = (("read_ms", pa.float64()), ("infer_ms", pa.float64()))
+
+PATH_BYTES = "path_bytes"
+"""In the plan: the name of a film that is no UTF-8, which is all that Parquet's text can hold."""
+
+PLANNED = (("path", pa.string()), (PATH_BYTES, pa.binary()))
+"""What the plan says of a film, before the manifest's other columns."""
+
+_TAKEN = {name for name, _ in (*VERDICT, *TIMES, *PLANNED)}
+
+
+def check_columns(columns: pa.Schema, where: str) -> None:
+    """Makes sure that a manifest's other columns can stand beside ours.
+
+    Raises:
+        UsageError: Two have one name. Capitals make no difference: they make none to DuckDB and Spark.
+    """
+    seen = set(_TAKEN)
+    for name in columns.names:
+        if name.lower() in seen:
+            why = "is a column of the result too" if name.lower() in _TAKEN else "stands there twice"
+            raise UsageError(f"{where}: the column {name} {why}: give it another name")
+        seen.add(name.lower())
+
+
+def plain_text(text: str) -> str:
+    """Returns text that Parquet can hold: bytes that are no UTF-8, as old file servers have them, become `\\udcfc`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def part_name(part: int) -> str:
+    """Returns where in the output a part stands."""
+    return f"films/part-{part:07}.parquet"
+
+
+def part_number(file: str) -> int | None:
+    """Returns the number of a part from the name of its file, None where it is no part."""
+    stem, _, suffix = file.partition(".")
+    number = stem.removeprefix("part-")
+    return int(number) if suffix == "parquet" and stem != number and number.isdecimal() else None
+
+
+def to_table(records: Sequence[Mapping[str, Any]], part: int, columns: pa.Table) -> pa.Table:
+    """Makes the rows of one part.
+
+    Args:
+        records: What `Prediction.record` and `Failure.record` give.
+        part: Its number.
+        columns: The manifest's other columns, a row for each record.
+    """
+
+    rows = [_row(record, part) for record in records]
+
+    def arrays(kinds: Sequence[tuple[str, pa.DataType]]) -> dict[str, pa.Array]:
+        return {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds}
+
+    return pa.table(arrays(VERDICT) | {name: columns[name] for name in columns.column_names} | arrays(TIMES))
+
+
+def _row(record: Mapping[str, Any], part: int) -> dict[str, Any]:
+    times = record.get("milliseconds", {})
+    row = dict(record) | {"part": part, "read_ms": times.get("read"), "infer_ms": times.get("infer")}
+    return row | {name: plain_text(row[name]) for name in ("path", "error") if name in row}
+
+
+def to_parquet(table: pa.Table, facts: Mapping[str, str]) -> bytes:
+    """Returns a part as the bytes of a Parquet file.
+
+    Args:
+        table: From `to_table`.
+        facts: What else a reader of this one file should know; in the file's metadata, `pneumo.` before each name.
+    """
+    said = {"schema_version": str(VERSION), "note": NOT_A_DIAGNOSIS} | dict(facts)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({f"pneumo.{k}": v for k, v in said.items()}), sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def from_parquet(data: bytes) -> tuple[pa.Table, dict[str, str]]:
+    """Returns the rows of a part and the facts in its metadata.
+
+    Raises:
+        ValueError: It is no whole Parquet file (pyarrow's errors are its children).
+    """
+    table = pq.read_table(pa.BufferReader(data))
+    metadata = table.schema.metadata or {}
+    return table, {k.decode().removeprefix("pneumo."): v.decode() for k, v in metadata.items()}

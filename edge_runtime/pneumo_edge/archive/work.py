@@ -1,0 +1,207 @@
+"""What a worker does with one part: fetch its films, judge them, write their rows.
+
+A part is done as often as Dask asks for it, at any time, on any worker, and always comes out the same but for times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pneumo_edge import __version__
+from pneumo_edge.archive import schema
+from pneumo_edge.archive.counts import Counts, count_rows
+from pneumo_edge.archive.listing import film_url
+from pneumo_edge.archive.places import Store, fetch
+from pneumo_edge.archive.plan import DESCRIPTION
+from pneumo_edge.bundle import DEFAULT_BUNDLE
+from pneumo_edge.bundle import DESCRIPTION as MODEL
+from pneumo_edge.classifier import Classifier, Failure
+from pneumo_edge.errors import BundleError, DataError, MissingExtraError, PneumoError, UsageError
+
+_AHEAD = 8
+"""Films that are fetched while one is judged: a store that takes 100 ms to answer keeps up with 80 films a second."""
+
+_AGAIN = "again"
+"""In a part's metadata: films that another run may be able to judge, since nothing is known against them."""
+
+_MENDABLE = re.compile(r"pip install 'pneumo\[")
+"""What the error of a picture says that a missing package keeps from being read."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know beside the films of a part."""
+
+    output: str
+    description_sha256: str
+    """Of `archive.json`, which shows that the worker sees the driver's output."""
+    pneumo: str
+    bundle: str | None
+    """Folder of the model; None for the one that comes with pneumo."""
+    file: str
+    bundle_sha256: str
+    where: str
+    base: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """A part that stands."""
+
+    judged: int
+    """Films, by this very task: none where the part stood before."""
+    counts: Counts
+
+
+def bundle_sha256(folder: Path) -> str:
+    """Returns the hash of a bundle's model.json, and so of all its files, whose hashes stand there.
+
+    Raises:
+        BundleError: It cannot be read.
+    """
+    try:
+        return hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()
+    except OSError as error:
+        raise BundleError(
+            f"{folder / MODEL} cannot be read ({error.strerror}): every worker needs the bundle"
+        ) from None
+
+
+def check(job: Job) -> str | None:
+    """Makes ready for a job; returns in one sentence what is in the way."""
+    try:
+        _ready(job)
+    except PneumoError as error:
+        return str(error)
+    return None
+
+
+def do_part(job: Job, part: int, films: pa.Table) -> Done:
+    """Judges the films of a part and writes it, unless it stands and no film in it wants another try.
+
+    Args:
+        job: The job.
+        part: Number of the part.
+        films: Columns of `schema.PLANNED`, then the manifest's.
+
+    Raises:
+        BundleError: This worker's bundle is not the driver's.
+        UsageError: This worker has another pneumo, or does not see the driver's output.
+        DataError: The part that stands is not of this plan.
+    """
+    _, store = _ready(job)
+    standing = store.read(schema.part_name(part))
+    if standing is not None:
+        table, facts = _read_part(store, part, standing, films)
+        if facts.get(_AGAIN) == "0":
+            return Done(0, count_rows(table))
+    table = write_part(job, part, films, judge(job, films))
+    return Done(len(table), count_rows(table))
+
+
+def judge(job: Job, films: pa.Table) -> list[dict[str, Any]]:
+    """Returns the record of each film, with `again` where another run may be able to judge it."""
+    classifier, _ = _ready(job)
+    names = films["path"].to_pylist()
+    raw = films[schema.PATH_BYTES].to_pylist()
+    paths = [name if known is None else os.fsdecode(known) for name, known in zip(names, raw, strict=True)]
+    records: list[dict[str, Any]] = [{}] * len(paths)
+    fetched: list[int] = []
+
+    def sources() -> Iterator[tuple[bytes, str]]:
+        for i, data in enumerate(_read_ahead(job, paths)):
+            if isinstance(data, bytes):
+                fetched.append(i)
+                yield data, paths[i]
+            else:
+                records[i] = Failure(paths[i], str(data)).record() | {_AGAIN: True}
+
+    # One film at a time: there is a worker for each core.
+    for place, answer in enumerate(classifier.predict_batch(sources(), side_by_side=1)):
+        record = answer.record()
+        records[fetched[place]] = record | {_AGAIN: _MENDABLE.search(record.get("error", "")) is not None}
+    return records
+
+
+def write_part(job: Job, part: int, films: pa.Table, records: Sequence[dict[str, Any]]) -> pa.Table:
+    """Writes the rows of a part in one step and returns them."""
+    columns = films.drop_columns([name for name, _ in schema.PLANNED])
+    table = schema.to_table(records, part, columns)
+    facts = {"version": __version__, "file": job.file, "bundle_sha256": job.bundle_sha256}
+    again = sum(record.get(_AGAIN, False) for record in records)
+    Store(job.output).write(schema.part_name(part), schema.to_parquet(table, facts | {_AGAIN: str(again)}))
+    return table
+
+
+def _read_part(store: Store, part: int, data: bytes, films: pa.Table) -> tuple[pa.Table, dict[str, str]]:
+    try:
+        table, facts = schema.from_parquet(data)
+        fits = table["path"].equals(films["path"])
+    except (ValueError, KeyError, OSError):
+        fits = False
+    if not fits:
+        raise DataError(
+            f"{store.url}/{schema.part_name(part)} is not the part that the plan says: remove it, then run again"
+        )
+    return table, facts
+
+
+def _read_ahead(job: Job, paths: Sequence[str]) -> Iterator[bytes | PneumoError]:
+    """Yields the bytes of each film, or why there are none; at most `_AHEAD` films wait in memory."""
+
+    def read(path: str) -> bytes | PneumoError:
+        try:
+            return fetch(film_url(path, job.where, job.base), path)
+        except PneumoError as error:
+            return error
+
+    waiting: deque[Future[bytes | PneumoError]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for path in paths:
+            waiting.append(pool.submit(read, path))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+# ---------------------------------------------------------------------------------------------- once for each process
+
+_opening = threading.Lock()
+
+
+def _ready(job: Job) -> tuple[Classifier, Store]:
+    """Loads the bundle once in each process. Not a plugin of Dask: it would stay with a scheduler that others use."""
+    with _opening:
+        return _opened(job)
+
+
+@lru_cache(maxsize=2)
+def _opened(job: Job) -> tuple[Classifier, Store]:
+    """Loads the bundle after making sure that this process sees what the driver sees."""
+    if __version__ != job.pneumo:
+        raise UsageError(f"this worker has pneumo {__version__}, the driver {job.pneumo}: install one version")
+    folder = DEFAULT_BUNDLE if job.bundle is None else Path(job.bundle)
+    if bundle_sha256(folder) != job.bundle_sha256:
+        raise BundleError(f"{folder} is another bundle on this worker than on the driver: copy it there")
+    store = Store(job.output)
+    seen = store.read(DESCRIPTION)
+    if seen is None or hashlib.sha256(seen).hexdigest() != job.description_sha256:
+        raise UsageError(f"this worker does not see the driver's {job.output}: give --output a shared folder or a URL")
+    try:
+        return Classifier.load(folder, file=job.file, threads=1), store
+    except MissingExtraError as error:
+        # It cannot travel: its arguments are not its message.
+        raise BundleError(str(error)) from None
