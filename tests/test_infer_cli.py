@@ -572,6 +572,25 @@ finally:
         assert (done.returncode, done.stdout.splitlines()[-1], done.stderr) == (0, "[]", "")
 
 
+@pytest.mark.parametrize(
+    ("cause", "code", "said"), [("KeyboardInterrupt()", 130, "it: interrupted\n"), ("None", 1, "")]
+)
+def test_ctrl_c_while_c_code_is_imported_is_an_interruption(cause: str, code: int, said: str) -> None:
+    script = f"""
+import typer
+from pneumo_edge.command_line import run
+app = typer.Typer(pretty_exceptions_enable=False)
+@app.command()
+def main() -> None:
+    raise ImportError("initialization failed") from {cause}
+run(app, "it")
+"""
+    line = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code
+    assert done.stderr == said if said else "ImportError: initialization failed" in done.stderr
+
+
 def test_one_film_loads_no_more_than_it_needs(films: Path, bundle: Path) -> None:
     """Each of these costs a hundredth of a second or more, of a third of a second in all."""
     code = """

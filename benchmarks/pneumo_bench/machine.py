@@ -17,8 +17,6 @@ from pneumo_edge.errors import MissingExtraError
 PACKAGES = ("pneumo", "numpy", "pillow", "onnxruntime", "ai-edge-litert", "openvino")
 KERAS_PACKAGES = ("keras", "tensorflow", "tensorflow-cpu")
 
-BUSY_LOAD = 0.5
-"""Load average before the start, in shares of the cores."""
 BUSY_OTHERS = 0.05
 """Share of all processor time that other processes took during the run."""
 BUSY_STEAL = 0.02
@@ -75,9 +73,8 @@ class Watch:
 
         others = max(0.0, passed("user", "nice", "system", "irq", "softirq") - (_own_seconds() - self._own)) / there
         steal = max(0.0, passed("steal")) / there
+        # Not the load average at the start: it remembers what has ended, such as the benchmark before this one.
         busy = []
-        if self._load > BUSY_LOAD * cores:
-            busy.append(f"the load average was {self._load:.1f} on {cores} cores before the start")
         if others > BUSY_OTHERS:
             busy.append(f"other processes took {others:.0%} of the processor time during the run")
         if steal > BUSY_STEAL:

@@ -47,7 +47,8 @@ def machine_notes(machine: dict[str, Any], load: dict[str, Any]) -> tuple[str, .
     notes = [
         f"{machine['processor']}{instructions}, {machine['cores']} cores{governor}, "
         f"{machine['memory'] / 2**30:.1f} GiB, {machine['system']}; {versions}; "
-        f"load average {load['load_average_before']} before, {load['load_average_after']} after"
+        f"load average {load['load_average_before']} before, {load['load_average_after']} after; "
+        f"others took {load['others_share']:.1%} of the processor time"
     ]
     if load["busy"]:
         notes.append(f"THE MACHINE WAS BUSY, do not trust the times: {'; '.join(load['busy'])}")

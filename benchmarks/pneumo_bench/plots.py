@@ -23,18 +23,26 @@ _ROW = 0.42
 
 
 def draw_latency(path: Path, record: Mapping[str, Any]) -> None:
-    """Draws p50, p90 and p99 of each contestant, on a logarithmic axis."""
-    results = record["results"][::-1]
-    figure, (axis,) = _new(1, 1, 9, 1.2 + _ROW * max(1, len(results)))
-    keys = ("p50_ms", "p90_ms", "p99_ms")
-    for i, key in enumerate(keys):
-        places = np.arange(len(results)) + (1 - i) * 0.27
-        values = [result[key]["median"] if result[key] else np.nan for result in results]
-        axis.barh(places, values, height=0.25, color=COLOURS[i], label=key.removesuffix("_ms"))
-    _logarithmic(axis, [result[key]["median"] for result in results for key in keys if result[key]])
-    axis.set_yticks(range(len(results)), [f"{r['name']}, {threads_text(r['threads'])}" for r in results], fontsize=7)
-    axis.set_xlabel("milliseconds for one film" + _busy(record))
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    """Draws p50, p90 and p99, on a logarithmic axis: a row for each contestant, a colour for each thread count."""
+    names = list(dict.fromkeys(result["name"] for result in record["results"]))[::-1]
+    counts = sorted({result["threads"] for result in record["results"]})
+    figure, (axis,) = _new(1, 1, 9, 1.2 + _ROW * 0.6 * len(names))
+    markers = {"p50_ms": "o", "p90_ms": "|", "p99_ms": ">"}
+    for result in record["results"]:
+        which = counts.index(result["threads"])
+        place = names.index(result["name"]) + 0.4 * ((len(counts) - 1) / 2 - which) / len(counts)
+        found = {key: result[key]["median"] for key in markers if result[key]}
+        axis.plot(list(found.values()), [place] * len(found), color=COLOURS[which], linewidth=1)
+        for key, value in found.items():
+            axis.plot(value, place, markers[key], color=COLOURS[which], markersize=4)
+    _logarithmic(axis, [result[key]["median"] for result in record["results"] for key in markers if result[key]])
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("milliseconds for one film: median, 90th and 99th percentile" + _busy(record))
+    for which, count in enumerate(counts):
+        axis.plot([], [], "o-", color=COLOURS[which], markersize=4, label=threads_text(count))
+    figure.legend(loc="outside lower center", ncols=len(counts), fontsize=8)
     _write(path, figure)
 
 

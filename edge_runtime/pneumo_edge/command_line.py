@@ -67,8 +67,9 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
         say(f"{name}: {error.strerror or error}{where}")
         sys.exit(FAILED)
-    except KeyboardInterrupt:
-        if debug:
+    except (KeyboardInterrupt, ImportError) as error:
+        # Ctrl-C while C code is being imported comes out of it as an ImportError.
+        if debug or not (isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)):
             raise
         say(f"{name}: interrupted")
         sys.exit(INTERRUPTED)
