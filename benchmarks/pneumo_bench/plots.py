@@ -97,7 +97,8 @@ def draw_robustness(path: Path, record: Mapping[str, Any]) -> None:
 def draw_accuracy_against_latency(path: Path, accuracy: Mapping[str, Any], latency: Mapping[str, Any]) -> list[str]:
     """Draws a point for each file that was both judged and timed in our runtime; its area is the size of the file.
 
-    The latency is that of the smallest number of threads.
+    A colour for each model; ONNX is round, TFLite square, int8 strong, float pale. The latency is that of the smallest
+    number of threads.
 
     Returns:
         Names of the files that were judged and not timed.
@@ -108,17 +109,25 @@ def draw_accuracy_against_latency(path: Path, accuracy: Mapping[str, Any], laten
     timed = {result["sha256"]: result for result in ours if result["threads"] == threads}
     both = [(result, timed[result["sha256"]]["p50_ms"]) for result in accuracy["results"] if result["sha256"] in timed]
     figure, (axis,) = _new(1, 1, 8, 5.2)
-    for i, (result, time) in enumerate(both):
+    models = list(dict.fromkeys(result["name"].rsplit("/", 1)[0] for result, _ in both))
+    for result, time in both:
         p50 = time["median"]
         values, errors = _interval([_at_point(result)["accuracy"]])
-        colour = COLOURS[i % len(COLOURS)]
+        colour = COLOURS[models.index(result["name"].rsplit("/", 1)[0]) % len(COLOURS)]
         axis.errorbar([p50], values, yerr=errors, color=colour, capsize=3, linewidth=1)
-        label = f"{result['name']}, {result['bytes'] / 1e6:.1f} MB"
-        axis.scatter([p50], values, s=20 + 12 * result["bytes"] / 1e6, color=colour, alpha=0.6, label=label)
+        axis.scatter(
+            [p50],
+            values,
+            s=20 + 12 * result["bytes"] / 1e6,
+            color=colour,
+            marker="s" if result["name"].endswith(".tflite") else "o",
+            alpha=0.8 if ".int8." in result["name"] else 0.35,
+            label=f"{result['name']}, {result['bytes'] / 1e6:.1f} MB",
+        )
     settings = accuracy["settings"]
     _logarithmic(axis, [time["median"] for _, time in both])
     axis.set_xlabel(f"median milliseconds for one film, {threads_text(threads)}{_busy(latency)}")
-    axis.set_ylabel(f"accuracy on {settings['films']} {settings['split']} films, with the 95 % interval")
+    axis.set_ylabel(f"accuracy on {settings['films']} {settings['split']} films,\nwith the 95 % interval")
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
         legend = figure.legend(loc="outside lower center", ncols=2, fontsize=8)
