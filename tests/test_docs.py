@@ -140,7 +140,8 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 
 def test_what_is_published_names_no_folder_of_a_machine_and_holds_no_film() -> None:
-    absolute = re.compile(r"(?:^|[\s\"'=(])(?:[A-Za-z]:\\|/(?:[\w.-]+/)+[\w.-]*)", re.MULTILINE)
+    # Of pneumo-serve's own addresses there may be talk.
+    absolute = re.compile(r"(?:^|[\s\"'=(])(?:[A-Za-z]:\\|/(?!v1/)(?:[\w.-]+/)+[\w.-]*)", re.MULTILINE)
     assert absolute.search('"data": "/somewhere/films"')
     files = [path for path in (ROOT / "docs" / "results").rglob("*") if path.is_file()]
     texts = [path for path in files if path.suffix in {".json", ".md", ".csv"}]
