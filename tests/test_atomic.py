@@ -39,6 +39,15 @@ def test_a_folder_is_replaced_whole(exchange: bool, tmp_path: Path, monkeypatch:
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_links_and_pipes_in_a_folder_are_left_alone(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no pipes among its files")
+    with replacing_folder(tmp_path / "root") as temporary:
+        (temporary / "mtab").symlink_to("/proc/self/mounts")
+        os.mkfifo(temporary / "pipe")
+    assert sorted(p.name for p in (tmp_path / "root").iterdir()) == ["mtab", "pipe"]
+
+
 def test_an_error_leaves_the_old_folder(tmp_path: Path) -> None:
     _write(tmp_path / "bundle", "old")
     with pytest.raises(ValueError, match="full"), replacing_folder(tmp_path / "bundle") as temporary:

@@ -72,7 +72,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk, where the system can open it for that."""
+    """Waits until a file or folder is on the disk, where the system can open it for that; links lead elsewhere."""
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        return
     try:
         opened = os.open(path, os.O_RDONLY)
     except OSError:
