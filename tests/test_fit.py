@@ -177,11 +177,13 @@ def test_an_easy_problem_is_learned(fit: Any, data: FitData, settings: FitSettin
 def test_the_measures_of_an_epoch_are_those_of_its_averaged_weights(fit: Any, data: FitData, whole: Whole) -> None:
     import keras
 
+    from pneumo_train.batches import logits
+
     best = max(whole.history, key=lambda record: record["perturbed_auc"])
     model = keras.saving.load_model(whole.run / "model.keras")
     assert getattr(model, "optimizer", None) is None  # what is kept needs no optimiser and no code of ours
     for name, pixels in (("val", data.validation), ("perturbed", data.perturbed)):
-        scores = fit.logits(model, pixels)
+        scores = logits(model, pixels)
         assert scores.dtype == np.float32
         y = data.validation_labels
         p = 1 / (1 + np.exp(-scores.astype(float)))
