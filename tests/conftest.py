@@ -144,18 +144,31 @@ def pixels() -> npt.NDArray[np.uint8]:
     return film_pixels()
 
 
+Command: TypeAlias = Callable[..., list[str | Path]]
+
+
 @pytest.fixture(scope="session")
-def infer_command(bundle: Path) -> Callable[..., list[str | Path]]:
+def installed_command(bundle: Path) -> Callable[[str], Command]:
+    """Makes the command line of an installed command by its name, on the tiny bundle unless `--model` is given."""
+
+    def find(name: str) -> Command:
+        command = shutil.which(name, path=sysconfig.get_path("scripts"))
+        if command is None:
+            pytest.skip("pneumo is not installed here: pip install -e '.[all]'")
+
+        def line(*arguments: str | Path) -> list[str | Path]:
+            model: list[str | Path] = [] if "--model" in arguments else ["--model", bundle]
+            return [command, *arguments, *model]
+
+        return line
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def infer_command(installed_command: Callable[[str], Command]) -> Command:
     """Makes the command line of the installed `pneumo-infer`, on the tiny bundle unless `--model` is given."""
-    command = shutil.which("pneumo-infer", path=sysconfig.get_path("scripts"))
-    if command is None:
-        pytest.skip("pneumo is not installed here: pip install -e .")
-
-    def line(*arguments: str | Path) -> list[str | Path]:
-        model: list[str | Path] = [] if "--model" in arguments else ["--model", bundle]
-        return [command, *arguments, *model]
-
-    return line
+    return installed_command("pneumo-infer")
 
 
 @pytest.fixture(scope="session")
@@ -209,17 +222,9 @@ def _serving(command: list[str | Path], said: Path, cwd: Path | None = None) -> 
 
 
 @pytest.fixture(scope="session")
-def serve_command(bundle: Path) -> Callable[..., list[str | Path]]:
+def serve_command(installed_command: Callable[[str], Command]) -> Command:
     """Makes the command line of the installed `pneumo-serve`, on the tiny bundle unless `--model` is given."""
-    command = shutil.which("pneumo-serve", path=sysconfig.get_path("scripts"))
-    if command is None:
-        pytest.skip("pneumo is not installed here: pip install -e '.[serve]'")
-
-    def line(*arguments: str | Path) -> list[str | Path]:
-        model: list[str | Path] = [] if "--model" in arguments else ["--model", bundle]
-        return [command, *arguments, *model]
-
-    return line
+    return installed_command("pneumo-serve")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,17 +45,9 @@ PATIENCE = 600
 
 
 @pytest.fixture(scope="session")
-def archive_command(bundle: Path) -> Command:
+def archive_command(installed_command: Callable[[str], Command]) -> Command:
     """Makes the command line of the installed `pneumo-archive`, on the tiny bundle unless `--model` is given."""
-    command = shutil.which("pneumo-archive", path=sysconfig.get_path("scripts"))
-    if command is None:
-        pytest.skip("pneumo is not installed here: pip install -e .")
-
-    def line(*arguments: str | Path) -> list[str | Path]:
-        model: list[str | Path] = [] if "--model" in arguments else ["--model", bundle]
-        return [command, *arguments, *model]
-
-    return line
+    return installed_command("pneumo-archive")
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from pneumo_edge.command_line import FAILED, NOT_A_DIAGNOSIS, print_version, run, say
 from pneumo_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from pneumo_bench.output import Table
 
 app = typer.Typer(
     add_completion=False,
@@ -27,6 +30,10 @@ Models = Annotated[
         metavar="BUNDLE",
         help="Bundle that pneumo-export wrote; may be given several times. The one that comes with pneumo by default.",
     ),
+]
+Judge = Annotated[
+    Path | None,
+    typer.Option(metavar="BUNDLE", help="Bundle that judges; the one that comes with pneumo by default."),
 ]
 Output = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write JSON, Markdown and figures into.")]
 Baseline = Annotated[
@@ -74,7 +81,7 @@ def latency(
     """Times one film at a time: every file of every bundle, and other engines on the same weights."""
     from pneumo_bench.inputs import open_bundles
     from pneumo_bench.latency import latency_table, time_all
-    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.output import make_folder
     from pneumo_bench.plots import draw_latency
 
     counts = _parse_threads(threads)
@@ -89,12 +96,7 @@ def latency(
         baseline=baseline,
         films=films,
     )
-    tables = [latency_table(record)]
-    show(tables)
-    if output is not None:
-        save(output, "latency", record, tables)
-        draw_latency(output / "latency.png", record)
-        say(f"written to {output}: latency.json, latency.md, latency.png")
+    _publish(output, "latency", record, [latency_table(record)], draw_latency)
     if record["failed"] or not record["results"]:
         raise typer.Exit(FAILED)
 
@@ -179,7 +181,7 @@ def agreement(
     from pneumo_bench.accuracy import test_split, validation_split
     from pneumo_bench.agreement import agreement_table, compare_all
     from pneumo_bench.inputs import open_bundles
-    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.output import make_folder
 
     if output is not None:
         make_folder(output)
@@ -191,11 +193,7 @@ def agreement(
     else:
         raise UsageError("no films named: give --run RUN for its validation films, or --data DIR for those in test/")
     record = compare_all(bundles, films)
-    tables = [agreement_table(record)]
-    show(tables)
-    if output is not None:
-        save(output, "agreement", record, tables)
-        say(f"written to {output}: agreement.json, agreement.md")
+    _publish(output, "agreement", record, [agreement_table(record)])
     if record["missing"] or record["settings"]["unreadable"]:
         raise typer.Exit(FAILED)
 
@@ -211,18 +209,13 @@ def end_to_end(
     """Times the whole way from a file on disk to the verdict, cold and warm, in parts."""
     from pneumo_bench.end_to_end import end_to_end_table, time_ways
     from pneumo_bench.inputs import open_bundles
-    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.output import make_folder
     from pneumo_bench.plots import draw_end_to_end
 
     if output is not None:
         make_folder(output)
     record = time_ways(open_bundles(model or []), rounds=rounds, baseline=baseline, films=films)
-    tables = [end_to_end_table(record)]
-    show(tables)
-    if output is not None:
-        save(output, "end-to-end", record, tables)
-        draw_end_to_end(output / "end-to-end.png", record)
-        say(f"written to {output}: end-to-end.json, end-to-end.md, end-to-end.png")
+    _publish(output, "end-to-end", record, [end_to_end_table(record)], draw_end_to_end)
 
 
 @app.command()
@@ -242,7 +235,7 @@ def training(
     output: Output = None,
 ) -> None:
     """Times training against the usual way in Keras, with a frozen backbone and in fine-tuning; needs TensorFlow."""
-    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.output import make_folder
     from pneumo_bench.training import time_both, training_table
 
     if data is None:
@@ -259,21 +252,12 @@ def training(
         films=films,
         rounds=rounds,
     )
-    tables = [training_table(record)]
-    show(tables)
-    if output is not None:
-        save(output, "training", record, tables)
-        say(f"written to {output}: training.json, training.md")
+    _publish(output, "training", record, [training_table(record)])
 
 
 @app.command()
 def archive(
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="BUNDLE", help="Bundle that pneumo-export wrote; the one that comes with pneumo by default."
-        ),
-    ] = None,
+    model: Judge = None,
     films: Annotated[int, typer.Option(min=4, help="Films to judge, made from phantoms.")] = 20_000,
     paths: Annotated[int, typer.Option(min=1, help="Paths to list.")] = 1_000_000,
     batch: Annotated[int, typer.Option(min=1, help="Films in one part.")] = 500,
@@ -282,26 +266,18 @@ def archive(
 ) -> None:
     """Times pneumo-archive with one and two workers against a bare loop, and works out what millions would take."""
     from pneumo_bench.archive import archive_tables, time_archive
-    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.output import make_folder
     from pneumo_bench.plots import draw_archive
 
     if output is not None:
         make_folder(output)
     record = time_archive(model=model, films=films, paths=paths, batch=batch, rounds=rounds)
-    tables = archive_tables(record)
-    show(tables)
-    if output is not None:
-        save(output, "archive", record, tables)
-        draw_archive(output / "archive.png", record)
-        say(f"written to {output}: archive.json, archive.md, archive.png")
+    _publish(output, "archive", record, archive_tables(record), draw_archive)
 
 
 @app.command()
 def serve(
-    model: Annotated[
-        Path | None,
-        typer.Option(metavar="BUNDLE", help="Bundle that judges; the one that comes with pneumo by default."),
-    ] = None,
+    model: Judge = None,
     films: Annotated[int, typer.Option(min=20, help="Phantoms that are sent over DICOM.")] = 500,
     associations: Annotated[int, typer.Option(min=1, help="Senders at the same time.")] = 4,
     kills: Annotated[int, typer.Option(min=0, help="How often pneumo-serve is killed, with kill -9.")] = 20,
@@ -310,17 +286,13 @@ def serve(
     output: Output = None,
 ) -> None:
     """Sends films to pneumo-serve, kills it, takes the PACS away, and counts what arrives; needs Orthanc."""
-    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.output import make_folder
     from pneumo_bench.serve import crash_table, measure_crashes
 
     if output is not None:
         make_folder(output)
     record = measure_crashes(films=films, kills=kills, away=away, associations=associations, seed=seed, bundle=model)
-    tables = [crash_table(record)]
-    show(tables)
-    if output is not None:
-        save(output, "serve", record, tables)
-        say(f"written to {output}: serve.json, serve.md")
+    _publish(output, "serve", record, [crash_table(record)])
     crashes = record["crashes"]
     if crashes["answered"] != crashes["films"] or crashes["twice"] or crashes["lost"]:
         raise typer.Exit(FAILED)
@@ -328,29 +300,43 @@ def serve(
 
 @app.command()
 def http(
-    model: Annotated[
-        Path | None,
-        typer.Option(metavar="BUNDLE", help="Bundle that judges; the one that comes with pneumo by default."),
-    ] = None,
+    model: Judge = None,
     queries: Annotated[int, typer.Option(min=1, help="Turns in which one film is judged here and over HTTP.")] = 200,
     clients: Annotated[int, typer.Option(min=1, help="Clients that ask at the same time.")] = 100,
     requests: Annotated[int, typer.Option(min=1, help="Films that they get answered, all together.")] = 500,
     output: Output = None,
 ) -> None:
     """Times the HTTP interface of pneumo-serve against Classifier.predict, and lets many clients ask at once."""
-    from pneumo_bench.output import make_folder, save, show
+    from pneumo_bench.output import make_folder
     from pneumo_bench.serve_http import http_tables, measure_http
 
     if output is not None:
         make_folder(output)
     record = measure_http(bundle=model, queries=queries, clients=clients, requests=requests)
-    tables = http_tables(record)
-    show(tables)
-    if output is not None:
-        save(output, "http", record, tables)
-        say(f"written to {output}: http.json, http.md")
+    _publish(output, "http", record, http_tables(record))
     if set(record["crowd"]["statuses"]) - {"200", "429"}:
         raise typer.Exit(FAILED)
+
+
+def _publish(
+    output: Path | None,
+    stem: str,
+    record: dict[str, Any],
+    tables: list[Table],
+    draw: Callable[[Path, Mapping[str, Any]], None] | None = None,
+) -> None:
+    """Shows what was measured and, where there is a folder for it, writes it there, with a figure if there is one."""
+    from pneumo_bench.output import save, show
+
+    show(tables)
+    if output is None:
+        return
+    save(output, stem, record, tables)
+    written = [f"{stem}.json", f"{stem}.md"]
+    if draw is not None:
+        draw(output / f"{stem}.png", record)
+        written.append(f"{stem}.png")
+    say(f"written to {output}: {', '.join(written)}")
 
 
 def _parse_threads(threads: str | None) -> list[int]:

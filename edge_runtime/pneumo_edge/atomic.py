@@ -53,7 +53,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
-            _sync(written)
+            sync(written)
         if not path.exists():
             temporary.rename(path)
         elif not _exchange(temporary, path):
@@ -65,13 +65,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 old.rename(path)
                 raise
             shutil.rmtree(old, ignore_errors=True)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         # After an exchange this is the old folder.
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Waits until a file or folder is on the disk, where the system can open it for that; links lead elsewhere."""
     if path.is_symlink() or not (path.is_file() or path.is_dir()):
         return

@@ -141,10 +141,11 @@ def tflite_quantiser(model: bytes, films: Pixels) -> Quantise:
     # has no batch-norm, that made the error seven times as large.
     with _quiet():
         calibrator = Calibrator(model, qsv_update_func=min_max_update)
+    every = recipe(".*")
     with progress("calibrating tflite", len(films)) as show:
         for done, film in enumerate(films, start=1):
             with _quiet():
-                calibrator.calibrate({"serving_default": [{"image": film[None, ..., None]}]}, recipe(".*"))
+                calibrator.calibrate({"serving_default": [{"image": film[None, ..., None]}]}, every)
             show(done)
     ranges = calibrator.get_model_qsvs()
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from pneumo_edge.atomic import sync
 from pneumo_edge.errors import UsageError
 from pneumo_edge.serve.journal import Journal
 
@@ -94,13 +95,13 @@ class Spool:
         """
         folder = self._folder(key)
         if folder.exists():
-            _sync(self._films)
+            sync(self._films)
             return False
         temporary = folder.with_name(f".{key}.{secrets.token_hex(4)}.tmp")
         try:
             temporary.mkdir(mode=0o700)
             _write(temporary / FILM, parts)
-            _sync(temporary)
+            sync(temporary)
             try:
                 temporary.rename(folder)
                 new = True
@@ -109,7 +110,7 @@ class Spool:
                 if not folder.exists():
                     raise
                 new = False
-            _sync(self._films)
+            sync(self._films)
             return new
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -143,7 +144,7 @@ class Spool:
                 temporary.replace(folder / name)
             finally:
                 temporary.unlink(missing_ok=True)
-        _sync(folder)
+        sync(folder)
 
     def remove(self, key: str) -> None:
         """Deletes a film and all that was made of it."""
@@ -187,15 +188,3 @@ def _write(path: Path, parts: Iterable[Part]) -> None:
             file.write(part)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk, where the system can open it for that."""
-    try:
-        opened = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
