@@ -15,6 +15,7 @@ import numpy as np
 
 from pneumo_bench.process import answer
 from pneumo_edge.bundle import LABELS
+from pneumo_train.allocator import keep_freed_memory
 from pneumo_train.augment import augment
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def time_training(
         batch_size: Films in one step.
     """
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    if way == OURS:
+        keep_freed_memory()
     model = _build(case, backbone, size)
     train = _ours if way == OURS else _usual
     start = time.perf_counter()

@@ -11,6 +11,7 @@ import typer
 
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS, print_version, run, say
 from pneumo_edge.errors import UsageError
+from pneumo_train.allocator import keep_freed_memory
 from pneumo_train.backbones import BACKBONES
 from pneumo_train.films import KAGGLE_PATIENT
 
@@ -84,6 +85,7 @@ def train(
     # TensorFlow's chatter is for its developers. It must be silenced before the first import.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    keep_freed_memory()
     from pneumo_train.train import measure_test, resume_run, start_run
 
     if (data is None) == (resume is None):
