@@ -202,14 +202,6 @@ def test_films_are_shrunk_after_they_were_augmented(module: Any, data: FitData) 
     assert np.array_equal(small, module.resized(plain, 16))
 
 
-def test_a_model_of_any_size_has_the_same_weights(module: Any, data: FitData) -> None:
-    model = net()
-    free = module.of_any_size(model)
-    assert all(a is b for a, b in zip(model.trainable_variables, free.trainable_variables, strict=True))
-    assert np.array_equal(module.logits(free, data.films), module.logits(model, data.films))
-    assert module.logits(free, module.resized(data.films, 48)).shape == (40,)
-
-
 @pytest.mark.parametrize("interrupted", [None, 1])
 def test_sizes_change_in_the_middle_of_a_run(
     module: Any, data: FitData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int | None

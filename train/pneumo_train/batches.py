@@ -96,12 +96,6 @@ def progressive_sizes(model: keras.Model, epochs: int) -> list[int]:
     return [small] * (epochs // 2) + [side] * (epochs - epochs // 2)
 
 
-def of_any_size(model: keras.Model) -> keras.Model:
-    """Returns a model of the same layers that takes films of any side, (N, S, S, 1)."""
-    image = keras.Input((None, None, 1), dtype=model.input.dtype, name="image")
-    return keras.models.clone_model(model, input_tensors=image, clone_function=lambda layer: layer)
-
-
 def augmented(data: FitData, chosen: npt.NDArray[np.int64], seed: int, view: int) -> Pixels:
     """Returns films uint8 (N, S, S) as their view of that number shows them, whatever stands beside them."""
     rngs = (np.random.default_rng([seed, view, int(i)]) for i in chosen)

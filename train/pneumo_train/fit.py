@@ -28,12 +28,12 @@ from pneumo_train.batches import (
     Batches,
     FeatureViews,
     FitData,
-    of_any_size,
     predict,
     progressive_sizes,
     soft_targets,
     split_at_learning,
 )
+from pneumo_train.learner import arranged
 from pneumo_train.measure import weighted_auc
 from pneumo_train.run import write_rows
 
@@ -110,12 +110,11 @@ def fit(
     while len(history) < settings.epochs and not _exhausted(history, settings.patience):
         learner, features = _without_frozen(model, run / "features", settings, data, teachers)
         until = settings.epochs
-        if features is None and len(set(sizes)) > 1:
-            learner = of_any_size(model)
+        if features is None:
+            learner = arranged(model, any_side=len(set(sizes)) > 1)
             until = next((e for e in range(len(history), until) if sizes[e] != sizes[len(history)]), until)
-        if learner is not model:
-            # One optimiser for both: their weights that learn are the same, and the whole model is checkpointed.
-            learner.compile(model.optimizer, _loss(), metrics=[accuracy])
+        # One optimiser for both: their weights that learn are the same, and the whole model is checkpointed.
+        learner.compile(model.optimizer, _loss(), metrics=[accuracy])
         each_epoch = _EachEpoch(run, settings, data, history, model, features)
         batches = Batches(
             data,
