@@ -26,18 +26,14 @@ def augment(film: Pixels, rng: np.random.Generator) -> Pixels:
         uint8 (S, S).
     """
     size = film.shape[0]
-    picture = Image.fromarray(film)
-    if rng.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    # Moving blurs a little. In use films come as sharp as they are: a third must be seen so.
-    if rng.random() < 2 / 3:
-        picture = move(
-            picture,
-            degrees=rng.uniform(-15, 15),
-            scale=math.exp(rng.uniform(-0.22, 0.22)),
-            aspect=math.exp(rng.uniform(-0.15, 0.15)),
-            shift=(rng.uniform(-0.08, 0.08), rng.uniform(-0.08, 0.08)),
-        )
+    picture = move(
+        Image.fromarray(film),
+        degrees=rng.uniform(-15, 15),
+        scale=math.exp(rng.uniform(-0.22, 0.22)),
+        aspect=math.exp(rng.uniform(-0.15, 0.15)),
+        shift=(rng.uniform(-0.08, 0.08), rng.uniform(-0.08, 0.08)),
+        mirror=rng.random() < 0.5,
+    )
     picture = tone(
         picture,
         gamma=math.exp(rng.uniform(-0.7, 0.7)),
@@ -66,8 +62,9 @@ def move(
     scale: float = 1.0,
     aspect: float = 1.0,
     shift: tuple[float, float] = (0.0, 0.0),
+    mirror: bool = False,
 ) -> Image.Image:
-    """Rotates, scales, stretches and shifts about the centre; what comes in from outside is black.
+    """Rotates, scales, stretches, shifts and mirrors about the centre; what comes in from outside is black.
 
     Args:
         picture: Mode L, square.
@@ -75,13 +72,15 @@ def move(
         scale: Above 1 is nearer.
         aspect: Above 1 is wider and lower, at the same area.
         shift: Right and down, in shares of the side.
+        mirror: Left and right change places.
     """
     size = picture.width
     centre = size / 2
     width, height = scale * math.sqrt(aspect), scale / math.sqrt(aspect)
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    flip = -1.0 if mirror else 1.0
     # Pillow wants the inverse: for each place of the result, counted from the corner, where it comes from.
-    a, b = cos / width, -sin / width
+    a, b = flip * cos / width, -flip * sin / width
     d, e = sin / height, cos / height
     right, down = centre + shift[0] * size, centre + shift[1] * size
     matrix = (a, b, centre - a * right - b * down, d, e, centre - d * right - e * down)
