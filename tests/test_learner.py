@@ -40,7 +40,7 @@ def gradients(model: Any) -> list[Any]:
     return [g.numpy() for g in tape.gradient(loss, [v.value for v in model.trainable_variables])]
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", sorted(BACKBONES.keys() - {"vgg16"}))  # which has no batch-norm
 def test_answers_variables_and_gradients_are_those_of_the_model(backbone: str) -> None:
     model = network(backbone)
     learner = arranged(model, any_side=False)
