@@ -13,8 +13,8 @@ def keep_freed_memory() -> None:
     """Lets glibc keep what is freed, in one heap for all threads; does nothing where there is another C library.
 
     A step of training frees and allocates hundreds of megabytes, the same sizes each time. glibc gives large blocks
-    back to the kernel at once, which hands out zeroed pages again one by one; on a virtual machine that took a third of
-    the processor's time. The price is that the process stays as large as it once was.
+    back to the kernel at once, which hands out zeroed pages again one by one: dear on a virtual machine. The price is
+    that the process stays as large as it once was.
 
     To be called before other threads allocate: heaps that they have by then remain.
     """
