@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ from pneumo_export.quantise import Block, float_share, onnx_quantiser, tflite_qu
 from pneumo_export.repair import JudgedFile, layers_of, repair
 from pneumo_train.calibrate import Labels
 from pneumo_train.perturb import perturb_all
-from pneumo_train.run import Config, Films, RunFilms, load_films, model_path, read_config, read_metrics
+from pneumo_train.run import Config, Films, RunFilms, load_films, load_model, model_path, read_config, read_metrics
 from pneumo_train.split import TEST, TRAIN, VALIDATION
 from pneumo_train.train import versions
 
@@ -57,8 +56,6 @@ NOVELTY_FILMS = 1000
 """Training films, at most, that the statistics of novelty are fitted on, each as it is and perturbed."""
 
 DEFAULT_POINT = "balanced"
-
-KAGGLE_NAME = r"person\d+_(bacteria|virus)_\d+(_\d+)?\.jpeg|(NORMAL2-)?IM-\d+-\d+(-\d+)?\.jpeg"
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def export_run(
     run: Path,
     output: Path,
     *,
-    data: Path | None = None,
+    data: Sequence[str] = (),
     int8: bool = True,
     formats: tuple[str, ...] = ("onnx", "tflite"),
     max_drop: float = 0.5,
@@ -88,7 +85,7 @@ def export_run(
     Args:
         run: Folder of a finished run.
         output: Bundle folder to make.
-        data: Where the films are now; where they were at training by default.
+        data: Where the data sets are now, in the order of the run; where they were at training by default.
         int8: Make int8 files too.
         formats: "onnx", "tflite" or both.
         max_drop: See `pneumo_export.gate.judge`.
@@ -168,11 +165,9 @@ def _describe_data(films: RunFilms, config: Config) -> str:
     readable = [f for f, part in zip(films.files, films.split, strict=True) if part in {TRAIN, VALIDATION, TEST}]
     sizes = []
     for film in readable[:: max(1, len(readable) // 200)]:
-        with contextlib.suppress(OSError), Image.open(films.root / film.path) as picture:
+        with contextlib.suppress(OSError), Image.open(films.path_of(film)) as picture:
             sizes.append(picture.size)
     name = config.data_name
-    if "phantom" not in name and all(re.match(KAGGLE_NAME, film.path.split("/")[-1]) for film in readable):
-        name = "chest-xray-pneumonia (Kermany et al., Cell 2018, CC BY 4.0)"
     if not sizes:
         return name
     width, height = np.median(sizes, axis=0).astype(int)
@@ -181,14 +176,9 @@ def _describe_data(films: RunFilms, config: Config) -> str:
 
 def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
     """Returns the Keras model as trained, and the same as it will run on devices."""
-    import keras
-
     from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of
 
-    try:
-        reference = keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        raise RunError(f"{path} cannot be loaded ({type(error).__name__}): train the run again") from error
+    reference = load_model(path)
     shapes = [tuple(tensor.shape[1:]) for tensor in (*reference.inputs, *reference.outputs)]
     if shapes != [(config.size, config.size, 1), (1,)]:
         raise RunError(f"{path} has other inputs or outputs than config.json says: train the run again")
@@ -223,7 +213,8 @@ def check_apart(films: RunFilms, run: Path) -> None:
 
 def _identities(films: RunFilms, i: int) -> dict[str, str]:
     file = films.files[i]
-    return {"path": file.path, "bytes": films.prepared.sha256[i], "patient": file.patient}
+    patient = f"{'' if file.patient_known else file.site}:{file.patient}"
+    return {"path": f"{file.source}:{file.path}", "bytes": films.prepared.sha256[i], "patient": patient}
 
 
 def calibration_choice(train: Films, count: int, seed: int) -> list[int]:

@@ -156,6 +156,27 @@ def weighted_auc(y: Floats | Labels, scores: Floats, weights: Floats) -> npt.NDA
     return area
 
 
+def mean_auc(labels: Labels, scores: Floats, sites: npt.NDArray[np.str_]) -> float:
+    """Returns the mean over sites of the area under the ROC curve; sites without one of the classes do not count.
+
+    Args:
+        labels: (N,), 0 or 1.
+        scores: (N,)
+        sites: (N,)
+
+    Raises:
+        DataError: No site has films of both classes.
+    """
+    areas = []
+    for site in np.unique(sites):
+        here = sites == site
+        if set(labels[here].tolist()) == {0, 1}:
+            areas.append(float(weighted_auc(labels[here], scores[here], np.ones((1, int(here.sum()))))[0]))
+    if not areas:
+        raise DataError("no site has films of both classes: an area under the ROC curve needs both")
+    return float(np.mean(areas))
+
+
 def _average_precision(y: Floats, scores: Floats, weights: Floats) -> npt.NDArray[np.float64]:
     """Sum over thresholds of precision times the gain in recall, as scikit-learn defines it, for each weight row."""
     order = np.argsort(-scores, kind="stable")
