@@ -304,6 +304,7 @@ def test_int8_files_are_int8_and_close(head: str, exported: Exported, flat: Expo
         assert record["float_share_of_convolution_weights"] <= 0.1
         assert record["distinct_scores"] > 0.5 * record["distinct_scores_fp32"]
         assert record["probability_difference"]["mean"] < 0.1
+        assert not any("ONNX" in failure for failure in record["failures"])  # its checker and reference evaluator
 
 
 @pytest.mark.parametrize(("engine", "quantiser"), [("onnx", onnx_quantiser), ("tflite", tflite_quantiser)])
@@ -354,6 +355,15 @@ def test_refused_files_are_put_aside_with_their_report(runs: Path) -> None:
     assert (runs / "strict-refused" / "model.int8.onnx").is_file()
     assert json.loads((runs / "strict-refused" / "parity.json").read_text())["verdict"] == "refused"
     assert list(read_bundle(runs / "strict").description.files) == ["model.onnx"]
+
+
+def test_a_file_that_the_standard_does_not_allow_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pneumo_export.convert.sort_nodes", lambda graph: graph.node.extend([graph.node.pop(0)]))
+    made = export_run(runs / "gap", runs / "unsorted", int8=False)
+    assert made.bundle is not None
+    [failure] = made.parity["files"]["model.onnx"]["failures"]
+    assert "must be topologically sorted" in failure
+    assert not (made.bundle / "model.onnx").exists()
 
 
 def test_an_existing_bundle_is_kept_unless_forced(runs: Path, exported: Exported) -> None:

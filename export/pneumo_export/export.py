@@ -46,6 +46,7 @@ from pneumo_export.gate import (
 )
 from pneumo_export.quantise import Block, float_share, onnx_quantiser, tflite_quantiser
 from pneumo_export.repair import JudgedFile, layers_of, repair
+from pneumo_export.standard import standard_failures
 from pneumo_train.calibrate import Labels
 from pneumo_train.perturb import perturb_all
 from pneumo_train.run import Config, Films, RunFilms, load_films, load_model, model_path, read_config, read_metrics
@@ -135,6 +136,9 @@ def export_run(
     records: dict[str, Any] = {}
     for form in formats:
         made = _make(form, model, blocks if int8 else [], train.pixels[chosen], gate)
+        if form == "onnx":
+            for file in made.values():
+                file.record["failures"] += standard_failures(file.content, validation.pixels[0])
         files |= {name: file.content for name, file in made.items()}
         records |= {name: file.record for name, file in made.items()}
     refused = [name for name, record in records.items() if record["failures"]]
