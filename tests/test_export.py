@@ -29,7 +29,7 @@ from pneumo_edge.errors import RunError, UsageError
 from pneumo_export.cli import main
 from pneumo_export.convert import OPSET, _pool_before_relu
 from pneumo_export.export import Exported, check_apart, export_run
-from pneumo_export.gate import SIZE_SHARE, Candidate, Judged, judge, mcnemar, too_few
+from pneumo_export.gate import SIZE_SHARE, Candidate, Judged, judge, mcnemar, reference, too_few
 from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of, quantisable_blocks
 from pneumo_export.quantise import Block, float_share, onnx_quantiser, tflite_quantiser
 from pneumo_export.repair import JudgedFile, layers_of, repair
@@ -329,6 +329,44 @@ def test_the_bundle_judges_films(runs: Path, exported: Exported) -> None:
             answers[file] = classifier.predict(film)
     assert answers["model.onnx"].logit == pytest.approx(answers["model.tflite"].logit, abs=1e-3)
     assert answers["model.onnx"].heatmap.shape == (SIZE // 8, SIZE // 8)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "tflite"])
+def test_the_bundle_says_what_its_files_answer_on_validation_films(engine: str, runs: Path, exported: Exported) -> None:
+    bundle, name = read_bundle(exported.bundle or runs), f"model.{engine}"
+    stated_of = bundle.description.files[name].reference
+    films = load_films(runs / "gap", read_config(runs / "gap"), None).part(VALIDATION).pixels
+    found = open_backend(engine, bundle.read_file(name), SIZE, 1, name)
+    answers = [found.run(film[np.newaxis, ..., np.newaxis]) for film in films]
+    assert stated_of is not None
+    assert stated_of.films == len(films)
+    shares = np.linspace(0, 1, 101)
+    for stated, values in (
+        (stated_of.logit, [float(answer.logit[0]) for answer in answers]),
+        (stated_of.novelty, [float(answer.novelty[0]) for answer in answers]),
+    ):
+        assert stated == pytest.approx(np.quantile(values, shares, method="inverted_cdf").tolist(), abs=1e-4)
+
+
+def test_each_site_weighs_the_same_in_the_reference() -> None:
+    rng = np.random.default_rng(0)
+    small, large = rng.normal(-2, 1, 40).astype(np.float32), rng.normal(2, 1, 400).astype(np.float32)
+    novelty = np.ones(440, np.float32)
+    found = reference(np.concatenate([small, large]), novelty, ["small"] * 40 + ["large"] * 400)
+    repeated = reference(np.concatenate([small] * 10 + [large]), np.ones(800, np.float32), ["one"] * 800)
+    assert found is not None
+    assert repeated is not None
+    assert found["logit"] == repeated["logit"]
+    assert found["films"] == 440
+    assert (found["logit"][0], found["logit"][100]) == (small.min(), large.max())
+    alone = reference(large, novelty[:400], ["large"] * 400)
+    assert alone is not None
+    assert alone["logit"][50] > found["logit"][50] + 1
+
+
+def test_answers_that_are_no_numbers_give_no_reference() -> None:
+    assert reference(np.array([0.5, np.nan], np.float32), np.ones(2, np.float32), ["a", "a"]) is None
+    assert reference(np.ones(2, np.float32), np.array([0.5, np.inf], np.float32), ["a", "a"]) is None
 
 
 def test_the_bundle_says_where_it_comes_from(runs: Path, exported: Exported) -> None:

@@ -27,6 +27,8 @@ from pneumo_edge.bundle import (
     ModelFile,
     OperatingPoint,
     Provenance,
+    Reference,
+    from_json,
     write_description,
 )
 from pneumo_edge.classifier import usable_cores
@@ -378,6 +380,7 @@ def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], f
                 len(content),
                 parity["files"][name]["sha256"],
                 parity["files"][name]["novelty_limit"],
+                reference=from_json(Reference | None, parity["files"][name]["reference"]),
             )
             for name, content in files.items()
         },

@@ -95,6 +95,29 @@ def novelty_limit(novelty: Floats) -> float:
     return float(np.quantile(novelty, 0.99)) * 1.1
 
 
+def reference(logit: Floats, novelty: Floats, sites: Sequence[str]) -> dict[str, Any] | None:
+    """Returns what `pneumo_edge.bundle.Reference` holds, None where an answer is no number.
+
+    Args:
+        logit: (N,), of the validation films as they are.
+        novelty: (N,), of the same.
+        sites: N names: each site weighs the same, however many films it has.
+    """
+    if not (np.isfinite(logit).all() and np.isfinite(novelty).all()):
+        return None
+    _, site, films = np.unique(np.asarray(sites), return_inverse=True, return_counts=True)
+    weights = 1 / films[site]
+
+    def quantiles(values: Floats) -> list[float]:
+        # The smallest value that at least this share of the weight does not exceed: a value that did occur.
+        order = np.argsort(values, kind="stable")
+        reached = np.cumsum(weights[order])
+        places = np.searchsorted(reached, np.linspace(0, 1, 101) * reached[-1] * (1 - 1e-12))
+        return [float(value) for value in values[order][places]]
+
+    return {"films": len(logit), "logit": quantiles(logit), "novelty": quantiles(novelty)}
+
+
 def judge(
     candidate: Candidate,
     found: Judged,
@@ -139,6 +162,7 @@ def judge(
             probabilities(found.logit, calibration), probabilities(keras, calibration)
         ),
         "withheld": float(np.mean(found.novelty > limit)),
+        "reference": reference(found.logit[: len(labels)], found.novelty[: len(labels)], [""] * len(labels)),
         # Each at its own limit, which is a percentile: the shares alone would always agree.
         "withheld_otherwise": int(np.sum((found.novelty > limit) != (fp32.novelty > reference_limit))),
     }
