@@ -28,6 +28,7 @@ from pneumo_edge.bundle import (
     OperatingPoint,
     Provenance,
     Reference,
+    Site,
     from_json,
     write_description,
 )
@@ -353,6 +354,19 @@ def _write(
     return Exported(output if passed else None, aside if refused else None, parity)
 
 
+def _sites(config: Config, metrics: dict[str, Any]) -> tuple[Site, ...]:
+    """Returns whom the model knows: the sites whose films it has learned from."""
+    sites: tuple[Site, ...] = from_json(
+        tuple[Site, ...],
+        [
+            {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")} | known
+            for name, known in metrics["sites"].items()
+            if name != config.left_out
+        ],
+    )
+    return sites
+
+
 def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], files: dict[str, bytes]) -> Description:
     return Description(
         format_version=FORMAT_VERSION,
@@ -373,6 +387,8 @@ def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], f
             weights=config.started_from,
             trained=config.trained,
             versions=config.versions | parity["versions"],
+            sites=_sites(config, metrics),
+            licence="; ".join(f"films of {site}: {terms}" for site, terms in config.licences.items()),
         ),
         files={
             name: ModelFile(
