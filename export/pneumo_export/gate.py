@@ -31,7 +31,7 @@ DISTINCT_FILMS = 0.5
 has nothing that int8 could lose."""
 WITHHELD_POINTS = 1.0
 FLOAT_SHARE = 0.1
-SIZE_SHARE = {"gap": 0.30, "flatten": 0.35}
+SIZE_SHARE = {"local": 0.30, "gap": 0.30, "flatten": 0.35}
 FREE_FLIPS = 2
 """Films that may change in any case: in a small set one film is more than a point."""
 

@@ -17,7 +17,7 @@ from pneumo_edge.command_line import tracked
 from pneumo_edge.errors import RunError
 from pneumo_edge.preprocess import Pixels
 from pneumo_export.quantise import HIDDEN, Block
-from pneumo_train.backbones import FEATURES, find_backbone
+from pneumo_train.backbones import FEATURES, LOCAL_LAYERS, find_backbone
 from pneumo_train.explain import explained
 
 
@@ -93,6 +93,9 @@ def fold(model: keras.Model, backbone: str) -> keras.Model:
         if grey and layer.name == "normalise":
             return keras.layers.Rescaling(entry.scale, entry.offset[0], name=layer.name)
         config = layer.get_config()
+        if not isinstance(layer, keras.layers.Layer):
+            # Keras numbers operations anew in each process: those of the file must not meet those that are added here.
+            config["name"] = f"pool_{layer.name}"
         if layer.name in convolutions:
             config["use_bias"] = True
         return type(layer).from_config(config)
@@ -190,16 +193,18 @@ def outputs_of(model: keras.Model, films: Pixels, batch: int = 64) -> dict[str, 
 
 
 def quantisable_blocks(model: keras.Model, backbone: str) -> list[Block]:
-    """Returns what of a `deployed` model becomes int8: the backbone, and the large matrix of `flatten`.
+    """Returns what of a `deployed` model becomes int8: the backbone, the large matrix of `flatten`, and of `local` what
+    stands between the backbone and its map.
 
     Normalisation and the backbone's `float_layers` in front, the last layer, heatmap and novelty stay float: they cost
     little, and scores do not collapse into a few values.
     """
     names = [layer.name for layer in model.layers]
     body = names[names.index("normalise") + 1 : names.index(FEATURES)]
+    body += [name for name in names[names.index(FEATURES) :] if name == HIDDEN or name in LOCAL_LAYERS]
     stays = re.compile(find_backbone(backbone).float_layers)
     blocks: list[Block] = []
-    for name in [*body, *(name for name in names if name == HIDDEN)]:
+    for name in body:
         layer = model.get_layer(name)
         # What batch-norm was is nothing now, and in ResNet50 it may stand behind another block's convolution.
         if name.startswith("novelty") or isinstance(layer, keras.layers.Identity) or stays.fullmatch(name):
