@@ -26,13 +26,6 @@ AGES = {
     "0 to 4": (0, 5), "5 to 17": (5, 18), "18 to 39": (18, 40), "40 to 59": (40, 60), "60 to 79": (60, 80),
     "80 and over": (80, 1000),
 }  # fmt: skip
-    "0 to 4": (0, 5),
-    "5 to 17": (5, 18),
-    "18 to 39": (18, 40),
-    "40 to 59": (40, 60),
-    "60 to 79": (60, 80),
-    "80 and over": (80, 1000),
-}
 """Age groups: from, below, in years."""
 FOLDS = 5
 """Parts for cross-fitting."""

@@ -330,15 +330,7 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
                 }
                 for name, threshold in thresholds.items()
             },
-            "validation": _judge(validation, clean, maps, calibration, thresholds, region)
-            | {
-                "site_probe": probe_sites(
-                    validation.files,
-                    validation.labels,
-                    validation.patients,
-                    lambda: _features(model, validation.pixels),
-                )
-            },
+            "validation": _judge(validation, clean, maps, calibration, thresholds, region) | {"site_probe": probe},
             "validation_perturbed": _judge(validation, disturbed, disturbed_maps, calibration, thresholds, region),
             "left_out": elsewhere,
             "test": None,
