@@ -1,14 +1,54 @@
-"""The part of pneumo that runs on the device: film in, calibrated verdict out, no TensorFlow."""
+"""The part of pneumo that runs on the device: film in, calibrated verdict out, no TensorFlow.
+
+from pneumo_edge import Classifier
+
+with Classifier.load() as classifier:
+    print(classifier.predict("film.png"))
+"""
 
 import os
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from pneumo_edge.classifier import Classifier, Prediction
+from pneumo_edge.errors import (
+    BundleError,
+    DataError,
+    ImageError,
+    MissingExtraError,
+    PneumoError,
+    RunError,
+    UsageError,
+)
 
-__all__ = ["Classifier", "Prediction", "__version__"]
+if TYPE_CHECKING:
+    from pneumo_edge.bundle import Bundle, read_bundle
+    from pneumo_edge.classifier import Classifier, Failure, Prediction
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "Classifier",
+    "DataError",
+    "Failure",
+    "ImageError",
+    "MissingExtraError",
+    "PneumoError",
+    "Prediction",
+    "RunError",
+    "UsageError",
+    "__version__",
+    "read_bundle",
+]
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Bundle": "bundle",
+    "Classifier": "classifier",
+    "Failure": "classifier",
+    "Prediction": "classifier",
+    "read_bundle": "bundle",
+}
+"""Public names whose modules import NumPy and Pillow -> module."""
 
 # ONNX Runtime's Linux wheel keeps telemetry in the user's home, 2.9 MB of it after a while, and knows a place to send
 # it to. A tool for films of patients does neither. ONNX Runtime reads this when it is imported: after pneumo_edge.
@@ -16,9 +56,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
-    """Imports NumPy and Pillow when `Classifier` is first asked for: `pneumo-infer --help` needs neither."""
-    if name in {"Classifier", "Prediction"}:
-        from pneumo_edge import classifier
+    """Imports a module of `_MODULES` when its name is first asked for: `pneumo-infer --help` needs none of them."""
+    if name in _MODULES:
+        from importlib import import_module
 
-        return getattr(classifier, name)
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Names what has not been imported yet too: `dir`, `help` and completion find it."""
+    return sorted({*globals(), *__all__})
