@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
+# Versions with which everything was green, as a newcomer and CI install them. `make test CONSTRAINTS=`: the newest.
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-arm default-model results results-serve results-archive picture format clean
+.PHONY: demo test test-arm default-model results results-serve results-archive picture constraints format clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last: an interrupted installation is done again.
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pneumo needs Python 3.11 or later: call make PYTHON=/path/to/python3")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[all,dev]'
 	touch $@
 
 # Phantoms -> train -> export with the gate -> a verdict with its heatmap -> benchmarks.
@@ -87,6 +89,13 @@ results-archive: $(VENV)/installed
 picture: $(VENV)/installed
 	$(BIN)/python -m pneumo_bench.picture docs/film.png
 	$(BIN)/python tests/serve_picture.py docs/serve.png
+
+# The newest versions that there are, into constraints.txt. `make test` judges them; what is red is not committed.
+constraints:
+	rm -rf $(VENV)
+	$(MAKE) $(VENV)/installed CONSTRAINTS=
+	{ echo '# Made by make constraints, on Linux with Python 3.11.'; $(BIN)/python -m pip freeze --exclude-editable; } \
+	    > constraints.txt
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
