@@ -6,7 +6,7 @@ DEMO := runs/demo
 # Versions with which everything was green, as a newcomer and CI install them. `make test CONSTRAINTS=`: the newest.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-arm default-model results results-serve results-archive picture constraints format clean
+.PHONY: demo test test-arm default-model results tables results-serve results-archive picture constraints format clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last: an interrupted installation is done again.
@@ -76,6 +76,11 @@ results: $(VENV)/installed
 	    --latency $(RESULTS)/bench/latency.json --output $(RESULTS)/bench
 	$(BENCH) agreement --model $(FIRST)/bundle --run $(FIRST) --data $(DATA) --output $(RESULTS)/bench
 	$(BIN)/python -m pneumo_bench.results $(RESULTS) $(RUNS) $(ALSO)
+	$(MAKE) tables
+
+# The tables in README.md and docs/, from docs/results/.
+tables: $(VENV)/installed
+	$(BIN)/python -m pneumo_bench.readme README.md docs/*.md
 
 # docs/results/serve and archive, on a quiet machine; the first needs Orthanc.
 results-serve: $(VENV)/installed

@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from pneumo_bench.readme import fill
+from pneumo_edge.errors import RunError, UsageError
 from pneumo_train.phantom import draw_phantoms
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,103 +32,136 @@ COMMANDS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------- figures
-
-_COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
-_SOURCE = re.compile(r"\s*(\S+\.json): (.+?) (\S*\{[^{}]*\}\S*)(?: x (\S+)| (inverse))?\s*")
-"""FILE: KEYS FORMAT, then `x FACTOR`, `inverse` or nothing."""
-_KEY = re.compile(r"\[([^\]]*)\]|([^.\[\]]+)")
+# ----------------------------------------------------------------------------------------------------- tables
 
 
-def stated_and_found(text: str, root: Path) -> Iterator[tuple[str, str]]:
-    """Yields each figure that a comment follows, as far as it should be, and what the file holds.
-
-    A comment that speaks of docs/results/ and cannot be followed raises an error that a reader understands.
-    """
-    for comment in _COMMENT.finditer(text):
-        if "docs/results/" not in comment[1]:
-            continue
-        source = _SOURCE.fullmatch(comment[1])
-        if source is None:
-            raise ValueError(f"not FILE: KEYS FORMAT: {comment[0]}")
-        file, keys, form, factor, inverse = source.groups()
-        value = look_up(json.loads((root / file).read_text(encoding="utf-8")), keys)
-        value = 1 / value if inverse else value * float(factor) if factor else value
-        shown = form.format(value)
-        before = text[: comment.start()]
-        # One character more: 10.994 does not end with 0.994.
-        stated = before[-len(shown) - 1 :]
-        yield (stated[1:] if not re.match(r"[\d.,−-]", stated) else stated), shown
+def interval(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.005}
 
 
-def look_up(value: Any, keys: str) -> Any:
-    """Follows `a.b[name=x, threads=1].c[key.with.dots]` into a JSON value."""
-    for bracket, plain in _KEY.findall(keys):
-        if isinstance(value, list):
-            wanted = dict(pair.strip().split("=", 1) for pair in bracket.split(","))
-            [value] = [each for each in value if all(str(each[key]) == text for key, text in wanted.items())]
-        else:
-            value = value[bracket or plain]
-    return value
+def measures(auc: float, films: int) -> dict[str, Any]:
+    point = {name: interval(auc - 0.1) for name in ("accuracy", "sensitivity", "specificity")}
+    return {"n": films, "auc": interval(auc), "ece": interval(0.05), "operating_points": {"balanced": point}}
+
+
+def publish(folder: Path, runs: dict[str, dict[str, Any]]) -> None:
+    """Writes finished runs into a folder of results: name -> what differs from a run on one site in its metrics."""
+    for name, metrics in runs.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps({"backbone": "net", "head": "gap", "size": 32}))
+        (folder / name / "metrics.json").write_text(json.dumps({"test": None} | metrics))
+    (folder / "results.json").write_text(json.dumps({"runs": {name: {} for name in runs}}))
 
 
 @pytest.fixture
-def measured(tmp_path: Path) -> Path:
-    folder = tmp_path / "docs" / "results" / "a"
-    folder.mkdir(parents=True)
-    rows = [{"name": "x/m.onnx", "threads": t, "ratio": {"median": t / 16}} for t in (1, 2)]
-    record = {"auc": {"value": 0.9938}, "n": 1044, "rows": rows, "files": {"m.int8.onnx": {"bytes": 3_940_000}}}
-    (folder / "m.json").write_text(json.dumps(record))
-    return tmp_path
+def results(tmp_path: Path) -> Path:
+    """Results of one run on one site, exported and timed, and of one whose test films were never measured."""
+    folder = tmp_path / "docs" / "results"
+    publish(folder, {"unmeasured": {}, "one": {"test": measures(0.987, 1624)}})
+    (folder / "one" / "parity.json").write_text(json.dumps({"files": {"model.int8.onnx": {"bytes": 3_940_000}}}))
+    name = "net-gap-32/model.int8.onnx"
+    rows = [{"name": name, "threads": t, "bytes": 3_940_000, "p50_ratio": {"median": t / 16}} for t in (1, 2)]
+    cold = {"name": name, "mode": "cold", "peak_rss": {"median": 85_200_000}}
+    install = {"total": 170_400_000, "onnxruntime": 75_600_000, "numpy": 57_000_000, "pillow": 20_000_000}
+    (folder / "bench").mkdir()
+    (folder / "bench" / "latency.json").write_text(json.dumps({"results": rows}))
+    end_to_end = {"results": [cold, cold | {"mode": "warm"}], "install": install}
+    (folder / "bench" / "end-to-end.json").write_text(json.dumps(end_to_end))
+    return folder
+
+
+def page(*names: str) -> str:
+    return "".join(f"Before.\n<!-- table: {name} -->\nold\n<!-- end of table -->\nAfter.\n" for name in names)
+
+
+def test_tables_are_made_from_the_files_and_the_rest_stays(results: Path) -> None:
+    filled = fill(page("accuracy", "footprint", "models"), results)
+    assert filled.count("Before.") == filled.count("After.") == 3
+    assert "old" not in filled
+    assert "| 1,624 | 0.987 (0.977 to 0.992) | 0.887 (0.877 to 0.892) |" in filled
+    assert "[one](results/one/metrics.json) | net-gap-32 | 0.987" in filled
+    assert "| 3.9 MB | 1/16.0 |" in filled
+    assert "unmeasured" not in filled
+    for figure in ("| 3.9 MB |", "| 1/16.0 |", "| 85 MB |", "| 170 MB |", "(onnxruntime 76, numpy 57, pillow 20)"):
+        assert figure in filled
+    assert fill(filled, results) == filled
+    code = f"```html\n{page('accuracy')}```\n"
+    assert fill(code, results) == code
+    assert fill(filled.replace("0.987", "0.988", 1), results) == filled
+
+
+def test_runs_on_several_sites_come_first_and_sites_not_seen_stand_apart(results: Path) -> None:
+    sites = {"rsna": measures(0.95, 300), "elsewhere": measures(0.91, 200)}
+    test = measures(0.999, 500) | {"sites": sites, "mean": measures(0.93, 500)}
+    left_out = [measures(0.8, 300) | {"sites": {"rsna": measures(0.8, 300)}}]
+    left_out.append(measures(0.7, 200) | {"sites": {"elsewhere": measures(0.7, 200)}})
+    runs = {f"without{i}": {"test": test, "left_out": each} for i, each in enumerate(left_out)}
+    publish(results / "sites", runs | {"all": {"test": test}})
+    [accuracy] = re.findall(r"Before.\n(.*)After", fill(page("accuracy"), results), re.DOTALL)
+    rows = [line.split(" | ") for line in accuracy.splitlines() if line.startswith("| ")][2:]
+    assert [(row[0], row[1], row[2].split()[0]) for row in rows] == [
+        ("| RSNA: adults, NIH Clinical Center", "300", "0.950"),
+        ("| elsewhere", "200", "0.910"),
+        ("| **mean over the sites**", "500", "0.930"),
+        ("| RSNA: adults, NIH Clinical Center, not seen in training", "300", "0.800"),
+        ("| elsewhere, not seen in training", "200", "0.700"),
+        ("| **mean over sites not seen in training**", "500", "0.750"),
+    ]
+    models = fill(page("models"), results)
+    assert models.index("results/sites/all/") < models.index("results/one/")
+    assert "[all](results/sites/all/metrics.json) | net-gap-32 | 0.930" in models
+    assert "without" not in models
+
+
+def test_two_runs_that_leave_out_one_site_are_a_contradiction(results: Path) -> None:
+    left_out = {"left_out": measures(0.8, 3) | {"sites": {"rsna": measures(0.8, 3)}}}
+    publish(results / "sites", {"all": {"test": measures(0.9, 9)}, "a": left_out, "b": left_out})
+    with pytest.raises(RunError, match="two runs that leave out rsna"):
+        fill(page("accuracy"), results)
 
 
 @pytest.mark.parametrize(
-    ("figure", "source"),
+    ("text", "words"),
     [
-        ("AUC 0.994", "auc.value {:.3f}"),
-        ("| 99.4 %", "auc.value {:.1f} x 100"),
-        ("99.4%", "auc.value {:.1%}"),
-        ("of 1,044", "n {:,}"),
-        ("1/16.0", "rows[name=x/m.onnx, threads=1].ratio.median 1/{:.1f} inverse"),
-        ("1/8.0", "rows[name=x/m.onnx, threads=2].ratio.median 1/{:.1f} inverse"),
-        ("3.9", "files[m.int8.onnx].bytes {:.1f} x 1e-6"),
+        (page("accurracy"), "no table accurracy"),
+        ("<!-- table: models -->\nold\n", "needs both its lines"),
+        ("old\n<!-- end of table -->\n", "needs both its lines"),
+        ("<!-- table: two words -->\nold\n<!-- end of table -->\n", "needs both its lines"),
     ],
 )
-def test_a_figure_is_compared_with_its_file(figure: str, source: str, measured: Path) -> None:
-    number = figure.removesuffix(" %")
-    text = f"{number}<!-- docs/results/a/m.json: {source} --> and more"
-    [(stated, found)] = stated_and_found(text, measured)
-    assert stated == found
-    wrong = re.sub(r"\d(?=\D*$)", lambda digit: str((int(digit[0]) + 1) % 10), number)
-    [(stated, found)] = stated_and_found(text.replace(number, wrong, 1), measured)
-    assert stated != found
+def test_a_table_that_nobody_would_make_is_an_error(text: str, words: str, results: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        fill(text, results)
 
 
-def test_a_longer_number_is_another_number(measured: Path) -> None:
-    for number in ("10.994", "-0.994"):
-        [(stated, found)] = stated_and_found(f"{number}<!-- docs/results/a/m.json: auc.value {{:.3f}} -->", measured)
-        assert stated != found
+@pytest.mark.parametrize("file", ["results.json", "one/metrics.json", "bench/latency.json", "bench/end-to-end.json"])
+def test_results_that_are_missing_or_damaged_are_named(file: str, results: Path) -> None:
+    names = ("accuracy", "footprint")
+    for content in ('{"results": [], "runs": {"none": {}}}', "{}", "[", None):
+        (results / file).unlink() if content is None else (results / file).write_text(content)
+        with pytest.raises(RunError, match="call make results"):
+            fill(page(*names), results)
 
 
-@pytest.mark.parametrize(
-    ("comment", "error"),
-    [
-        ("docs/results/a/m.json auc.value", ValueError),
-        ("docs/results/b/m.json: auc.value {:.3f}", FileNotFoundError),
-        ("docs/results/a/m.json: auc.low {:.3f}", KeyError),
-        ("docs/results/a/m.json: rows[name=x/m.onnx].ratio.median {:.1f}", ValueError),
-    ],
-)
-def test_a_source_that_cannot_be_followed_is_an_error(comment: str, error: type[Exception], measured: Path) -> None:
-    with pytest.raises(error):
-        list(stated_and_found(f"0.994<!-- {comment} -->", measured))
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_table_is_that_of_the_files(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert fill(text) == text, "call make tables"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_figure_with_a_source_is_that_of_the_file(page: Path) -> None:
-    # What stands in code blocks is about the scheme.
-    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert [pair for pair in stated_and_found(text, ROOT) if pair[0] != pair[1]] == []
+def test_the_figures_of_the_readme_stand_in_tables() -> None:
+    """Measured figures outside of them would be compared with nothing."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"<!-- table: (\S+) -->", text) == ["accuracy", "footprint"]
+    prose = re.sub(
+        r"<!-- table:.*?<!-- end of table -->|```.*?```|`.*?`|\]\(.*?\)|http\S+|95 % intervals",
+        "",
+        text,
+        flags=re.DOTALL,
+    )
+    figures = re.findall(r"\d[\d,]*\.\d+|\d+ ?%|\d+ ?MB", prose)
+    # Versions of Python and of the licence.
+    assert [figure for figure in figures if not re.fullmatch(r"3\.1\d|[24]\.0", figure)] == []
 
 
 # -------------------------------------------------------------------------------------------- links and files

@@ -1,0 +1,235 @@
+"""Writes the tables of results into README.md and docs/ from the files in docs/results/.
+
+    python -m pneumo_bench.readme README.md docs/models.md
+
+A table stands between two lines, `<!-- table: NAME -->` and `<!-- end of table -->`, and is never edited by hand. NAME
+is one of `TABLES`. A test asks whether each table is what this command would write.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from pneumo_bench.output import row
+from pneumo_edge.atomic import write_text
+from pneumo_edge.errors import PneumoError, RunError, UsageError
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+
+SITES = {
+    "kermany": "Kermany: children of 1 to 5 years, Guangzhou",
+    "rsna": "RSNA: adults, NIH Clinical Center",
+    "siim_covid19": "SIIM-COVID: adults, Spain and the USA",
+}
+"""Who the films of a site show; another site is called by its name."""
+
+SITES_FOLDER = "sites"
+"""Folder in docs/results/ of the runs on films of several sites."""
+
+LARGEST = ("onnxruntime", "numpy", "pillow")
+"""Packages of the base install that take most of the disk."""
+
+MEASURES = ("AUC", "accuracy", "sensitivity", "specificity", "ECE")
+
+_TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_CODE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
+
+
+def fill(text: str, results: Path = RESULTS) -> str:
+    """Returns a page with all its tables made anew.
+
+    Args:
+        text: Markdown; what stands in its blocks of code stays.
+        results: docs/results/, or a folder like it.
+
+    Raises:
+        UsageError: A table has a name that is none of `TABLES`, or no end.
+        RunError: A file that a table is made from is missing or damaged.
+    """
+    parts = _CODE.split(text)
+    for i in range(0, len(parts), 2):
+        parts[i] = _fill(parts[i], results)
+    return "".join(parts)
+
+
+def _fill(text: str, results: Path) -> str:
+    found = len(_TABLE.findall(text))
+    if text.count("<!-- table:") != found or text.count("<!-- end of table -->") != found:
+        raise UsageError("a table needs both its lines, <!-- table: NAME --> and <!-- end of table -->")
+
+    def made(match: re.Match[str]) -> str:
+        start, name, end = match.groups()
+        if name not in TABLES:
+            raise UsageError(f"there is no table {name}: call it {' or '.join(TABLES)}")
+        try:
+            return f"{start}{TABLES[name](results)}\n{end}"
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise RunError(f"the table {name} cannot be made from {results} ({error!r}): call make results") from error
+
+    return _TABLE.sub(made, text)
+
+
+def accuracy(results: Path) -> str:
+    """Returns the table of the default model: each site's test films, their mean, and sites that it had not seen.
+
+    The runs on films of several sites lie in `results/sites/`; as long as there are none, the only site is that of the
+    runs in `results/`. The default model is the first measured run that is listed in its folder.
+    """
+    folder = next((each for each in (results / SITES_FOLDER, results) if (each / "results.json").is_file()), results)
+    measured = [test for _, _, test in _measured(folder)]
+    if not measured:
+        raise RunError(f"{folder} has no run with test figures: call pneumo-train with --test, then make results")
+    # The form of a run on one site, before there were several.
+    sites = measured[0].get("sites") or {"kermany": measured[0]}
+    lines = _heading("test films", "number", *MEASURES)
+    lines += [_row(SITES.get(site, site), found["n"], found) for site, found in sites.items()]
+    if len(sites) > 1:
+        lines.append(_row("**mean over the sites**", measured[0]["n"], measured[0]["mean"]))
+    return "\n".join([*lines, *_left_out(folder)])
+
+
+def _left_out(folder: Path) -> list[str]:
+    """Returns a row for each site that some run in the folder has not learned from, and their mean."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*/metrics.json")):
+        for site, judged in ((_read(path).get("left_out") or {}).get("sites") or {}).items():
+            if site in found:
+                raise RunError(f"{folder} has two runs that leave out {site}: publish one of them")
+            found[site] = judged
+    rows = [_row(f"{SITES.get(site, site)}, not seen in training", each["n"], each) for site, each in found.items()]
+    if len(found) > 1:
+        # Independent models and films: each run has intervals, their mean has none here.
+        means = [f"{mean(values):.3f}" for values in zip(*map(_values, found.values()), strict=True)]
+        total = sum(judged["n"] for judged in found.values())
+        rows.append(row(("**mean over sites not seen in training**", f"{total:,}", *means)))
+    return rows
+
+
+def models(results: Path) -> str:
+    """Returns a table of all measured runs: test figures, size of the int8 file, its time against ResNet50.
+
+    Two tables where there are runs on several sites and runs on one. The figures of several sites are their mean.
+    """
+    folders = [folder for folder in (results / SITES_FOLDER, results) if (folder / "results.json").is_file()]
+    words = {
+        SITES_FOLDER: "Trained on several sites, mean over their test films:",
+        results.name: "Trained on one site:",
+    }
+    tables = []
+    for folder in folders:
+        title = f"{words[folder.name]}\n\n" if len(folders) > 1 else ""
+        tables.append(title + "\n".join(_models(folder, folder.relative_to(results.parent).as_posix())))
+    return "\n\n".join(tables)
+
+
+def _models(folder: Path, link: str) -> list[str]:
+    bench = folder / "bench" / "latency.json"
+    latency = _read(bench)["results"] if bench.is_file() else []
+    ratios = {each["name"]: each["p50_ratio"]["median"] for each in latency if each["threads"] == 1}
+    lines = _heading("run", "model", *MEASURES, "int8", "time")
+    for name, config, test in _measured(folder):
+        model = f"{config['backbone']}-{config['head']}-{config['size']}"
+        report = folder / name / "parity.json"
+        exported = (_read(report)["files"] if report.is_file() else {}).get("model.int8.onnx")
+        # A refused file is there too, and nobody's.
+        size = f"{exported['bytes'] / 1e6:.1f} MB" if exported else "–"
+        ratio = ratios.get(f"{model}/model.int8.onnx") if exported else None
+        figures = _figures(test.get("mean") or test)
+        lines.append(row((f"[{name}]({link}/{name}/metrics.json)", model, *figures, size, _one_in(ratio))))
+    return lines
+
+
+def footprint(results: Path) -> str:
+    """Returns what the first int8 ONNX file of the benchmarks takes of a device."""
+    measured = _read(results / "bench" / "end-to-end.json")
+    name = measured["results"][0]["name"]
+    [cold] = [each for each in measured["results"] if each["name"] == name and each["mode"] == "cold"]
+    times = _read(results / "bench" / "latency.json")["results"]
+    [time] = [each for each in times if each["name"] == name and each["threads"] == 1]
+    base = ", ".join(f"{package} {measured['install'][package] / 1e6:.0f}" for package in LARGEST)
+    rows = {
+        "size of the file": f"{time['bytes'] / 1e6:.1f} MB",
+        "time for one film against ResNet50 in float32, one thread": _one_in(time["p50_ratio"]["median"]),
+        "memory of `pneumo-infer film.png` at its peak": f"{cold['peak_rss']['median'] / 1e6:.0f} MB",
+        f"base install on the disk ({base})": f"{measured['install']['total'] / 1e6:.0f} MB",
+    }
+    return "\n".join([row((f"`{name}`", "")), row(("---", "---:")), *map(row, rows.items())])
+
+
+TABLES: Mapping[str, Callable[[Path], str]] = {"accuracy": accuracy, "models": models, "footprint": footprint}
+
+
+def _heading(*columns: str) -> list[str]:
+    text = {"test films", "run", "model"}
+    return [row(columns), row(tuple("---" if column in text else "---:" for column in columns))]
+
+
+def _row(name: str, films: int, measures: Mapping[str, Any]) -> str:
+    return row((name, f"{films:,}", *_figures(measures)))
+
+
+def _found(measures: Mapping[str, Any]) -> list[Mapping[str, float]]:
+    """Returns the five measures as intervals, the middle three at the operating point `balanced`."""
+    point = measures["operating_points"]["balanced"]
+    return [measures["auc"], point["accuracy"], point["sensitivity"], point["specificity"], measures["ece"]]
+
+
+def _values(measures: Mapping[str, Any]) -> list[float]:
+    return [found["value"] for found in _found(measures)]
+
+
+def _figures(measures: Mapping[str, Any]) -> list[str]:
+    return [f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})" for found in _found(measures)]
+
+
+def _one_in(ratio: float | None) -> str:
+    return "–" if ratio is None else f"1/{1 / ratio:.1f}"
+
+
+def _measured(folder: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Returns name, configuration and test figures of each run that has such figures and left out no site."""
+    found = []
+    for name in _read(folder / "results.json")["runs"]:
+        metrics = _read(folder / name / "metrics.json")
+        if metrics["test"] is not None and metrics.get("left_out") is None:
+            found.append((name, _read(folder / name / "config.json"), metrics["test"]))
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: call make results") from None
+    except (ValueError, OSError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise RunError(f"{path} is damaged: call make results")
+    return parsed
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes each page whose tables have changed."""
+    if not arguments:
+        sys.exit(__doc__)
+    try:
+        for page in map(Path, arguments):
+            text = page.read_text(encoding="utf-8")
+            filled = fill(text)
+            if filled != text:
+                write_text(page, filled)
+                print(f"{page}: tables made anew")
+    except OSError as error:
+        sys.exit(f"pneumo_bench.readme: {error.filename} cannot be read: {error.strerror}")
+    except PneumoError as error:
+        sys.exit(f"pneumo_bench.readme: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
