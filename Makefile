@@ -6,7 +6,7 @@ DEMO := runs/demo
 # Versions with which everything was green, as a newcomer and CI install them. `make test CONSTRAINTS=`: the newest.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-arm default-model results tables results-serve results-archive picture constraints format clean
+.PHONY: demo test docs test-arm default-model results tables results-serve results-archive picture constraints format clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last: an interrupted installation is done again.
@@ -41,7 +41,12 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python -m pytest
+
+# The pages in docs/ as a site, into site/.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Does 64-bit Arm give the same answers? Emulated, as root. RUN=runs/NAME: on validation films of that run, which lie in
 # DATA if they have moved; on phantoms otherwise. BUNDLE=...: another model than the one that comes with pneumo.
@@ -107,4 +112,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) dist .arm
+	rm -rf $(VENV) dist site .arm

@@ -674,7 +674,7 @@ def test_what_is_collected_names_no_folder_and_holds_no_film(finished: Path, tmp
     assert summary["runs"]["lite0"]["validation"]["n"] == 20
     assert summary["runs"]["lite0"]["test"] is None
     markdown = (docs / "results.md").read_text(encoding="utf-8")
-    assert "| [lite0](lite0/) | none, gap, 32 | 20 validation, perturbed |" in markdown
+    assert "| [lite0](lite0/metrics.json) | none, gap, 32 | 20 validation, perturbed |" in markdown
     assert "(bench/latency.md)" in markdown
 
 
