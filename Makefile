@@ -6,7 +6,7 @@ DEMO := runs/demo
 # Versions with which everything was green, as a newcomer and CI install them. `make test CONSTRAINTS=`: the newest.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test docs test-arm default-model results tables results-serve results-archive picture constraints format clean
+.PHONY: demo test test-edge docs test-arm default-model results tables results-serve results-archive picture constraints format clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last: an interrupted installation is done again.
@@ -43,6 +43,10 @@ test: $(VENV)/installed
 	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python -m pytest
+
+# The runtime alone, as the base install has it: what to call between two edits.
+test-edge: $(VENV)/installed
+	$(BIN)/python -m pytest --cov @tests/edge.txt
 
 # The pages in docs/ as a site, into site/.
 docs: $(VENV)/installed
