@@ -21,7 +21,7 @@ from pneumo_edge.errors import RunError, UsageError
 from pneumo_train.phantom import draw_phantoms
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 COMMANDS = {
     "pneumo-train": "train",
     "pneumo-export": "export",
