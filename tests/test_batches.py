@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pneumo_train.films import FilmFile
+
 if TYPE_CHECKING:
     import keras
 
@@ -40,8 +42,9 @@ def data(module: Any) -> FitData:
     pixels = rng.normal(90, 25, (40, SIZE, SIZE))
     pixels[labels, 8:24] += 90
     films = np.clip(pixels, 0, 255).astype(np.uint8)
+    files = [FilmFile(f"{i}.png", int(label), f"p{i}", "train", "here") for i, label in enumerate(labels)]
     made: FitData = module.FitData(
-        films, np.arange(16, 40), labels.astype(np.int64), films[:8], films[8:16], labels[:8]
+        films, np.arange(16, 40), files, films[:8], films[8:16], labels[:8].astype(np.int64), ["here"] * 8
     )
     return made
 
@@ -60,6 +63,14 @@ def net(size: int = SIZE, *, learns: str = "all") -> keras.Model:
     return Model(image, layers.Dense(1, name="logit")(x), name="tiny")
 
 
+def judged_by_what_it_learns(data: FitData) -> FitData:
+    """The same training films, which validate too."""
+    own = data.films[16:]
+    return replace(
+        data, validation=own, perturbed=own, validation_labels=data.labels[16:], validation_sites=["here"] * len(own)
+    )
+
+
 Batch = tuple[npt.NDArray[np.float32], ...]
 
 
@@ -70,6 +81,7 @@ def batches(module: Any, data: FitData, epoch: int = 0, **options: Any) -> list[
         "seed": 5,
         "balance": "weights",
         "side": SIZE,
+        "map_side": None,
         "teachers": (),
         "features": None,
     } | options
@@ -126,7 +138,9 @@ def test_sampling_shows_the_rarer_class_more_often_and_weighs_all_the_same(
 
 
 def test_batches_are_a_function_of_seed_and_epoch_however_many_were_made(module: Any, data: FitData) -> None:
-    settings = {"batch_size": 8, "seed": 5, "balance": "weights", "side": SIZE, "teachers": (), "features": None}
+    settings = {"batch_size": 8, "seed": 5, "balance": "weights", "side": SIZE, "map_side": None, "teachers": (),
+        "features": None,
+    }  # fmt: skip
     made = module.Batches(data, **settings)
     several = list(made.stream(range(4)))
     assert len(several) == 4 * made.steps
@@ -212,7 +226,7 @@ def test_sizes_change_in_the_middle_of_a_run(
 
     monkeypatch.setattr(fit, "progressive_sizes", lambda *_: [16, 16, SIZE, SIZE])
     settings = fit.FitSettings(epochs=4, batch_size=8, learning_rate=0.05, seed=5, patience=99)
-    data = replace(data, validation=data.films[16:], validation_labels=data.labels[16:], perturbed=data.films[16:])
+    data = judged_by_what_it_learns(data)
     sides = []
     real_make, real_end = module.Batches.make, fit._EachEpoch.on_epoch_end
 
@@ -326,7 +340,7 @@ def test_training_on_kept_features_leaves_the_whole_model(
     monkeypatch.setattr(module, "VIEWS", 2)
     monkeypatch.setattr(fit, "VIEWS", 2)
     settings = fit.FitSettings(epochs=6, batch_size=8, learning_rate=0.05, seed=5, patience=99)
-    data = replace(data, validation=data.films[16:], validation_labels=data.labels[16:], perturbed=data.films[16:])
+    data = judged_by_what_it_learns(data)
 
     def build() -> keras.Model:
         keras.utils.set_random_seed(3)

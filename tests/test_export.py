@@ -65,6 +65,7 @@ TINY = Backbone(
     default_epochs=8,
     learning_rate=3e-3,
     frozen_layers="",
+    fine_layer="depthrelu2",
     novelty_layers=("relu2", "depthrelu3"),
     float_layers="",
     licence="none.",
@@ -119,7 +120,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for head in ("gap", "flatten"):
             start_run(
                 folder / head,
-                data=str(folder / "films"),
+                data=[str(folder / "films")],
                 backbone="tiny",
                 head=head,
                 weights="none",
@@ -370,7 +371,7 @@ def test_films_that_have_moved(runs: Path, tmp_path: Path) -> None:
     try:
         with pytest.raises(RunError, match="--data"):
             export_run(runs / "gap", tmp_path / "bundle")
-        made = export_run(runs / "gap", tmp_path / "bundle", data=moved, int8=False, formats=("onnx",))
+        made = export_run(runs / "gap", tmp_path / "bundle", data=[str(moved)], int8=False, formats=("onnx",))
         assert made.bundle == tmp_path / "bundle"
     finally:
         moved.rename(runs / "films")

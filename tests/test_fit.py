@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from pneumo_edge.errors import RunError
+from pneumo_train.films import FilmFile
 from pneumo_train.measure import weighted_auc
 
 if TYPE_CHECKING:
@@ -55,10 +56,11 @@ def data(fit: Any) -> FitData:
     made: FitData = fit.FitData(
         films=pixels,
         train=np.arange(16, 40),
-        labels=labels,
+        files=[FilmFile(f"{i}.png", int(label), f"p{i}", "train", "here") for i, label in enumerate(labels)],
         validation=validation,
         perturbed=np.asarray(255 - (255 - validation.astype(int)) * 0.8, np.uint8),
         validation_labels=validation_labels,
+        validation_sites=["here"] * len(validation),
     )
     return made
 
@@ -201,7 +203,7 @@ def scripted(fit: Any, monkeypatch: pytest.MonkeyPatch, areas: list[float]) -> l
 
     def judge(self: Any) -> dict[str, float]:
         judged.append([np.array(w) for w in self.model.get_weights()])
-        return dict.fromkeys(fit.HISTORY[3:9], 0.5) | {"perturbed_auc": areas[len(judged) - 1]}
+        return dict.fromkeys(fit.HISTORY[4:10], 0.5) | {"perturbed_auc": areas[len(judged) - 1]}
 
     monkeypatch.setattr(fit._EachEpoch, "_judge", judge)
     return judged

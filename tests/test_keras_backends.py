@@ -47,7 +47,8 @@ def build(image):
     return layers.ReLU(6.0, name="tiny_activation")(x)
 
 BACKBONES["tiny"] = dataclasses.replace(
-    BACKBONES["mobilenetv2"], name="tiny", build=build, frozen_layers="", novelty_layers=("tiny_conv",)
+    BACKBONES["mobilenetv2"], name="tiny", build=build, frozen_layers="", fine_layer="tiny_conv",
+    novelty_layers=("tiny_conv",),
 )
 data, place = sys.argv[1:]
 
@@ -61,7 +62,7 @@ def start(name, head, interrupted=False):
         fit.say = say
     try:
         train.start_run(
-            train.Path(place) / name, data=data, backbone="tiny", head=head, weights="none", size=64, epochs=3,
+            train.Path(place) / name, data=[data], backbone="tiny", head=head, weights="none", size=64, epochs=3,
             batch_size=8, learning_rate=0.03, seed=3, limit=None,
         )
     except KeyboardInterrupt:
@@ -79,10 +80,11 @@ def answer(name):
 """
 
 STEPS = (
-    ("jax", 'start("on-jax", "gap"); answer("on-jax"); start("jax-first", "flatten", interrupted=True)'),
+    ("jax", 'start("on-jax", "local"); answer("on-jax"); start("jax-first", "flatten", interrupted=True)'),
     (
         "tensorflow",
-        'answer("on-jax"); resume("jax-first"); answer("jax-first");start("tensorflow-first", "gap", interrupted=True)',
+        'answer("on-jax"); resume("jax-first"); answer("jax-first"); '
+        'start("tensorflow-first", "local", interrupted=True)',
     ),
     ("jax", 'answer("jax-first"); resume("tensorflow-first")'),
 )
