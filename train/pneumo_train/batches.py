@@ -86,11 +86,17 @@ def logits(model: keras.Model, films: Pixels) -> Floats:
 
 def predict(model: keras.Model, inputs: npt.NDArray[np.generic]) -> Floats:
     """Returns what a model answers, float32, in batches small enough for any memory; of several outputs the logit."""
-    parts = []
+    return predict_all(model, inputs)["logit"]
+
+
+def predict_all(model: keras.Model, inputs: npt.NDArray[np.generic]) -> dict[str, Floats]:
+    """Returns what a model answers, float32, by output; the only output of a model with one is called "logit"."""
+    parts: dict[str, list[Floats]] = defaultdict(list)
     for i in range(0, len(inputs), PREDICT_BATCH):
         answer = model.predict_on_batch(inputs[i : i + PREDICT_BATCH].astype(np.float32))
-        parts.append(np.asarray(answer["logit"] if isinstance(answer, dict) else answer, np.float32))
-    return np.concatenate(parts)
+        for name, value in (answer if isinstance(answer, dict) else {"logit": answer}).items():
+            parts[name].append(np.asarray(value, np.float32))
+    return {name: np.concatenate(part) for name, part in parts.items()}
 
 
 def soft_targets(teachers: Sequence[keras.Model], films: Pixels) -> Floats:

@@ -189,9 +189,13 @@ def _without_frozen(
 def _to_keep(model: keras.Model) -> keras.Model:
     """Returns the model uncompiled, since what is kept needs no optimiser, and in float32, since it must not round."""
     uncompiled = keras.Model(model.input, model.output, name=model.name)
-    copy = keras.models.clone_model(
-        uncompiled, clone_function=lambda layer: layer.__class__.from_config(layer.get_config() | {"dtype": "float32"})
-    )
+
+    def in_float32(layer: keras.layers.Layer | keras.Operation) -> keras.layers.Layer | keras.Operation:
+        # An operation, such as a maximum, computes in what it is given.
+        precision = {"dtype": "float32"} if isinstance(layer, keras.layers.Layer) else {}
+        return layer.__class__.from_config(layer.get_config() | precision)
+
+    copy = keras.models.clone_model(uncompiled, clone_function=in_float32)
     copy.set_weights(model.get_weights())
     return copy
 

@@ -25,6 +25,7 @@ from pneumo_train.calibrate import Floats, choose_thresholds, fit_calibration, p
 from pneumo_train.films import FilmFile, index_hash, prepare
 from pneumo_train.perturb import perturb_all
 from pneumo_train.phantom import draw_phantoms
+from pneumo_train.pointing import choose_region_threshold, measure_pointing
 from pneumo_train.pretrained import check_weights, load_weights
 from pneumo_train.run import (
     FORMAT_VERSION,
@@ -40,7 +41,7 @@ from pneumo_train.run import (
     write_config,
     write_rows,
 )
-from pneumo_train.sites import SHARES, describe_sites, measure_sites, site_weights
+from pneumo_train.sites import SHARES, describe_sites, measure_sites, probe_sites, site_weights
 from pneumo_train.sources import KAGGLE_PATIENT, absolute, gather
 from pneumo_train.split import LEFT_OUT, TEST, TRAIN, VALIDATION, read_split, split_films, write_split
 
@@ -194,7 +195,6 @@ def measure_test(run: Path) -> None:
     Raises:
         RunError: The run is not finished, or its data set has no test split.
     """
-    from pneumo_train.batches import logits
     from pneumo_train.report import write_report
 
     config, metrics = read_config(run), read_metrics(run)
@@ -202,14 +202,18 @@ def measure_test(run: Path) -> None:
     test = films.part(TEST)
     if set(test.labels.tolist()) != {0, 1}:
         raise RunError(f"the films of {run} have no test split with both classes: --test has nothing to measure")
-    scores = logits(load_model(model_path(run)), test.pixels)
+    scores, maps = _look(load_model(model_path(run)), test.pixels)
     calibration = Calibration(**metrics["calibration"])
-    probability = probabilities(scores, calibration)
     thresholds = {name: point["threshold"] for name, point in metrics["operating_points"].items()}
+    if "pointing" not in metrics["validation"]:
+        raise RunError(
+            f"{run} was judged by an earlier pneumo: delete its metrics.json and judge it anew with --resume"
+        )
+    region = metrics["validation"]["pointing"]["region_threshold"]
     times = (metrics["test"] or {"measured": 0})["measured"] + 1
-    metrics["test"] = {"measured": times} | measure_sites(test, probability, thresholds)
+    metrics["test"] = {"measured": times} | _judge(test, scores, maps, calibration, thresholds, region)
     predictions = [row for row in read_rows(run / "predictions.csv") if row["split"] != TEST]
-    predictions += _prediction_rows(TEST, test, scores, probability)
+    predictions += _prediction_rows(TEST, test, scores, probabilities(scores, calibration))
     write_rows(run / "predictions.csv", PREDICTIONS, predictions)
     write_json(run / "metrics.json", metrics)
     write_report(run)
@@ -269,7 +273,9 @@ def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model
         config.epochs, config.batch_size, config.learning_rate, config.seed, PATIENCE, config.balance
     )
     teachers = [load_model(model_path(Path(teacher))) for teacher in config.teachers]
-    fit(run, settings, data, build, resume=resume, teachers=teachers)
+    # The model is written when all epochs are done: a run that has one is judged anew, and not trained again.
+    if not (resume and (run / "model.keras").is_file()):
+        fit(run, settings, data, build, resume=resume, teachers=teachers)
     _evaluate(run, films, validation, perturbed)
     _report(run)
 
@@ -283,30 +289,34 @@ def _report(run: Path) -> None:
 
 def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) -> None:
     """Calibrates, chooses the operating points, and measures; writes predictions.csv and metrics.json."""
-    from pneumo_train.batches import logits
-
     model = load_model(model_path(run))
-    clean, disturbed = logits(model, validation.pixels), logits(model, perturbed)
+    clean, maps = _look(model, validation.pixels)
+    disturbed, disturbed_maps = _look(model, perturbed)
     labels = np.concatenate([validation.labels] * 2)
     pooled = np.concatenate([clean, disturbed])
     # Each site has the same say, however many films it has.
     weights = np.concatenate([site_weights(validation.sites)] * 2)
     calibration = fit_calibration(labels, pooled, weights)
     thresholds = choose_thresholds(labels, probabilities(pooled, calibration), weights)
-    p_clean, p_disturbed = probabilities(clean, calibration), probabilities(disturbed, calibration)
+    region = None
+    if read_config(run).head == "local":
+        region = choose_region_threshold(maps, [film.boxes for film in validation.files], validation.labels)
     both = Films(validation.files * 2, np.concatenate([validation.pixels, perturbed]), labels)
-    pooled_measure = measure_sites(both, np.concatenate([p_clean, p_disturbed]), thresholds)
+    pooled_measure = measure_sites(both, pooled, calibration, thresholds)
+    p_clean, p_disturbed = probabilities(clean, calibration), probabilities(disturbed, calibration)
     rows = [
         *_prediction_rows(VALIDATION, validation, clean, p_clean),
         *_prediction_rows(f"{VALIDATION}_perturbed", validation, disturbed, p_disturbed),
     ]
     left_out, elsewhere = films.part(LEFT_OUT), None
     if left_out.files:
-        scores = logits(model, left_out.pixels)
-        p_left_out = probabilities(scores, calibration)
-        rows += _prediction_rows(LEFT_OUT, left_out, scores, p_left_out)
-        elsewhere = measure_sites(left_out, p_left_out, thresholds)
+        scores, left_out_maps = _look(model, left_out.pixels)
+        rows += _prediction_rows(LEFT_OUT, left_out, scores, probabilities(scores, calibration))
+        elsewhere = _judge(left_out, scores, left_out_maps, calibration, thresholds, region)
     write_rows(run / "predictions.csv", PREDICTIONS, rows)
+    probe = probe_sites(
+        validation.files, validation.labels, validation.patients, lambda: _features(model, validation.pixels)
+    )
     write_json(
         run / "metrics.json",
         {
@@ -320,12 +330,48 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
                 }
                 for name, threshold in thresholds.items()
             },
-            "validation": measure_sites(validation, p_clean, thresholds),
-            "validation_perturbed": measure_sites(validation, p_disturbed, thresholds),
+            "validation": _judge(validation, clean, maps, calibration, thresholds, region) | {"site_probe": probe},
+            "validation_perturbed": _judge(validation, disturbed, disturbed_maps, calibration, thresholds, region),
             "left_out": elsewhere,
             "test": None,
         },
     )
+
+
+def _look(model: keras.Model, pixels: Pixels) -> tuple[Floats, Floats]:
+    """Returns logits (N,) and heatmaps (N, h, w) of films uint8 (N, S, S)."""
+    from pneumo_train.batches import predict_all
+    from pneumo_train.explain import explained
+
+    answers = predict_all(explained(model), pixels[..., np.newaxis])
+    return answers["logit"][:, 0], answers["heatmap"]
+
+
+def _features(model: keras.Model, pixels: Pixels) -> Floats:
+    """Returns (N, F): what the body of a network knows of each film, averaged over places."""
+    import keras
+
+    from pneumo_train.backbones import FEATURES
+    from pneumo_train.batches import predict
+
+    features = model.get_layer(FEATURES).output
+    return predict(keras.Model(model.input, keras.ops.mean(features, axis=(1, 2))), pixels[..., np.newaxis])
+
+
+def _judge(
+    films: Films,
+    scores: Floats,
+    maps: Floats,
+    calibration: Calibration,
+    thresholds: Mapping[str, float],
+    region: float | None,
+) -> dict[str, Any]:
+    """Measures verdicts and heatmaps of films: what `metrics.json` holds of a split."""
+    called = probabilities(scores, calibration) >= thresholds["balanced"]
+    boxes = [film.boxes for film in films.files]
+    return measure_sites(films, scores, calibration, dict(thresholds)) | {
+        "pointing": measure_pointing(maps, boxes, films.labels, called, films.patients, films.sites, region)
+    }
 
 
 def _prediction_rows(part: str, films: Films, scores: Floats, probability: Floats) -> list[dict[str, Any]]:
