@@ -227,8 +227,8 @@ def test_another_seed_is_another_cut() -> None:
 def big(val: int) -> Set:
     """A set whose val/ holds so many films, one patient each."""
     made = Set()
-    made.patients(0, [2] * 20)
-    made.patients(1, [2] * 40)
+    made.patients(0, [2] * 200)
+    made.patients(1, [2] * 400)
     made.patients(0, [1] * (val // 2), "val")
     made.patients(1, [1] * (val - val // 2), "val")
     return made
@@ -246,6 +246,17 @@ def test_a_val_of_a_hundred_is_used_as_it_is() -> None:
     made = big(USABLE_VALIDATION)
     for part, film in zip(made.split(), made.films, strict=True):
         assert part == {"val": VALIDATION, "train": TRAIN}[film.folder]
+
+
+@pytest.mark.parametrize(("val", "train", "used"), [(20, 90, True), (20, 110, True), (18, 20, False), (40, 380, False)])
+def test_a_smaller_val_is_used_where_it_is_as_much_as_would_be_cut(val: int, train: int, used: bool) -> None:
+    made = Set()
+    for label in (0, 1):
+        made.patients(label, [1] * (train // 2))
+        made.patients(label, [1] * (val // 2), "val")
+    split = made.split()
+    assert ([f for f, p in zip(made.films, split, strict=True) if p == VALIDATION] == made.films[-val:]) or not used
+    assert (TRAIN in {p for f, p in zip(made.films, split, strict=True) if f.folder == "val"}) != used
 
 
 def test_films_that_cannot_be_read_do_not_count_for_val() -> None:

@@ -25,7 +25,9 @@ under both labels; `--limit`."""
 LEFT_ASIDE = (DUPLICATE, CONTRADICTION, UNREADABLE, UNUSED)
 
 USABLE_VALIDATION = 100
-"""Films that `val/` must hold to be used as it is. Kaggle's holds 16, which can choose nothing."""
+SMALL_VALIDATION = 20
+"""Films that `val/` must hold to be used as it is; the smaller number where they are as large a share of the site's
+films as what would be cut. Kaggle's holds 16 of 5,232, which can choose nothing."""
 
 _NAMED = 10
 """Groups of films with the same bytes that a sentence names."""
@@ -48,8 +50,9 @@ def split_films(
 ) -> list[str]:
     """Decides for every film: "train", "validation", "test", "left_out", or why it is left out.
 
-    In each site `val/` is the validation set where it holds at least `USABLE_VALIDATION` films; otherwise its films
-    join `train/`, and about a tenth of the patients, stratified by label, is cut from both. Films with the same bytes
+    In each site `val/` is the validation set where it holds at least `USABLE_VALIDATION` films, or `SMALL_VALIDATION`
+    and a tenth of the site's; otherwise its films join `train/`, and about a tenth of the patients, stratified by
+    label, is cut from both. Films with the same bytes
     count as films of one patient. Whoever stands in the test split, by a copy of a film or, where names are known, by
     name, at any site, is left out of training and validation; whoever stands in a given validation set is left out of
     training. Films with the same bytes under both labels are left out altogether.
@@ -151,7 +154,8 @@ def _take_given_validation(split: list[str], sites: Sequence[str]) -> list[str]:
     to_cut = []
     for site in dict.fromkeys(sites):
         given = [i for i in _in(split, "val") if sites[i] == site]
-        usable = len(given) >= USABLE_VALIDATION
+        films = sum(sites[i] == site for i in _in(split, TRAIN, "val", VALIDATION))
+        usable = len(given) >= min(USABLE_VALIDATION, max(SMALL_VALIDATION, films / _PARTS))
         for i in given:
             split[i] = VALIDATION if usable else TRAIN
         if not usable:
