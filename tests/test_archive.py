@@ -129,11 +129,40 @@ def test_links_pipes_and_folders_that_cannot_be_read(tree: Path, capsys: pytest.
     shutil.rmtree(closed)
     assert [p for b in found for p in b["path"].to_pylist()] == sorted(f"{tree}/{n}" for n in [*FILMS, "dead.png"])
     assert source.unlisted == []
+    links = "links to folders, which are not followed: give those folders as a SOURCE of their own"
+    assert source.passed_over[links] == 1
+    assert source.passed_over["pipes and devices"] == 1
     capsys.readouterr()
     gone = open_source(f"{tree}/none/*.png")
     assert list(gone.batches) == []
     assert gone.unlisted == [f"{tree}/none"]
     assert "cannot be searched for films: No such file" in capsys.readouterr().err
+
+
+def test_what_is_not_listed_is_counted_by_its_ending(tmp_path: Path) -> None:
+    for name in (
+        "a.png",
+        "1.2.840.5",
+        "IM0001",
+        "b.txt",
+        "c.TXT",
+        "d/e.xml",
+        "DICOMDIR",
+        ".hidden.txt",
+        "__MACOSX/f.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = open_source(str(tmp_path))
+    assert sum(len(batch) for batch in source.batches) == 3
+    assert source.passed_over == {"files called *.txt": 2, "files called *.xml": 1, "files called DICOMDIR": 1}
+    for i in range(100):  # however many endings there are, few are told apart
+        (tmp_path / f"x.end{i:03d}").touch()
+    source = open_source(str(tmp_path))
+    assert sum(len(batch) for batch in source.batches) == 3
+    assert sum(source.passed_over.values()) == 104
+    assert len(source.passed_over) == 21
+    assert source.passed_over["files whose names are those of no film"] > 80
 
 
 PATTERNS = (

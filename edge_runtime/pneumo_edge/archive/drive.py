@@ -210,6 +210,8 @@ def _list(found: Source, plan: Plan) -> None:
             show(listed)
     new = plan.films - before
     say(f"{listed:,} films listed" + (f", {new:,} of them new" if new < listed else ""))
+    for what, count in found.passed_over.most_common():
+        say(f"not listed: {count:,} {what}")
 
 
 # --------------------------------------------------------------------------------------------------------- the parts
