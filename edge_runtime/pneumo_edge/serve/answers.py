@@ -21,7 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pneumo_edge import __version__
 from pneumo_edge.classifier import Failure, Prediction
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
-from pneumo_edge.dicom import read_tags
+from pneumo_edge.dicom.tags import read_tags
 from pneumo_edge.overlay import mark, region_words, with_captions
 
 if TYPE_CHECKING:
