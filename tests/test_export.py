@@ -337,7 +337,7 @@ def test_the_bundle_judges_films(runs: Path, exported: Exported) -> None:
 def test_the_bundle_says_what_its_files_answer_on_validation_films(engine: str, runs: Path, exported: Exported) -> None:
     bundle, name = read_bundle(exported.bundle or runs), f"model.{engine}"
     stated_of = bundle.description.files[name].reference
-    films = load_films(runs / "gap", read_config(runs / "gap"), None).part(VALIDATION).pixels
+    films = load_films(runs / "gap", read_config(runs / "gap")).part(VALIDATION).pixels
     found = open_backend(engine, bundle.read_file(name), SIZE, 1, name)
     answers = [found.run(film[np.newaxis, ..., np.newaxis]) for film in films]
     assert stated_of is not None
