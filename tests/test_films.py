@@ -19,7 +19,8 @@ from pneumo_edge.errors import DataError
 from pneumo_edge.preprocess import VERSION, read_film
 from pneumo_train import films as films_module
 from pneumo_train import train as train_module
-from pneumo_train.films import FilmFile, cache_folder, find_root, index_films, index_hash, labels_of, prepare
+from pneumo_train.films import FilmFile, find_root, index_films, index_hash, labels_of, prepare
+from pneumo_train.surroundings import cache_folder
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "chest_xray"
 

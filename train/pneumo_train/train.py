@@ -41,6 +41,7 @@ from pneumo_train.run import (
     write_rows,
 )
 from pneumo_train.split import TEST, TRAIN, VALIDATION, read_split, split_films, write_split
+from pneumo_train.surroundings import TRAINS, check_keras, check_path
 
 if TYPE_CHECKING:
     import keras
@@ -96,6 +97,11 @@ def start_run(
         raise UsageError(f"--learning-rate {learning_rate} teaches nothing: give a small positive one, such as 3e-4")
     if balance not in BALANCES:
         raise UsageError(f"there is no balance {balance!r}: choose {' or '.join(BALANCES)}")
+    check_path(data, "--data")
+    check_path(run, "--output")
+    check_path(weights, "--weights")
+    for teacher in teachers:
+        check_path(teacher, "--teacher")
     if run.exists():
         raise UsageError(f"{run} exists already: go on with --resume {run}, or give another --output")
     _need_training_packages()
@@ -147,7 +153,9 @@ def resume_run(run: Path) -> None:
     Raises:
         RunError: The folder is no run, or its films are gone.
     """
+    check_path(run, "--resume")
     config = read_config(run)
+    check_path(config.data, "the films")
     _need_training_packages()
     if (run / "metrics.json").is_file():
         if not (run / "report.html").is_file():
@@ -352,6 +360,7 @@ def _need_training_packages() -> None:
     for module, package in (("keras", "tensorflow"), ("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
             raise MissingExtraError(package, "train", "training")
+    check_keras(TRAINS, "training")
 
 
 def versions() -> dict[str, str]:

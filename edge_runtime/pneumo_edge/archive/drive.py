@@ -27,7 +27,7 @@ from pneumo_edge.archive.plan import DESCRIPTION, Description, Plan, read_descri
 from pneumo_edge.archive.work import Done, Job, bundle_sha256, check, do_part, judge, write_part
 from pneumo_edge.classifier import Classifier, Failure, usable_cores
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS, progress, quiet_libraries, say
-from pneumo_edge.errors import BundleError, DataError, PneumoError, UsageError, one_line
+from pneumo_edge.errors import BundleError, DataError, MissingExtraError, PneumoError, UsageError, one_line
 from pneumo_edge.preprocess import VERSION as PREPROCESS_VERSION
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _RETRIES = 2
 _IN_A_ROW = 10
 """Parts that have failed one after the other: then it is not the parts."""
 
-_ENDS_THE_RUN = (CancelledError, BundleError, UsageError)
+_ENDS_THE_RUN = (CancelledError, BundleError, MissingExtraError, UsageError)
 """The scheduler has gone away; or a worker cannot do the job, and no part would fare better there."""
 
 _PATIENCE = "30s"
