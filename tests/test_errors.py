@@ -1,4 +1,4 @@
-"""Errors travel: out of a pool of processes, and from a Dask worker, each comes as it was raised."""
+"""Errors travel: out of a pool of processes each comes as it was raised. And one of the system's becomes a sentence."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import contextlib
 import importlib
 import inspect
 import multiprocessing
+import os
 import pickle
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -62,3 +65,26 @@ def test_a_missing_package_comes_out_of_a_pool() -> None:
         waiting = pool.map_async(_needs_a_package, [1])
         with pytest.raises(MissingExtraError, match=r"reading this needs .* pydicom: pip install 'pneumo\[dicom\]'"):
             waiting.get(timeout=120)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this is about POSIX")
+def test_a_process_that_may_start_no_thread_says_so() -> None:
+    code = """
+import os, resource, threading
+import typer
+from pneumo_edge.command_line import run
+app = typer.Typer()
+
+@app.command()
+def starts_a_thread() -> None:
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    if os.getuid() == 0:
+        os.setuid(65534)  # for root there is no limit
+    threading.Thread(target=print).start()
+
+run(app, "pneumo-test")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("pneumo-test: no thread can be started: ")

@@ -134,6 +134,20 @@ def test_a_user_without_home_keeps_films_among_temporary_files(
     assert "XDG_CACHE_HOME" in said
 
 
+def test_a_node_without_home_asks_for_a_spool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a clinic sent must not lie among temporary files."""
+    from pneumo_edge.serve.cli import _state_folder
+
+    def nobody(_: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(UsageError, match=r"no home folder .*: give --spool DIR"):
+        _state_folder()
+
+
 def test_a_home_that_cannot_be_written_in_is_passed_over(
     temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
