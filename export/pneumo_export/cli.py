@@ -12,6 +12,7 @@ import typer
 
 from pneumo_edge.command_line import FAILED, NOT_A_DIAGNOSIS, print_table, print_version, run, say
 from pneumo_edge.errors import MissingExtraError, UsageError
+from pneumo_train.sources import absolute
 from pneumo_train.surroundings import check_keras, check_path
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -33,7 +34,10 @@ PACKAGES = {"sklearn": "scikit-learn"}
 @app.command(epilog=NOT_A_DIAGNOSIS)
 def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that pneumo-train wrote.")],
-    data: Annotated[Path | None, typer.Option(help="Where the films are, if they have moved since the run.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SITE=]PATH", help="Where each data set is, if the films have moved since the run."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Bundle to make; by default RUN/bundle.")] = None,
     int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Make int8 files beside the float ones.")] = True,
     formats: Annotated[str, typer.Option(help="onnx, tflite or both, with a comma.")] = "onnx,tflite",
@@ -60,15 +64,17 @@ def export(
         if find_spec(module) is None:
             raise MissingExtraError(PACKAGES.get(module, module.replace("_", "-")), "export", "exporting")
     bundle = output or run_folder / "bundle"
-    for what, path in (("RUN", run_folder), ("--data", data or run_folder), ("--output", bundle)):
-        check_path(path, what)
+    check_path(run_folder, "RUN")
+    check_path(bundle, "--output")
+    for each in data or ():
+        check_path(absolute(each), "--data")
     check_keras(("tensorflow",), "exporting")  # which loads what JAX has trained
     from pneumo_export.export import export_run
 
     exported = export_run(
         run_folder,
         bundle,
-        data=data,
+        data=data or (),
         int8=int8,
         formats=wanted,
         max_drop=max_drop,

@@ -89,8 +89,7 @@ def check_path(path: str | Path, what: str) -> None:
         UsageError: Its name holds other bytes.
     """
     # Python puts bytes of a name that are no UTF-8 into lone surrogates.
-    whole = os.path.abspath(path)  # noqa: PTH100 - Path("") is the folder at hand
-    for name in (whole, os.path.realpath(path)):
+    for name in (os.fspath(path), os.path.abspath(path), os.path.realpath(path)):  # noqa: PTH100 - with its links
         if any("\ud800" <= c <= "\udfff" for c in name):
             raise UsageError(
                 f"{what}: {name!a} has bytes in its name that are no UTF-8, as old archives and disks leave them: "
