@@ -7,9 +7,7 @@ otherwise, it is right (PS3.5 8.2), but its size must be the one that was checke
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import subprocess
 import sys
 from pathlib import Path
 from struct import unpack_from
@@ -231,10 +229,8 @@ def decode_jpeg(frame: bytes, name: str) -> Values:
 
 def _jpeg_2000(ds: Dataset, frame: bytes, name: str) -> tuple[Values, int, bool]:
     """Decodes with Pillow, which moves values to the top of 8 or 16 bits and away from negative ones (ITU-T T.800)."""
-    right, bottom, left, top = unpack_from(">4L", frame, 8)
-    samples, depth = unpack_from(">HB", frame, 40)
-    _match(ds, bottom - top, right - left, samples)
-    precision, signed = (depth & 0x7F) + 1, depth >> 7 == 1
+    rows, columns, samples, precision, signed = jpeg_2000_header(frame)
+    _match(ds, rows, columns, samples)
     if precision > 16:
         raise ImageError(f"{name} has {precision} bits a pixel, an X-ray detector has fewer: export it again")
     values = decode_jpeg_2000(frame, name).astype(np.int32) >> ((8 if precision <= 8 else 16) - precision)
@@ -244,6 +240,19 @@ def _jpeg_2000(ds: Dataset, frame: bytes, name: str) -> tuple[Values, int, bool]
     # The numbers that were compressed are those that come out. Without a sign of its own, they may still be the bits of
     # signed values.
     return unsigned, precision, signed or integer(ds, "PixelRepresentation", 0) == 1
+
+
+def jpeg_2000_header(frame: bytes) -> tuple[int, int, int, int, bool]:
+    """Returns rows, columns, components, bits and "has a sign" of a JPEG 2000 codestream (ITU-T T.800 A.5.1).
+
+    Raises:
+        ValueError, struct.error: It is none, or damaged.
+    """
+    if frame[:4] != b"\xff\x4f\xff\x51":
+        raise ValueError("no JPEG 2000")
+    right, bottom, left, top = unpack_from(">4L", frame, 8)
+    samples, depth = unpack_from(">HB", frame, 40)
+    return bottom - top, right - left, samples, (depth & 0x7F) + 1, depth >> 7 == 1
 
 
 def decode_jpeg_2000(frame: bytes, name: str) -> Values:
@@ -270,7 +279,10 @@ def _with_gdcm(frame: bytes, syntax: str, rows: int, columns: int, bits: int, na
     Returns:
         (rows, columns), uint8 for up to 8 `bits`, else uint16.
     """
-    found = importlib.util.find_spec("gdcm")
+    import subprocess
+    from importlib import util
+
+    found = util.find_spec("gdcm")
     what = f"{name} is compressed in a way ({_CALLED[syntax]}) that needs the package python-gdcm"
     if found is None or found.origin is None:
         raise ImageError(f"{what}: pip install 'pneumo[dicom]'")
