@@ -10,6 +10,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,32 +132,37 @@ def _png(data: bytes, *, swapped: bool = False) -> Image.Image:
 
 # --- TIFF ---
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIPS, _ORIENTATION = (
-    256,
-    257,
-    258,
-    259,
-    262,
-    266,
-    273,
-    274,
-)
-_SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES, _PLANES, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT = (
-    277,
-    278,
-    279,
-    284,
-    317,
-    322,
-    323,
-)
-_TILES, _TILE_BYTES, _EXTRA, _FORMAT = 324, 325, 338, 339
+
+class _Tag(IntEnum):
+    WIDTH = 256
+    HEIGHT = 257
+    BITS = 258
+    COMPRESSION = 259
+    PHOTOMETRIC = 262
+    FILL_ORDER = 266
+    STRIPS = 273
+    ORIENTATION = 274
+    SAMPLES = 277
+    ROWS_PER_STRIP = 278
+    STRIP_BYTES = 279
+    PLANES = 284
+    PREDICTOR = 317
+    TILE_WIDTH = 322
+    TILE_HEIGHT = 323
+    TILES = 324
+    TILE_BYTES = 325
+    EXTRA = 338
+    FORMAT = 339
+
 
 _SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
 """Type of a tag -> bytes of one number: BYTE, SHORT, LONG, LONG8. All that matters here has one of them."""
 
 _UNPACKED = frozenset({1, 5, 8, 32773, 32946, 34925, 50000})
 """Compressions that give back bytes: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
+_MAX_SAMPLES = 8
+"""Of a pixel: more than any film has, and each may have to be decoded by itself."""
+
 _JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
 _JPEG = {6: "old JPEG", 7: "JPEG", 50001: "WebP"}
 _UNKNOWN = {34887: "LERC", 34892: "lossy JPEG", 50002: "JPEG XL", 52546: "JPEG XL"}
@@ -191,14 +197,18 @@ def deep_tiff(data: bytes, name: str) -> Deep | None:
     except (struct.error, IndexError):
         return None
     one = {tag: values[0] for tag, values in tags.items()}
-    bits, kind, samples = one.get(_BITS, 1), one.get(_FORMAT, 1), one.get(_SAMPLES, 1)
-    compression, photometric = one.get(_COMPRESSION, 1), one.get(_PHOTOMETRIC, 1)
+    bits, kind, samples = one.get(_Tag.BITS, 1), one.get(_Tag.FORMAT, 1), one.get(_Tag.SAMPLES, 1)
+    compression, photometric = one.get(_Tag.COMPRESSION, 1), one.get(_Tag.PHOTOMETRIC, 1)
     deep = 8 < bits <= 64 or (bits == 8 and kind == 2)
     if not (deep or compression in _JPEG_2000 or compression in _UNKNOWN) or (photometric == 5 and bits == 16):
         return None
-    alike = len({*tags.get(_BITS, ())}) == len({*tags.get(_FORMAT, (1,))}) == 1
+    alike = len({*tags.get(_Tag.BITS, ())}) == len({*tags.get(_Tag.FORMAT, (1,))}) == 1
     whole = bits in (8, 16, 32, 64) and (kind in (1, 2, 4) or (kind == 3 and bits > 8))
-    known = (whole or (kind in (1, 4) and 8 < bits < 16 and one.get(_PREDICTOR, 1) == 1)) and photometric in (0, 1, 2)
+    known = (whole or (kind in (1, 4) and 8 < bits < 16 and one.get(_Tag.PREDICTOR, 1) == 1)) and photometric in (
+        0,
+        1,
+        2,
+    )
     colours = 3 if photometric == 2 else 1
     if compression in _JPEG_2000:
         known = samples == 1 and bits <= 16
@@ -206,7 +216,7 @@ def deep_tiff(data: bytes, name: str) -> Deep | None:
         if compression not in _JPEG and compression not in _UNKNOWN:
             return None
         known = False
-    if not known or not alike or samples < colours:
+    if not known or not alike or not colours <= samples <= _MAX_SAMPLES:
         packed = {**_JPEG, **_UNKNOWN, **dict.fromkeys(_JPEG_2000, "JPEG 2000")}.get(compression)
         what = f"{bits}-bit {_NUMBERS.get(kind, 'numbers')}" + (f", {packed}" if packed else "")
         raise ImageError(
@@ -214,17 +224,19 @@ def deep_tiff(data: bytes, name: str) -> Deep | None:
             "save it as PNG, or as TIFF of 16-bit whole numbers without compression"
         )
     values = _codestreams(data, tags, one, name) if compression in _JPEG_2000 else _samples(data, tags, one)
-    extra = tags.get(_EXTRA, [2] if samples == 4 and colours == 3 else [])
+    extra = tags.get(_Tag.EXTRA, [2] if samples == 4 and colours == 3 else [])
     opaque = {"f": 1.0}.get(values.dtype.kind, float((1 << (bits - (kind == 2))) - 1))
     straight = samples > colours and bool(extra) and extra[0] == 2
-    return Deep(values, colours, opaque if straight else None, photometric == 0, one.get(_ORIENTATION, 1), after != 0)
+    return Deep(
+        values, colours, opaque if straight else None, photometric == 0, one.get(_Tag.ORIENTATION, 1), after != 0
+    )
 
 
 def tiff_size(data: bytes) -> tuple[int, int]:
     """Returns width and height that a TIFF claims, (0, 0) if it cannot be told."""
     try:
         tags, _ = _directory(data)
-        return tags[_WIDTH][0], tags[_HEIGHT][0]
+        return tags[_Tag.WIDTH][0], tags[_Tag.HEIGHT][0]
     except (struct.error, IndexError, KeyError):
         return 0, 0
 
@@ -261,8 +273,8 @@ def _order(data: bytes) -> str:
 
 def _samples(data: bytes, tags: dict[int, list[int]], one: dict[int, int]) -> Samples:
     """Returns the samples (H, W, C) of any compression that gives back bytes."""
-    bits, samples = one.get(_BITS, 1), one.get(_SAMPLES, 1)
-    if one.get(_PLANES, 1) == 2 and samples > 1:
+    bits, samples = one.get(_Tag.BITS, 1), one.get(_Tag.SAMPLES, 1)
+    if one.get(_Tag.PLANES, 1) == 2 and samples > 1:
         # One channel after the other, each with its own strips or tiles.
         return np.concatenate([_plane(data, tags, one, bits, 1, n, samples) for n in range(samples)], axis=2)
     return _plane(data, tags, one, bits, samples, 0, 1)
@@ -272,38 +284,37 @@ def _plane(
     data: bytes, tags: dict[int, list[int]], one: dict[int, int], bits: int, samples: int, plane: int, planes: int
 ) -> Samples:
     """Returns (H, W, samples) of one of so many planes."""
-    width, height, order = one[_WIDTH], one[_HEIGHT], _order(data)
-    step = one.get(_TILE_WIDTH, width)
+    width, height, order = one[_Tag.WIDTH], one[_Tag.HEIGHT], _order(data)
+    step = one.get(_Tag.TILE_WIDTH, width)
     # Whole tiles: a predictor works on all of a tile's row, also on what lies outside of the picture.
     steps = -(-width // step)
     row = -(-step * bits * samples // 8)
-    places, lengths = (_TILES, _TILE_BYTES) if _TILE_WIDTH in one else (_STRIPS, _STRIP_BYTES)
+    places, lengths = (_Tag.TILES, _Tag.TILE_BYTES) if _Tag.TILE_WIDTH in one else (_Tag.STRIPS, _Tag.STRIP_BYTES)
     each = len(tags[places]) // planes
     mine = slice(plane * each, (plane + 1) * each)
     described = {
-        _WIDTH: [steps * row],
-        _HEIGHT: [height],
-        _BITS: [8],
-        _COMPRESSION: [one.get(_COMPRESSION, 1)],
-        _PHOTOMETRIC: [1],
-        _FILL_ORDER: [one.get(_FILL_ORDER, 1)],
-        _SAMPLES: [1],
+        _Tag.WIDTH: [steps * row],
+        _Tag.HEIGHT: [height],
+        _Tag.BITS: [8],
+        _Tag.COMPRESSION: [one.get(_Tag.COMPRESSION, 1)],
+        _Tag.PHOTOMETRIC: [1],
+        _Tag.FILL_ORDER: [one.get(_Tag.FILL_ORDER, 1)],
+        _Tag.SAMPLES: [1],
         places: tags[places][mine],
         **({lengths: tags[lengths][mine]} if lengths in tags else {}),
-        **({_TILE_WIDTH: [row], _TILE_HEIGHT: [one[_TILE_HEIGHT]]} if _TILE_WIDTH in one else {}),
-        **({_ROWS_PER_STRIP: [min(one[_ROWS_PER_STRIP], height)]} if _ROWS_PER_STRIP in one else {}),
+        **({_Tag.TILE_WIDTH: [row], _Tag.TILE_HEIGHT: [one[_Tag.TILE_HEIGHT]]} if _Tag.TILE_WIDTH in one else {}),
+        **({_Tag.ROWS_PER_STRIP: [min(one[_Tag.ROWS_PER_STRIP], height)]} if _Tag.ROWS_PER_STRIP in one else {}),
     }
     if steps * row * height > _MAX_BYTES:
         raise ValueError("more than the largest film takes")
     packed = _bytes(data, described).reshape(height * steps, row)
-    predictor = one.get(_PREDICTOR, 1) if one.get(_COMPRESSION, 1) not in (1, 32773) else 1
+    predictor = one.get(_Tag.PREDICTOR, 1) if one.get(_Tag.COMPRESSION, 1) not in (1, 32773) else 1
     if bits % 8:
         wide = np.empty((len(packed), step * samples), np.uint16)
+        worth = np.left_shift(1, np.arange(bits)[::-1]).astype(np.uint16)
         for at in range(0, len(packed), _ROWS):
             loose = np.unpackbits(packed[at : at + _ROWS], axis=1)[:, : step * samples * bits]
-            wide[at : at + _ROWS] = loose.reshape(-1, step * samples, bits) @ (1 << np.arange(bits - 1, -1, -1)).astype(
-                np.uint16
-            )
+            wide[at : at + _ROWS] = loose.reshape(-1, step * samples, bits) @ worth
         values: Samples = wide
     elif predictor == 3:
         # Differences of bytes; a row has the first byte of all numbers, then the second of all (Adobe's TIFF note 3).
@@ -311,7 +322,7 @@ def _plane(
         split = summed.reshape(len(packed), bits // 8, step * samples)
         values = np.ascontiguousarray(split.transpose(0, 2, 1)).view(f">f{bits // 8}")
     else:
-        kind = {2: "i", 3: "f"}.get(one.get(_FORMAT, 1), "u")
+        kind = {2: "i", 3: "f"}.get(one.get(_Tag.FORMAT, 1), "u")
         values = packed.view(f"{order}{'u' if predictor == 2 else kind}{bits // 8}")
         if predictor == 2:
             # Differences between neighbours (TIFF 6.0, 14).
@@ -357,11 +368,13 @@ def _codestreams(data: bytes, tags: dict[int, list[int]], one: dict[int, int], n
     """Returns the samples (H, W, 1) of strips or tiles that are a grey JPEG 2000 each."""
     from pneumo_edge.dicom.decode import decode_jpeg_2000, jpeg_2000_header
 
-    width, height = one[_WIDTH], one[_HEIGHT]
+    width, height = one[_Tag.WIDTH], one[_Tag.HEIGHT]
     step, rows = (
-        (one[_TILE_WIDTH], one[_TILE_HEIGHT]) if _TILE_WIDTH in one else (width, one.get(_ROWS_PER_STRIP, height))
+        (one[_Tag.TILE_WIDTH], one[_Tag.TILE_HEIGHT])
+        if _Tag.TILE_WIDTH in one
+        else (width, one.get(_Tag.ROWS_PER_STRIP, height))
     )
-    places, lengths = (_TILES, _TILE_BYTES) if _TILE_WIDTH in one else (_STRIPS, _STRIP_BYTES)
+    places, lengths = (_Tag.TILES, _Tag.TILE_BYTES) if _Tag.TILE_WIDTH in one else (_Tag.STRIPS, _Tag.STRIP_BYTES)
     whole: Samples | None = None
     for n, (place, length) in enumerate(zip(tags[places], tags[lengths], strict=True)):
         frame = data[place : place + length]
