@@ -1,7 +1,7 @@
 """From the pixel data of a DICOM file to the stored values, whatever they are packed in.
 
-Pillow decodes 8-bit JPEG and JPEG 2000; everything else that is compressed goes to GDCM in a process of its own
-(`gdcm_process.py` says why). A codestream says itself what it is, how large and how deep: where the tags say
+Pillow decodes 8-bit JPEG, JPEG 2000 and run lengths; JPEG Lossless, JPEG-LS and JPEG of 12 bits go to GDCM in a process
+of its own (`gdcm_process.py` says why). A codestream says itself what it is, how large and how deep: where the tags say
 otherwise, it is right (PS3.5 8.2), but its size must be the one that was checked.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from pneumo_edge.dicom.gdcm_process import NO_GDCM
 from pneumo_edge.dicom.tags import integer
@@ -56,7 +57,7 @@ _SOF = {
 
 _UNDEFINED = 0xFFFFFFFF
 
-_CALLED = {_RLE: "run lengths", _JPEG_EXTENDED: "JPEG of 12 bits", _JPEG_LOSSLESS: "JPEG Lossless", _JPEG_LS: "JPEG-LS"}
+_CALLED = {_JPEG_EXTENDED: "JPEG of 12 bits", _JPEG_LOSSLESS: "JPEG Lossless", _JPEG_LS: "JPEG-LS"}
 
 _PATIENCE = 10.0
 """Seconds that GDCM has, and one more for every million pixels: a slow board needs less, a garbled stream for ever."""
@@ -154,10 +155,7 @@ def _decompress(ds: Dataset, frame: bytes, syntax: str, name: str) -> tuple[Valu
             return _jpeg(frame), 8, None
         return decode_jpeg(frame, name), precision, None
     if syntax == _RLE:
-        allocated = integer(ds, "BitsAllocated")
-        if allocated not in (8, 16):
-            raise ImageError(f"{name} has run lengths of {allocated} bits, which are not read here: export it again")
-        return _with_gdcm(frame, syntax, ds.Rows, ds.Columns, allocated, name), allocated, None
+        return _run_lengths(ds, frame), integer(ds, "BitsAllocated"), None
     if syntax in ("", *_PLAIN):
         raise ImageError(f"{name} does not say how it is compressed: export it again, with file meta information")
     if syntax in TRANSFER_SYNTAXES:
@@ -197,6 +195,20 @@ def jpeg_header(frame: bytes) -> tuple[str, int, int, int, int]:
                     raise ValueError("two pictures in one frame")
                 header = (_SOF[marker], *unpack_from(">BHHB", frame, at + 4))
             at += 2 + length
+
+
+def _run_lengths(ds: Dataset, frame: bytes) -> Values:
+    """Decodes RLE: a segment for each byte of a word, the highest first, in PackBits as TIFF has it (PS3.5 G)."""
+    size, allocated = ds.Rows * ds.Columns, integer(ds, "BitsAllocated")
+    count, *places = unpack_from("<16L", frame)
+    if allocated not in (8, 16, 32) or count != allocated // 8:
+        raise ValueError("run lengths of another depth than the tags say")
+    words = np.zeros(size, f"u{count}")
+    for begin, end in zip(places[:count], [*places[1:count], len(frame)], strict=True):
+        # One row as long as the film: Pillow stops where it is full, and raises where it does not get so far.
+        words <<= 8 * (count > 1)
+        words |= np.asarray(Image.frombytes("L", (size, 1), frame[begin:end], "packbits", "L"))[0]
+    return words.reshape(ds.Rows, ds.Columns)
 
 
 def _jpeg(frame: bytes) -> Values:
