@@ -54,6 +54,7 @@ from pneumo_train.split import (
     split_films,
     write_split,
 )
+from pneumo_train.surroundings import TRAINS, check_keras, check_path
 
 if TYPE_CHECKING:
     import keras
@@ -117,6 +118,12 @@ def start_run(
         raise UsageError(f"--learning-rate {learning_rate} teaches nothing: give a small positive one, such as 3e-4")
     if balance not in BALANCES:
         raise UsageError(f"there is no balance {balance!r}: choose {' or '.join(BALANCES)}")
+    for each in data:
+        check_path(absolute(each), "--data")
+    check_path(run, "--output")
+    check_path(weights, "--weights")
+    for teacher in teachers:
+        check_path(teacher, "--teacher")
     if run.exists():
         raise UsageError(f"{run} exists already: go on with --resume {run}, or give another --output")
     _need_training_packages()
@@ -184,7 +191,10 @@ def resume_run(run: Path) -> None:
     Raises:
         RunError: The folder is no run, or its films are gone.
     """
+    check_path(run, "--resume")
     config = read_config(run)
+    for data in config.data:
+        check_path(data, "the films")
     _need_training_packages()
     if (run / "metrics.json").is_file():
         if not (run / "report.html").is_file():
@@ -473,6 +483,7 @@ def _need_training_packages() -> None:
     for module, package in (("keras", "tensorflow"), ("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
             raise MissingExtraError(package, "train", "training")
+    check_keras(TRAINS, "training")
 
 
 def versions() -> dict[str, str]:
