@@ -57,15 +57,12 @@ def measure_sites(
         of one class alone.
         `mean`: what `measure_mean` gives over `sites`; None where there is none.
     """
-    places = np.array(films.sites)
     probability = probabilities(logits, calibration)
     found: dict[str, Any] = {}
     one_class: dict[str, Any] = {}
     samples = []
-    for site in dict.fromkeys(films.sites):
-        here = np.flatnonzero(places == site)
-        sample = Sample(films.labels[here], probability[here], [films.patients[i] for i in here])
-        if set(sample.labels.tolist()) == {0, 1}:
+    for site, (here, sample) in _by_site(films, probability).items():
+        if _has_both(sample):
             samples.append(sample)
             found[site] = measure(sample.labels, sample.probabilities, sample.patients, thresholds) | {
                 "own": _own_would_give(sample, logits[here]),
@@ -82,6 +79,25 @@ def measure_sites(
     return whole | {
         "sites": found, "one_class": one_class, "mean": measure_mean(samples, thresholds) if samples else None,
     }  # fmt: skip
+
+
+def measure_mean_of_sites(films: Films, probability: Floats, thresholds: dict[str, float]) -> dict[str, Any]:
+    """Returns what `measure_mean` gives over the sites with films of both classes; there must be one."""
+    samples = [sample for _, sample in _by_site(films, probability).values()]
+    return measure_mean([sample for sample in samples if _has_both(sample)], thresholds)
+
+
+def _by_site(films: Films, probability: Floats) -> dict[str, tuple[list[int], Sample]]:
+    places = np.array(films.sites)
+    found = {}
+    for site in dict.fromkeys(films.sites):
+        here = np.flatnonzero(places == site).tolist()
+        found[site] = here, Sample(films.labels[here], probability[here], [films.patients[i] for i in here])
+    return found
+
+
+def _has_both(sample: Sample) -> bool:
+    return set(sample.labels.tolist()) == {0, 1}
 
 
 def _one_class(sample: Sample, thresholds: dict[str, float]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from pneumo_train.run import (
     write_config,
     write_rows,
 )
-from pneumo_train.sites import SHARES, describe_sites, measure_sites, probe_sites, site_weights
+from pneumo_train.sites import SHARES, describe_sites, measure_mean_of_sites, measure_sites, probe_sites, site_weights
 from pneumo_train.sources import KAGGLE_PATIENT, absolute, gather
 from pneumo_train.split import LEFT_OUT, TEST, TRAIN, VALIDATION, read_split, split_films, write_split
 
@@ -302,7 +302,7 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
     if read_config(run).head == "local":
         region = choose_region_threshold(maps, [film.boxes for film in validation.files], validation.labels)
     both = Films(validation.files * 2, np.concatenate([validation.pixels, perturbed]), labels)
-    pooled_measure = measure_sites(both, pooled, calibration, thresholds)
+    pooled_measure = measure_mean_of_sites(both, probabilities(pooled, calibration), thresholds)
     p_clean, p_disturbed = probabilities(clean, calibration), probabilities(disturbed, calibration)
     rows = [
         *_prediction_rows(VALIDATION, validation, clean, p_clean),
@@ -326,7 +326,7 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
             "operating_points": {
                 name: {
                     "threshold": threshold,
-                    **{share: pooled_measure["mean"]["operating_points"][name][share] for share in SHARES},
+                    **{share: pooled_measure["operating_points"][name][share] for share in SHARES},
                 }
                 for name, threshold in thresholds.items()
             },
