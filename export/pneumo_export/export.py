@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from pneumo_edge.atomic import replacing_folder, write_json, write_text
-from pneumo_edge.backends import Backend, open_backend
 from pneumo_edge.bundle import (
-    ENGINE_OF_SUFFIX,
     FORMAT_VERSION,
     LABELS,
     Calibration,
@@ -27,26 +23,19 @@ from pneumo_edge.bundle import (
     ModelFile,
     OperatingPoint,
     Provenance,
+    Reference,
+    Site,
+    from_json,
     write_description,
 )
-from pneumo_edge.classifier import usable_cores
-from pneumo_edge.command_line import say, tracked
+from pneumo_edge.command_line import say
 from pneumo_edge.errors import RunError, UsageError
 from pneumo_edge.preprocess import Pixels
 from pneumo_export.card import model_card
-from pneumo_export.gate import (
-    SIZE_SHARE,
-    Candidate,
-    Judged,
-    accuracy_failures,
-    intervals,
-    judge,
-    run_timed,
-    too_few,
-)
-from pneumo_export.quantise import Block, float_share, onnx_quantiser, tflite_quantiser
+from pneumo_export.gate import SIZE_SHARE, Gate, accuracy_failures, too_few
+from pneumo_export.quantise import Block, onnx_quantiser, tflite_quantiser
 from pneumo_export.repair import JudgedFile, layers_of, repair
-from pneumo_train.calibrate import Labels
+from pneumo_export.standard import standard_failures
 from pneumo_train.perturb import perturb_all
 from pneumo_train.run import Config, Films, RunFilms, load_films, load_model, model_path, read_config, read_metrics
 from pneumo_train.split import TEST, TRAIN, VALIDATION
@@ -95,8 +84,8 @@ def export_run(
     Raises:
         RunError, UsageError, MissingExtraError: One sentence each; nothing is written.
     """
-    from pneumo_export.graph import quantisable_blocks
-    from pneumo_train.batches import PREDICT_BATCH, logits
+    from pneumo_export.graph import outputs_of, quantisable_blocks
+    from pneumo_train.explain import explained
 
     config, metrics = read_config(run), read_metrics(run)
     if output.exists() and not force:
@@ -115,19 +104,17 @@ def export_run(
 
     say("building the graph")
     reference, model = _build(path, config, train)
-    judged_films = np.concatenate([validation.pixels, perturb_all(validation.pixels, validation.paths)])
-    starts = range(0, len(judged_films), PREDICT_BATCH)
-    parts = [
-        logits(reference, judged_films[i : i + PREDICT_BATCH]) for i in tracked(starts, "judging Keras", len(starts))
-    ]
-    gate = _Gate(
-        judged_films,
-        np.concatenate(parts),
-        validation.labels,
-        validation.patients,
+    perturbed = perturb_all(validation.pixels, validation.paths)
+    answers = outputs_of(explained(reference), np.concatenate([validation.pixels, perturbed]), what="judging Keras")
+    gate = Gate(
+        validation,
+        perturbed,
+        answers["logit"][:, 0],
+        answers["heatmap"],
         Calibration(**metrics["calibration"]),
         metrics["operating_points"][DEFAULT_POINT]["threshold"],
-        config,
+        config.head,
+        config.size,
         max_drop,
     )
     blocks = quantisable_blocks(model, config.backbone)
@@ -135,6 +122,9 @@ def export_run(
     records: dict[str, Any] = {}
     for form in formats:
         made = _make(form, model, blocks if int8 else [], train.pixels[chosen], gate)
+        if form == "onnx":
+            for file in made.values():
+                file.record["failures"] += standard_failures(file.content, validation.pixels[0])
         files |= {name: file.content for name, file in made.items()}
         records |= {name: file.record for name, file in made.items()}
     refused = [name for name, record in records.items() if record["failures"]]
@@ -225,51 +215,7 @@ def calibration_choice(train: Films, count: int, seed: int) -> list[int]:
     return sorted(int(i) for mine in of_class for i in mine[:each])
 
 
-@dataclass(frozen=True)
-class _Gate:
-    """What all files of one export are judged by."""
-
-    films: Pixels
-    """uint8 (2 N, S, S): the validation films, then the same perturbed."""
-    keras: npt.NDArray[np.float32]
-    """(2 N,), logits of the Keras model as trained, before anything was folded."""
-    labels: Labels
-    """(N,)"""
-    patients: Sequence[str]
-    """N names."""
-    calibration: Calibration
-    threshold: float
-    config: Config
-    max_drop: float
-
-    def open(self, name: str, content: bytes) -> Backend:
-        return open_backend(ENGINE_OF_SUFFIX[Path(name).suffix], content, self.config.size, usable_cores(), name)
-
-    def judge(
-        self, name: str, precision: str, content: bytes, fp32: Judged | None, fp32_size: int
-    ) -> tuple[dict[str, Any], Judged]:
-        outputs, milliseconds = run_timed(self.open(name, content), self.films, f"judging {name}")
-        found = Judged(outputs.logit, outputs.novelty)
-        record = judge(
-            Candidate(precision, len(content), float_share(content, name)),
-            found,
-            self.keras,
-            fp32 or found,
-            fp32_size,
-            self.labels,
-            self.calibration,
-            self.threshold,
-            self.config.head,
-            self.max_drop,
-        )
-        return record | {
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "milliseconds": milliseconds,
-            "intervals": intervals(found.logit, self.labels, self.patients, self.calibration, self.threshold),
-        }, found
-
-
-def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: _Gate) -> dict[str, JudgedFile]:
+def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: Gate) -> dict[str, JudgedFile]:
     """Makes and judges the files of one format.
 
     Args:
@@ -288,7 +234,7 @@ def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: _
     plain, small = f"model.{form}", f"model.int8.{form}"
     say(f"converting to {form}")
     content = convert(model)
-    record, fp32 = gate.judge(plain, "fp32", content, None, len(content))
+    record, fp32 = gate.judge_file(plain, "fp32", content, None, len(content))
     made = {plain: JudgedFile(content, record)}
     if not blocks:
         return made
@@ -296,7 +242,7 @@ def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: _
     quantise = quantiser(content, films)
 
     def judge_file(quantised: bytes) -> dict[str, Any]:
-        return gate.judge(small, "int8", quantised, fp32, len(content))[0]
+        return gate.judge_file(small, "int8", quantised, fp32, len(content))[0]
 
     first = quantise(layers_of(blocks))
     file = JudgedFile(first, judge_file(first))
@@ -312,7 +258,7 @@ def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: _
             lambda quantised: gate.open(small, quantised),
             judge_file,
             max_drop=gate.max_drop,
-            max_bytes=SIZE_SHARE[gate.config.head] * len(content),
+            max_bytes=SIZE_SHARE[gate.head] * len(content),
         )
         file.record["repair"] = report
     return made | {small: file}
@@ -347,6 +293,19 @@ def _write(
     return Exported(output if passed else None, aside if refused else None, parity)
 
 
+def _sites(config: Config, metrics: dict[str, Any]) -> tuple[Site, ...]:
+    """Returns whom the model knows: the sites whose films it has learned from."""
+    sites: tuple[Site, ...] = from_json(
+        tuple[Site, ...],
+        [
+            {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")} | known
+            for name, known in metrics["sites"].items()
+            if name != config.left_out
+        ],
+    )
+    return sites
+
+
 def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], files: dict[str, bytes]) -> Description:
     return Description(
         format_version=FORMAT_VERSION,
@@ -367,6 +326,8 @@ def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], f
             weights=config.started_from,
             trained=config.trained,
             versions=config.versions | parity["versions"],
+            sites=_sites(config, metrics),
+            licence="; ".join(f"films of {site}: {terms}" for site, terms in config.licences.items()),
         ),
         files={
             name: ModelFile(
@@ -374,6 +335,8 @@ def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], f
                 len(content),
                 parity["files"][name]["sha256"],
                 parity["files"][name]["novelty_limit"],
+                region_threshold=parity["files"][name]["region_threshold"],
+                reference=from_json(Reference | None, parity["files"][name]["reference"]),
             )
             for name, content in files.items()
         },

@@ -182,12 +182,17 @@ def deployed(plain: keras.Model, backbone: str, novelty: NoveltyStatistics) -> k
     return keras.Model(plain.input, {"logit": logit, "heatmap": seen.output["heatmap"], "novelty": distance})
 
 
-def outputs_of(model: keras.Model, films: Pixels, batch: int = 64) -> dict[str, npt.NDArray[np.float32]]:
-    """Returns the named outputs of a `deployed` or `feature_model` for films uint8 (N, S, S), in batches."""
+def outputs_of(
+    model: keras.Model, films: Pixels, batch: int = 64, what: str = "running Keras"
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns the named outputs of a model with several for films uint8 (N, S, S), in batches.
+
+    `what` is what the progress bar says.
+    """
     starts = range(0, len(films), batch)
     parts = [
         model.predict_on_batch(films[i : i + batch, ..., np.newaxis].astype(np.float32))
-        for i in tracked(starts, "running Keras", len(starts))
+        for i in tracked(starts, what, len(starts))
     ]
     return {name: np.concatenate([np.asarray(p[name]) for p in parts]) for name in parts[0]}
 
