@@ -307,7 +307,7 @@ def test_the_gallery_shows_both_kinds_of_mistakes(run: Path) -> None:
     assert "False alarms: 1 of 1" in page.text
     assert "Labelled PNEUMONIA, called NORMAL at 3 %" in page.text
     assert "Labelled NORMAL, called PNEUMONIA at 97 %" in page.text
-    assert sum("with the heatmap" in str(picture["alt"]) for picture in page.all("img")) == 2
+    assert sum("with what the model saw" in str(picture["alt"]) for picture in page.all("img")) == 2
 
 
 def test_a_run_without_mistakes_has_an_empty_gallery(write_run: WriteRun) -> None:

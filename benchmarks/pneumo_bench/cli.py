@@ -167,6 +167,46 @@ def accuracy(
         raise typer.Exit(FAILED)
 
 
+@app.command(epilog=NOT_A_DIAGNOSIS, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sites(
+    context: typer.Context,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SITE=]PATH", help="Folder of films or manifest, as for pneumo-train; repeatable."),
+    ] = None,
+    run_folder: Annotated[
+        list[Path] | None,
+        typer.Option("--run", metavar="RUN", help="Finished run with --leave-out, in place of training; repeatable."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what stands in --output; finished runs are kept.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for runs/, sites.json, sites.md and sites.png.")
+    ] = Path("sites"),
+) -> None:
+    """Leaves each site out in turn, trains on the others, and judges it: any option of pneumo-train may follow."""
+    from pneumo_bench.output import make_folder
+    from pneumo_bench.plots import draw_sites
+    from pneumo_bench.sites import judge_left_out, run_folders, site_names, sites_table, train_without
+
+    training = list(context.args)
+    for taken in ("--leave-out", "--output", "--test"):
+        if any(text.split("=")[0] == taken for text in training):
+            raise UsageError(f"{taken} is not for pneumo-bench sites: it leaves out each site in turn, by itself")
+    if bool(data) == bool(run_folder):
+        raise UsageError("give --data for each data set, to train without each site, or --run for each finished run")
+    if run_folder and training:
+        raise UsageError(f"{training[0]} is for training, and finished runs are not trained: leave it out")
+    make_folder(output)
+    if data:
+        folders = run_folders(site_names(data, training), output / "runs")
+        train_without(folders, data, training, resume=resume)
+        run_folder = list(folders.values())
+    record = judge_left_out(run_folder or [])
+    _publish(output, "sites", record, [sites_table(record)], draw_sites)
+
+
 @app.command(epilog=NOT_A_DIAGNOSIS)
 def agreement(
     model: Models = None,
