@@ -121,7 +121,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for head in ("gap", "flatten"):
             start_run(
                 folder / head,
-                data=str(folder / "films"),
+                data=[str(folder / "films")],
                 backbone="tiny",
                 head=head,
                 weights="none",
@@ -337,7 +337,7 @@ def test_the_bundle_judges_films(runs: Path, exported: Exported) -> None:
 def test_the_bundle_says_what_its_files_answer_on_validation_films(engine: str, runs: Path, exported: Exported) -> None:
     bundle, name = read_bundle(exported.bundle or runs), f"model.{engine}"
     stated_of = bundle.description.files[name].reference
-    films = load_films(runs / "gap", read_config(runs / "gap"), None).part(VALIDATION).pixels
+    films = load_films(runs / "gap", read_config(runs / "gap")).part(VALIDATION).pixels
     found = open_backend(engine, bundle.read_file(name), SIZE, 1, name)
     answers = [found.run(film[np.newaxis, ..., np.newaxis]) for film in films]
     assert stated_of is not None
@@ -420,7 +420,7 @@ def test_films_that_have_moved(runs: Path, tmp_path: Path) -> None:
     try:
         with pytest.raises(RunError, match="--data"):
             export_run(runs / "gap", tmp_path / "bundle")
-        made = export_run(runs / "gap", tmp_path / "bundle", data=moved, int8=False, formats=("onnx",))
+        made = export_run(runs / "gap", tmp_path / "bundle", data=[str(moved)], int8=False, formats=("onnx",))
         assert made.bundle == tmp_path / "bundle"
     finally:
         moved.rename(runs / "films")

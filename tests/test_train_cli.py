@@ -42,11 +42,13 @@ from pneumo_train.backbones import BACKBONES
 
 def build(image):
     from keras import layers
-    x = layers.AveragePooling2D(32, name="tiny_pool")(image)
-    return layers.Conv2D(8, 1, activation="relu", name="tiny_conv")(x)
+    x = layers.AveragePooling2D(16, name="tiny_pool")(image)
+    x = layers.Conv2D(8, 1, activation="relu", name="tiny_fine")(x)
+    return layers.Conv2D(8, 1, activation="relu", name="tiny_conv")(layers.AveragePooling2D(2)(x))
 
 BACKBONES["tiny"] = dataclasses.replace(
-    BACKBONES["mobilenetv2"], name="tiny", build=build, frozen_layers="", novelty_layers=("tiny_conv",)
+    BACKBONES["mobilenetv2"], name="tiny", build=build, frozen_layers="", fine_layer="tiny_fine",
+    novelty_layers=("tiny_conv",),
 )
 """
 
