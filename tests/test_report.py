@@ -151,18 +151,21 @@ def write_run(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path])
                 for f, x, logit in zip(chosen, p, logits, strict=True)
             ]
         write_rows(run / "predictions.csv", list(predictions[0]), predictions)
-        weighed = weigh_sites([f for f, s in zip(films, split, strict=True) if s == TRAIN])
         metrics |= {
             "films": dict(Counter(f"{s}/{LABELS[f.label]}" for s, f in zip(split, films, strict=True))),
-            "sites": {site: {"weighing": weighing} for site, weighing in weighed.items()},
+            "sites": {},
             "calibration": asdict(Calibration(1.25, -0.5, 0.5)),
             "operating_points": {name: {"threshold": t} for name, t in THRESHOLDS.items()},
             "left_out": None,
             "test": {"measured": tested} | metrics[TEST] if tested else None,
         }
         if sites == 2:
-            area = {"films_as_they_are": 0.612, "films_weighed": 0.5}
-            metrics[VALIDATION]["site_probe"] = {"class_from_site": area, "guess": 0.5, "site_from_features": 0.987}
+            metrics[VALIDATION]["site_probe"] = {
+                "weighing": weigh_sites([f for f, s in zip(films, split, strict=True) if s == TRAIN]),
+                "class_from_site": {"films_as_they_are": 0.612, "films_weighed": 0.5},
+                "guess": 0.5,
+                "site_from_features": 0.987,
+            }
         (run / "metrics.json").write_text(json.dumps(metrics))
         return run
 
@@ -397,7 +400,7 @@ def test_groups_and_weights_stand_in_the_report(two_sites: Path) -> None:
     assert found[:3] == [str(group["n"]), str(group["positives"]), f"{group['auc']['value']:.3f}"]
     weights = table(raw, "Training films of each site")
     for site, words in {"<north>": "&lt;north&gt;", "south": "south"}.items():
-        m = metrics["sites"][site]["weighing"]
+        m = metrics[VALIDATION]["site_probe"]["weighing"][site]
         assert cells(weights, words) == [f"{100 * m[k]:.1f} %" for k in ("weight", "prevalence", "weighted_prevalence")]
         assert cells(weights, words)[2] == "50.0 %"
     page = page_of(two_sites)

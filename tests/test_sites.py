@@ -203,14 +203,15 @@ def test_the_probe_finds_the_site_and_not_the_class() -> None:
     films = as_films(files)
     rng = np.random.default_rng(0)
     features = rng.normal(0, 1, (200, 6)) + np.where(np.arange(200) < 100, 4, 0)[:, np.newaxis]
-    found = probe_sites(files, films.labels, films.patients, lambda: features)
+    found = probe_sites(files, files, films.labels, films.patients, lambda: features)
     assert found is not None
     json.dumps(found, allow_nan=False)
+    assert found["weighing"] == weigh_sites(files)
     assert found["class_from_site"]["films_as_they_are"] > 0.8
     assert found["class_from_site"]["films_weighed"] == pytest.approx(0.5, abs=1e-6)
     assert found["site_from_features"] > 0.95
     assert found["guess"] == 0.5
-    blind = probe_sites(files, films.labels, films.patients, lambda: rng.normal(0, 1, (200, 6)))
+    blind = probe_sites(files, files, films.labels, films.patients, lambda: rng.normal(0, 1, (200, 6)))
     assert blind is not None
     assert 0.3 < blind["site_from_features"] < 0.7
 
@@ -221,7 +222,7 @@ def test_one_site_has_nothing_to_give_away() -> None:
     def never() -> npt.NDArray[np.float64]:
         raise AssertionError
 
-    assert probe_sites(films.files, films.labels, films.patients, never) is None
+    assert probe_sites(films.files, films.files, films.labels, films.patients, never) is None
 
 
 def test_sites_weigh_alike_in_calibration() -> None:

@@ -123,10 +123,14 @@ def accuracy(
         Path | None,
         typer.Option("--latency", metavar="FILE", help="A latency.json, to draw accuracy against latency."),
     ] = None,
+    not_chest: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Pictures that are no frontal chest film: how many get no verdict."),
+    ] = None,
     output: Output = None,
 ) -> None:
-    """Judges every film of a split with every file of every bundle, and says how often they are right."""
-    from pneumo_bench.accuracy import accuracy_tables, judge_all, test_split, validation_split
+    """Judges every film of a split with every file of every bundle: how often they are right, and point right."""
+    from pneumo_bench.accuracy import accuracy_tables, judge_all, other_pictures, test_split, validation_split
     from pneumo_bench.inputs import open_bundles
     from pneumo_bench.output import make_folder, save, show
     from pneumo_bench.plots import draw_accuracy, draw_accuracy_against_latency, draw_robustness
@@ -145,7 +149,7 @@ def accuracy(
         films = test_split(data)
     else:
         raise UsageError("no films named: give --data DIR, the folder with test/")
-    record = judge_all(bundles, films)
+    record = judge_all(bundles, films, None if not_chest is None else other_pictures(not_chest))
     tables = accuracy_tables(record)
     show(tables)
     say(NOT_A_DIAGNOSIS)

@@ -108,7 +108,7 @@ class Gallery:
                 ("Points into a box, from the best overlap to the least", len(good), spread),
                 ("Points elsewhere, the least overlap first", len(bad), bad[::-1][:SHOWN]),
             ):
-                said = [f"overlap (IoU) {overlaps[i]:.2f}" if self._region is not None else "" for i in rows]
+                said = [f"IoU {overlaps[i]:.2f}" if self._region is not None else "" for i in rows]
                 kinds.append(
                     Kind(title, count, [self._pair(int(boxed[i]), s) for i, s in zip(rows, said, strict=True)])
                 )

@@ -22,6 +22,7 @@ from pneumo_edge.report_page import page, percent, table
 from pneumo_train.figures import (
     MEAN,
     NAMES,
+    PERTURBED,
     Figure,
     Part,
     confusions,
@@ -43,6 +44,7 @@ from pneumo_train.run import (
     model_path,
     read_config,
     read_metrics,
+    read_remarks,
     read_rows,
 )
 from pneumo_train.split import LEFT_ASIDE, LEFT_OUT, TEST, TRAIN, UNREADABLE, VALIDATION
@@ -203,7 +205,7 @@ def _predictive(judged: Part) -> str:
     return table(f"Predictive values by the share of films with pneumonia, from {judged.name}", header, rows)
 
 
-def _make_up(films: RunFilms) -> str:
+def _make_up(films: RunFilms, remarks: Sequence[str]) -> str:
     rows = []
     for part in [p for p in (TRAIN, VALIDATION, TEST, LEFT_OUT, *LEFT_ASIDE) if p in films.split]:
         chosen = [films.files[i] for i in films.positions(part)]
@@ -216,6 +218,9 @@ def _make_up(films: RunFilms) -> str:
     if skipped:
         named = ", ".join(html.escape(path) for path in skipped[:20]) + (" and more" if len(skipped) > 20 else "")
         text += f'<p class="long">Skipped, because they could not be read ({len(skipped)}): {named}.</p>'
+    if remarks:
+        said = "".join(f"<li>{html.escape(remark)}</li>" for remark in remarks)
+        text += f'<p>What was said before training:</p><ul class="long">{said}</ul>'
     return text
 
 
@@ -265,7 +270,7 @@ def _sites(metrics: dict[str, Any], parts: list[Part]) -> str:
     tables = [_site_table(f"By site: {part.name} films", part.measure) for part in parts]
     if metrics["left_out"]:
         tables.append(_site_table("A site that nothing was learned from: all its films", metrics["left_out"]))
-    return "".join(tables) + "".join(_group_tables(part) for part in parts)
+    return "".join(tables) + "".join(_group_tables(part) for part in parts if part.key != PERTURBED)
 
 
 def _site_table(caption: str, measured: dict[str, Any]) -> str:
@@ -325,37 +330,30 @@ def _plain(value: dict[str, float]) -> dict[str, float]:
 
 def _weighing(metrics: dict[str, Any]) -> str:
     """Returns what the site gives away of the class, and the features of the site."""
-    rows = []
-    for site, described in metrics["sites"].items():
-        weighing = described.get("weighing")
-        if weighing:
-            shares = (percent(weighing[key]) for key in ("weight", "prevalence", "weighted_prevalence"))
-            rows.append([html.escape(site), *shares])
-    if len(rows) < 2:
-        return ""
-    text = table(
-        "Training films of each site",
-        ["site", "share of all weight", "with pneumonia, by number", "with pneumonia, by weight"],
-        rows,
-    )
     probe = metrics[VALIDATION].get("site_probe")
-    if probe:
-        area = probe["class_from_site"]
+    if not probe:
+        return ""
+    rows = [
+        [html.escape(site), *(percent(weighed[key]) for key in ("weight", "prevalence", "weighted_prevalence"))]
+        for site, weighed in probe["weighing"].items()
+    ]
+    header = ["site", "share of all weight", "with pneumonia, by number", "with pneumonia, by weight"]
+    area = probe["class_from_site"]
+    text = (
+        "<p>Who is told the site alone, and knows how many are ill there, tells the classes of validation films apart "
+        f"with an AUC of {area['films_as_they_are']:.3f}; with films weighed as in training, of "
+        f"{area['films_weighed']:.3f}. "
+    )
+    if probe["site_from_features"] is not None:
         text += (
-            f"<p>Who is told the site alone, and knows how many are ill there, tells the classes of validation films "
-            f"apart with an AUC of {area['films_as_they_are']:.3f}; with films weighed as in training, of "
-            f"{area['films_weighed']:.3f}: nothing can be gained from the site. "
+            "The network does see where a film was taken: a linear classifier finds the site from its features in "
+            f"{percent(probe['site_from_features'])} of films it has not seen, against {percent(probe['guess'])} by "
+            "guessing."
         )
-        if probe["site_from_features"] is not None:
-            text += (
-                f"The network does see where a film was taken: a linear classifier finds the site from its features in "
-                f"{percent(probe['site_from_features'])} of films it has not seen, against {percent(probe['guess'])} "
-                "by guessing."
-            )
-        text += "</p>"
     return (
         "<section><h2>Does the site tell the class?</h2><p>Films are weighed so that in each site both classes weigh "
-        f"the same; a site weighs as the square root of the number of its films.</p>{text}</section>"
+        "the same; a site weighs as the square root of the number of its films.</p>"
+        f"{table('Training films of each site', header, rows)}{text}</p></section>"
     )
 
 
@@ -496,7 +494,9 @@ Labels can be wrong too: look at the films.</p>{kinds_section(mistakes, "what th
 the second validation.</p>{_copies(copies)}</section>
 <section><h2>The data</h2>
 <p>{html.escape(config.data_name)}: what became of each film stands in <code>split.csv</code>. No patient stands both in
-training and in validation, and no film stands twice on different sides.</p>{_make_up(films)}</section>
+training and in validation, and no film stands twice on different sides.</p>{
+        _make_up(films, read_remarks(run))
+    }</section>
 <section><h2>Settings</h2>{_settings(config)}</section>"""
     title = f"{name}: report of a pneumonia classifier"
     return page(title, header, main, html.escape(config.versions.get("pneumo", "")))

@@ -188,13 +188,7 @@ def _own_would_give(sample: Sample, logits: Floats) -> dict[str, Any] | None:
 
 
 def describe_sites(films: RunFilms) -> dict[str, Any]:
-    """Returns who the training films of each site show: what the bundle says of whom its model knows.
-
-    Beside it `weighing` says how much the site's films weigh in training, as `film_weights` has it, and how many of
-    them are pneumonias: by number, and by weight.
-    """
-    learned_anywhere = [f for f, part in zip(films.files, films.split, strict=True) if part == TRAIN]
-    weighed = weigh_sites(learned_anywhere)
+    """Returns who the training films of each site show: what the bundle says of whom its model knows."""
     described = {}
     for site in dict.fromkeys(film.site for film in films.files):
         pairs = [(f, part) for f, part in zip(films.files, films.split, strict=True) if f.site == site]
@@ -210,7 +204,6 @@ def describe_sites(films: RunFilms) -> dict[str, Any]:
             | {"known": len(ages)},
             "views": dict(Counter(f.view for f in learned if f.view)),
             "sexes": dict(Counter(f.sex for f in learned if f.sex)),
-            "weighing": weighed.get(site),
         }
     return described
 
@@ -235,17 +228,22 @@ def weigh_sites(files: Sequence[FilmFile]) -> dict[str, dict[str, float]]:
 
 
 def probe_sites(
-    files: Sequence[FilmFile], labels: Labels, patients: Sequence[str], features: Callable[[], Floats]
+    learned: Sequence[FilmFile],
+    files: Sequence[FilmFile],
+    labels: Labels,
+    patients: Sequence[str],
+    features: Callable[[], Floats],
 ) -> dict[str, Any] | None:
     """Asks what the site gives away of the class, and what the network's features give away of the site.
 
     Args:
+        learned: Films of training.
         files: Films that were not learned from.
         labels, patients: Theirs.
         features: Makes (N, F), what the last layer of the network's body knows of each film.
 
     Returns:
-        class_from_site: AUC for the class of a judge who is told the site alone and knows how many are ill there, with
+        weighing: what `weigh_sites` says of the films of training. class_from_site: AUC for the class of a judge who is told the site alone and knows how many are ill there, with
         films as they are and with films weighed as in training: the latter is 0.5 where the weights do what they
         should. site_from_features: share of films, each site with the same say, whose site a linear classifier finds
         that has not seen their patients (five folds); guess: the same by guessing. None where there is one site.
@@ -269,6 +267,7 @@ def probe_sites(
         return float(weighted_auc(labels, told, weights[np.newaxis])[0])
 
     found: dict[str, Any] = {
+        "weighing": weigh_sites(learned),
         "class_from_site": {
             "films_as_they_are": area(np.ones(len(labels))),
             "films_weighed": area(film_weights(files).astype(np.float64)),

@@ -354,7 +354,11 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
         elsewhere = _judge(left_out, scores, left_out_maps, calibration, thresholds, region)
     write_rows(run / "predictions.csv", PREDICTIONS, rows)
     probe = probe_sites(
-        validation.files, validation.labels, validation.patients, lambda: _features(model, validation.pixels)
+        films.part(TRAIN).files,
+        validation.files,
+        validation.labels,
+        validation.patients,
+        lambda: _features(model, validation.pixels),
     )
     write_json(
         run / "metrics.json",
