@@ -145,7 +145,15 @@ def test_a_model_answers_the_same_on_both(done: Done, run: str) -> None:
 @pytest.mark.parametrize("run", ["on-jax", "jax-first", "tensorflow-first"])
 def test_a_run_is_whole_whichever_backend_ended_it(done: Done, run: str) -> None:
     files = {path.name for path in (done.place / run).iterdir() if path.suffix != ".png"}
-    whole = {"config.json", "history.csv", "metrics.json", "model.keras", "predictions.csv", "split.csv"}
+    whole = {
+        "config.json",
+        "history.csv",
+        "metrics.json",
+        "model.keras",
+        "predictions.csv",
+        "remarks.json",
+        "split.csv",
+    }
     assert files == whole | ({"report.html"} if run == "on-jax" else set())
     assert len((done.place / run / "history.csv").read_text().splitlines()) == 1 + 3
     with (done.place / run / "history.csv").open(newline="") as text:

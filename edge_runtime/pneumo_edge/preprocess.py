@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from pneumo_edge.dicom import MAX_PIXELS, is_dicom, read_dicom
+from pneumo_edge.dicom import read_dicom
+from pneumo_edge.dicom.tags import MAX_PIXELS, is_dicom
 from pneumo_edge.errors import ImageError, one_line
 
 Source: TypeAlias = str | Path | bytes
@@ -86,6 +87,12 @@ class Film:
     chroma: float
     """Mean distance of the colours from grey, 0 to 255; 0 for a grey picture."""
     warnings: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
+    """Why no verdict should be given on the picture at all."""
+    age_years: float | None = None
+    """Of the patient, when the film was taken; None if the file does not say."""
+    view: str = ""
+    """AP, PA, LATERAL, DECUBITUS or OBLIQUE; "" if the file does not say."""
 
 
 def read_film(source: Source, size: int, name: str | None = None) -> Film:
@@ -112,7 +119,10 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
     if is_dicom(data[:512]):
         dicom = read_dicom(data, name)
         height, width = dicom.grey.shape
-        return Film(_squash(Image.fromarray(dicom.grey), size), width, height, 0.0, dicom.warnings)
+        pixels = _squash(Image.fromarray(dicom.grey), size)
+        return Film(
+            pixels, width, height, 0.0, dicom.warnings, dicom.doubts, age_years=dicom.age_years, view=dicom.view
+        )
     return _decode(data, size, name)
 
 
