@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -225,21 +224,6 @@ def sites_table(record: Mapping[str, Any]) -> Table:
         f"every run: {settings}",
     )
     return Table("Trained on the others", columns, rows, notes)
-
-
-def read_sites(path: Path) -> dict[str, Any]:
-    """Reads a `sites.json`.
-
-    Raises:
-        UsageError: It is none.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("kind") != "sites":
-        raise UsageError(f"{path} is no sites.json: make it with pneumo-bench sites --output DIR")
-    return found
 
 
 def _percent(found: Mapping[str, float]) -> str:

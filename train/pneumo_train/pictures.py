@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pneumo_edge.atomic import replacing_file
 from pneumo_edge.bundle import LABELS
-from pneumo_edge.overlay import colour_heatmap
+from pneumo_edge.overlay import LINE, colour_heatmap, outline
+from pneumo_edge.region import find_region
 from pneumo_edge.report_page import percent
 from pneumo_train.augment import augment
 from pneumo_train.figures import Part
@@ -31,8 +32,8 @@ _AUGMENTED = 6
 """Copies of each of three films."""
 _SIDE = 224
 """Pixels of a picture."""
-_REGION, _BOX = (255, 176, 0), (86, 180, 233)
-"""Of the model's contour and of the radiologists' boxes: told apart by colour-blind eyes (Okabe and Ito)."""
+_BOX = (86, 180, 233)
+"""Of the radiologists' boxes: colour-blind eyes tell it from the amber of a region (Okabe and Ito)."""
 
 
 class Pair(NamedTuple):
@@ -144,12 +145,8 @@ def mark(
         picture = colour_heatmap(film, heatmap)
     else:
         picture = film.convert("RGB")
-        inside = np.pad(sigmoid(enlarge(heatmap[np.newaxis], film.width)[0]) >= region, 1)
-        core = inside[1:-1, 1:-1]
-        edge = core & ~(inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:])
-        pixels = np.asarray(picture).copy()
-        pixels[edge] = _REGION
-        picture = Image.fromarray(pixels)
+        found = find_region(heatmap, region, film.width, film.height)
+        picture.paste(LINE, mask=outline(picture.size, found))
     draw = ImageDraw.Draw(picture)
     for box in boxes:
         corners = [round(side * (film.width - 1)) for side in box]

@@ -243,10 +243,13 @@ def probe_sites(
         features: Makes (N, F), what the last layer of the network's body knows of each film.
 
     Returns:
-        weighing: what `weigh_sites` says of the films of training. class_from_site: AUC for the class of a judge who is told the site alone and knows how many are ill there, with
+        weighing: what `weigh_sites` says of the films of training.
+        class_from_site: AUC for the class of a judge who is told the site alone and knows how many are ill there, with
         films as they are and with films weighed as in training: the latter is 0.5 where the weights do what they
-        should. site_from_features: share of films, each site with the same say, whose site a linear classifier finds
-        that has not seen their patients (five folds); guess: the same by guessing. None where there is one site.
+        should.
+        site_from_features: share of films, each site with the same say, whose site a linear classifier finds that has
+        not seen their patients (five folds); guess: the same by guessing.
+        None where there is one site.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
