@@ -42,7 +42,7 @@ from pneumo_train.run import (
     write_remarks,
     write_rows,
 )
-from pneumo_train.sites import SHARES, describe_sites, measure_sites, probe_sites, site_weights
+from pneumo_train.sites import SHARES, describe_sites, measure_mean_of_sites, measure_sites, probe_sites, site_weights
 from pneumo_train.sources import KAGGLE_PATIENT, absolute, gather
 from pneumo_train.split import (
     LEFT_OUT,
@@ -351,7 +351,7 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
     if read_config(run).head == "local":
         region = choose_region_threshold(maps, [film.boxes for film in validation.files], validation.labels)
     both = Films(validation.files * 2, np.concatenate([validation.pixels, perturbed]), labels)
-    pooled_measure = measure_sites(both, pooled, calibration, thresholds)
+    pooled_measure = measure_mean_of_sites(both, probabilities(pooled, calibration), thresholds)
     p_clean, p_disturbed = probabilities(clean, calibration), probabilities(disturbed, calibration)
     rows = [
         *_prediction_rows(VALIDATION, validation, clean, p_clean),
@@ -364,7 +364,11 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
         elsewhere = _judge(left_out, scores, left_out_maps, calibration, thresholds, region)
     write_rows(run / "predictions.csv", PREDICTIONS, rows)
     probe = probe_sites(
-        validation.files, validation.labels, validation.patients, lambda: _features(model, validation.pixels)
+        films.part(TRAIN).files,
+        validation.files,
+        validation.labels,
+        validation.patients,
+        lambda: _features(model, validation.pixels),
     )
     write_json(
         run / "metrics.json",
@@ -375,7 +379,7 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
             "operating_points": {
                 name: {
                     "threshold": threshold,
-                    **{share: pooled_measure["mean"]["operating_points"][name][share] for share in SHARES},
+                    **{share: pooled_measure["operating_points"][name][share] for share in SHARES},
                 }
                 for name, threshold in thresholds.items()
             },
