@@ -18,8 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS: dict[str, list[str]] = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 
 FOLDERS = {
-    # Parquet manifests are read by what the extra archive brings.
-    "train": ("", "train", "archive"),
+    "train": ("", "train"),
     "export": ("", "export"),
     "benchmarks": ("", "all"),
     "edge_runtime/pneumo_edge/serve": ("", "serve"),
@@ -60,7 +59,7 @@ def declared(extra: str) -> set[str]:
 
 
 def imported(source: str) -> set[str]:
-    """Distributions whose modules a file imports or looks for, wherever in the file it does."""
+    """Distributions whose modules a file imports, by name too, wherever in the file it does."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -69,7 +68,7 @@ def imported(source: str) -> set[str]:
             modules.add(node.module or "")
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in {"import_module", "find_spec", "importorskip"}:
+            if called in {"import_module", "importorskip"}:
                 modules.add(str(node.args[0].value))
     heads = {module.split(".")[0] for module in modules} - OURS - set(sys.stdlib_module_names)
     return {DISTRIBUTIONS.get(head, head.replace("_", "-")) for head in heads}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import typing
+from dataclasses import fields
 from importlib.metadata import version
 from inspect import signature
 
 import pytest
 
 import pneumo_edge
-from pneumo_edge import classifier, errors
+from pneumo_edge import classifier, errors, region
 
 
 @pytest.mark.parametrize("name", pneumo_edge.__all__)
@@ -28,9 +30,11 @@ def test_every_error_is_public() -> None:
 
 def test_what_a_classifier_returns_is_public() -> None:
     methods = (pneumo_edge.Classifier.predict, pneumo_edge.Classifier.predict_batch)
-    named = {name for method in methods for name in re.findall(r"[A-Z]\w+", str(signature(method).return_annotation))}
-    ours = {name for name in named if getattr(getattr(classifier, name, None), "__module__", "") == classifier.__name__}
-    assert {"Prediction", "Failure"} <= ours <= set(pneumo_edge.__all__)
+    types = [str(signature(method).return_annotation) for method in methods]
+    types += [str(each.type) for answer in (classifier.Prediction, classifier.Failure) for each in fields(answer)]
+    named = {name for text in types for name in re.findall(r"[A-Z]\w+", text)}
+    ours = {name for name in named if name in vars(classifier) | vars(region) and name not in vars(typing)}
+    assert {"Prediction", "Failure", "Region"} <= ours <= set(pneumo_edge.__all__)
 
 
 def test_help_shows_the_classifier() -> None:

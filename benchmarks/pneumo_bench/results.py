@@ -130,7 +130,8 @@ def _markdown(runs: Mapping[str, Any], seeds: Mapping[str, Any], bench: Sequence
                 continue
             model = f"{run['backbone']}, {run['head']}, {run['size']}"
             films = f"{measures['n']} {split.replace('_', ', ')}"
-            lines.append(row((f"[{name}]({name}/metrics.json)", model, films, *(_text(measures[key]) for key in MEASURES))))
+            link = f"[{name}]({name}/metrics.json)"
+            lines.append(row((link, model, films, *(_text(measures[key]) for key in MEASURES))))
     if seeds:
         lines += ["", "Runs that differ by their seed alone, mean ± standard deviation:", ""]
         lines += _heading("runs", "films", *columns)

@@ -22,6 +22,7 @@ from pneumo_edge.errors import (
 if TYPE_CHECKING:
     from pneumo_edge.bundle import Bundle, read_bundle
     from pneumo_edge.classifier import Classifier, Failure, Prediction
+    from pneumo_edge.region import Region
 
 __all__ = [
     "Bundle",
@@ -33,6 +34,7 @@ __all__ = [
     "MissingExtraError",
     "PneumoError",
     "Prediction",
+    "Region",
     "RunError",
     "UsageError",
     "__version__",
@@ -46,6 +48,7 @@ _MODULES = {
     "Classifier": "classifier",
     "Failure": "classifier",
     "Prediction": "classifier",
+    "Region": "region",
     "read_bundle": "bundle",
 }
 """Public names whose modules import NumPy and Pillow -> module."""

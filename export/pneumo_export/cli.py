@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from importlib.util import find_spec
@@ -12,6 +13,8 @@ import typer
 
 from pneumo_edge.command_line import FAILED, NOT_A_DIAGNOSIS, print_table, print_version, run, say
 from pneumo_edge.errors import MissingExtraError, UsageError
+from pneumo_train.sources import absolute
+from pneumo_train.surroundings import check_keras, check_path
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -45,6 +48,10 @@ def export(
     calibration_films: Annotated[
         int, typer.Option(min=2, help="Training films that give the ranges of int8, half of each class.")
     ] = 256,
+    sites_results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A sites.json of pneumo-bench sites, whose table goes into the model card."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and stop.")
@@ -61,19 +68,24 @@ def export(
     for module in (module for kind in kinds for module in NEEDED[kind]):
         if find_spec(module) is None:
             raise MissingExtraError(PACKAGES.get(module, module.replace("_", "-")), "export", "exporting")
-    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        raise UsageError("exporting needs Keras on TensorFlow: unset KERAS_BACKEND (it loads what JAX has trained)")
+    bundle = output or run_folder / "bundle"
+    check_path(run_folder, "RUN")
+    check_path(bundle, "--output")
+    for each in data or ():
+        check_path(absolute(each), "--data")
+    check_keras(("tensorflow",), "exporting")  # which loads what JAX has trained
     from pneumo_export.export import export_run
 
     exported = export_run(
         run_folder,
-        output or run_folder / "bundle",
+        bundle,
         data=data or (),
         int8=int8,
         formats=wanted,
         max_drop=max_drop,
         calibration_films=calibration_films,
         force=force,
+        elsewhere=None if sites_results is None else _read_sites(sites_results),
     )
     _show(exported.parity)
     for name, record in exported.parity["files"].items():
@@ -86,6 +98,16 @@ def export(
         print(exported.bundle)
     if exported.refused is not None:
         raise typer.Exit(FAILED)
+
+
+def _read_sites(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("kind") != "sites" or not found.get("results"):
+        raise UsageError(f"{path} is no sites.json: make it with pneumo-bench sites --output DIR")
+    return found
 
 
 def _show(parity: dict[str, Any]) -> None:

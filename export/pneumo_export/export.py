@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pneumo_edge.atomic import replacing_folder, write_json, write_text
@@ -42,7 +44,10 @@ from pneumo_train.split import TEST, TRAIN, VALIDATION
 from pneumo_train.train import versions
 
 NOVELTY_FILMS = 1000
-"""Training films, at most, that the statistics of novelty are fitted on, each as it is and perturbed."""
+"""Training films of a site, at most, that the statistics of novelty are fitted on, each as it is and perturbed."""
+
+ENOUGH_FOR_NOVELTY = 200
+"""Training films that a site must have for statistics of its own."""
 
 DEFAULT_POINT = "balanced"
 
@@ -68,6 +73,7 @@ def export_run(
     max_drop: float = 0.5,
     calibration_films: int = 256,
     force: bool = False,
+    elsewhere: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Converts, quantises, judges and packs.
 
@@ -80,6 +86,7 @@ def export_run(
         max_drop: See `pneumo_export.gate.judge`.
         calibration_films: Training films that give the ranges of int8, half of each class.
         force: Replace a bundle that is there.
+        elsewhere: `sites.json` of pneumo-bench sites, for the card.
 
     Raises:
         RunError, UsageError, MissingExtraError: One sentence each; nothing is written.
@@ -143,7 +150,7 @@ def export_run(
         "files": records,
     }
     try:
-        return _write(output, config, metrics, parity, files, refused)
+        return _write(output, config, metrics, parity, files, refused, elsewhere)
     except OSError as error:
         # A full disk names no file.
         reason = f"{error.strerror or error}: nothing was exported, make room or give another --output"
@@ -173,12 +180,25 @@ def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
     if shapes != [(config.size, config.size, 1), (1,)]:
         raise RunError(f"{path} has other inputs or outputs than config.json says: train the run again")
     plain = fold(reference, config.backbone)
-    some = np.sort(np.random.default_rng(config.seed).permutation(len(train.labels))[:NOVELTY_FILMS])
-    films = train.pixels[some]
-    # Another scanner's exposure is no other kind of picture: perturbed films belong to what is known.
-    films = np.concatenate([films, perturb_all(films, [train.paths[i] for i in some])])
-    novelty = fit_novelty(outputs_of(feature_model(plain, config.backbone), films)["features"])
+    features = feature_model(plain, config.backbone)
+    # A Gaussian for each site: one around all of them would hold whatever lies between children and adults.
+    novelty = []
+    for members in _kinds(train.sites):
+        some = np.sort(np.random.default_rng(config.seed).permutation(members)[:NOVELTY_FILMS])
+        films = train.pixels[some]
+        # Another scanner's exposure is no other kind of picture: perturbed films belong to what is known.
+        films = np.concatenate([films, perturb_all(films, [train.paths[i] for i in some])])
+        novelty.append(fit_novelty(outputs_of(features, films)["features"]))
     return reference, deployed(plain, config.backbone, novelty)
+
+
+def _kinds(sites: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+    """Returns the positions of the films of each site; sites with too few films for themselves stand together."""
+    counts = Counter(sites)
+    large = [site for site, count in counts.items() if count >= ENOUGH_FOR_NOVELTY]
+    kinds = [np.flatnonzero(np.array(sites) == site) for site in large]
+    rest = np.flatnonzero(~np.isin(sites, large))
+    return [*kinds, rest] if len(rest) else kinds
 
 
 def check_apart(films: RunFilms, run: Path) -> None:
@@ -271,6 +291,7 @@ def _write(
     parity: dict[str, Any],
     files: dict[str, bytes],
     refused: list[str],
+    elsewhere: Mapping[str, Any] | None,
 ) -> Exported:
     passed = {name: content for name, content in files.items() if name not in refused}
     aside = output.with_name(f"{output.name}-refused")
@@ -289,7 +310,7 @@ def _write(
                 (folder / name).write_bytes(content)
             write_description(folder, description)
             write_json(folder / "parity.json", parity)
-            write_text(folder / "MODEL_CARD.md", model_card(description, config, metrics, parity))
+            write_text(folder / "MODEL_CARD.md", model_card(description, config, metrics, parity, elsewhere))
     return Exported(output if passed else None, aside if refused else None, parity)
 
 
@@ -298,12 +319,19 @@ def _sites(config: Config, metrics: dict[str, Any]) -> tuple[Site, ...]:
     sites: tuple[Site, ...] = from_json(
         tuple[Site, ...],
         [
-            {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")} | known
+            {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")}
+            | known
+            | ({"ages": _stated(*config.ages[name])} if known["ages"] is None and name in config.ages else {})
             for name, known in metrics["sites"].items()
             if name != config.left_out
         ],
     )
     return sites
+
+
+def _stated(low: float, high: float) -> dict[str, float | None]:
+    """Returns ages that the user has stated of a site, as `pneumo_edge.bundle.Ages` holds them."""
+    return {"low": low, "median": None, "high": high, "known": 0}
 
 
 def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], files: dict[str, bytes]) -> Description:
