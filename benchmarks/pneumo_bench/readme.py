@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from pneumo_bench.output import row
@@ -31,6 +30,8 @@ SITES = {
 
 SITES_FOLDER = "sites"
 """Folder in docs/results/ of the runs on films of several sites."""
+SITES_FILE = "sites.json"
+"""File in it that says how good the recipe is at sites that training has not seen."""
 
 LARGEST = ("onnxruntime", "numpy", "pillow")
 """Packages of the base install that take most of the disk."""
@@ -95,20 +96,25 @@ def accuracy(results: Path) -> str:
 
 
 def _left_out(folder: Path) -> list[str]:
-    """Returns a row for each site that some run in the folder has not learned from, and their mean."""
-    found: dict[str, Any] = {}
-    for path in sorted(folder.glob("*/metrics.json")):
-        for site, judged in ((_read(path).get("left_out") or {}).get("sites") or {}).items():
-            if site in found:
-                raise RunError(f"{folder} has two runs that leave out {site}: publish one of them")
-            found[site] = judged
-    rows = [_row(f"{SITES.get(site, site)}, not seen in training", each["n"], each) for site, each in found.items()]
-    if len(found) > 1:
-        # Independent models and films: each run has intervals, their mean has none here.
-        means = [f"{mean(values):.3f}" for values in zip(*map(_values, found.values()), strict=True)]
-        total = sum(judged["n"] for judged in found.values())
-        rows.append(row(("**mean over sites not seen in training**", f"{total:,}", *means)))
-    return rows
+    """Returns a row for each site of `sites.json`, which `pneumo-bench sites` has written, and their mean."""
+    if not (folder / SITES_FILE).is_file():
+        return []
+    record = _read(folder / SITES_FILE)
+    lines, total = [], 0
+    for found in record["results"]:
+        name = f"{SITES.get(found['site'], found['site'])}, not seen in training"
+        alone = found["one_class"]
+        if alone is not None:
+            # Of films of one class the share that is judged rightly is all that can be said.
+            lines.append(row((name, f"{alone['n']:,}", "–", _figure(alone["right"]["balanced"]), "–", "–", "–")))
+        else:
+            lines.append(_row(name, found["measures"]["n"], found["measures"]))
+            total += found["measures"]["n"]
+    if (mean := record["mean"]) is not None:
+        figures = [_figure(mean[key]) for key in ("auc", "accuracy", "sensitivity", "specificity")]
+        lines.append(row(("**mean over sites not seen in training**", f"{total:,}", *figures, "–")))
+    note = "Not seen in training: judged by a model of the same recipe that has learned from the other sites alone."
+    return [*lines, "", note]
 
 
 def models(results: Path) -> str:
@@ -146,11 +152,13 @@ def _models(folder: Path, link: str) -> list[str]:
 
 
 def footprint(results: Path) -> str:
-    """Returns what the first int8 ONNX file of the benchmarks takes of a device."""
-    measured = _read(results / "bench" / "end-to-end.json")
+    """Returns what the first file of the benchmarks takes of a device: the default model's in int8."""
+    folders = (results / SITES_FOLDER / "bench", results / "bench")
+    bench = next((each for each in folders if (each / "end-to-end.json").is_file()), folders[-1])
+    measured = _read(bench / "end-to-end.json")
     name = measured["results"][0]["name"]
     [cold] = [each for each in measured["results"] if each["name"] == name and each["mode"] == "cold"]
-    times = _read(results / "bench" / "latency.json")["results"]
+    times = _read(bench / "latency.json")["results"]
     [time] = [each for each in times if each["name"] == name and each["threads"] == 1]
     base = ", ".join(f"{package} {measured['install'][package] / 1e6:.0f}" for package in LARGEST)
     rows = {
@@ -174,18 +182,15 @@ def _row(name: str, films: int, measures: Mapping[str, Any]) -> str:
     return row((name, f"{films:,}", *_figures(measures)))
 
 
-def _found(measures: Mapping[str, Any]) -> list[Mapping[str, float]]:
-    """Returns the five measures as intervals, the middle three at the operating point `balanced`."""
-    point = measures["operating_points"]["balanced"]
-    return [measures["auc"], point["accuracy"], point["sensitivity"], point["specificity"], measures["ece"]]
-
-
-def _values(measures: Mapping[str, Any]) -> list[float]:
-    return [found["value"] for found in _found(measures)]
-
-
 def _figures(measures: Mapping[str, Any]) -> list[str]:
-    return [f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})" for found in _found(measures)]
+    """Returns the five measures, the middle three at the operating point `balanced`."""
+    point = measures["operating_points"]["balanced"]
+    found = (measures["auc"], point["accuracy"], point["sensitivity"], point["specificity"], measures["ece"])
+    return [_figure(each) for each in found]
+
+
+def _figure(found: Mapping[str, float]) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
 def _one_in(ratio: float | None) -> str:
