@@ -6,7 +6,8 @@ DEMO := runs/demo
 # Versions with which everything was green, as a newcomer and CI install them. `make test CONSTRAINTS=`: the newest.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-edge docs test-arm default-model results tables results-serve results-archive picture constraints format clean
+.PHONY: demo test test-edge docs test-arm default-model results tables results-serve results-archive picture constraints
+.PHONY: format clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last: an interrupted installation is done again.

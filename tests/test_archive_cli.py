@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -128,20 +127,25 @@ def s3(films: Path) -> Iterator[dict[str, str]]:
     """The environment of a user of an S3 server on this machine, with the films in one bucket and room in another."""
     pytest.importorskip("moto", reason="moto is not installed")
     pytest.importorskip("s3fs", reason="s3fs is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    # The server takes a port and says which: one that was looked for beforehand could be somebody else's by then.
+    code = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
         try:
-            end = time.monotonic() + PATIENCE
-            while True:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert process.poll() is None
-                assert time.monotonic() < end
-                time.sleep(0.05)
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
             environment = {
                 "AWS_ACCESS_KEY_ID": "nobody",
                 "AWS_SECRET_ACCESS_KEY": "nothing",
@@ -366,9 +370,8 @@ def worker_processes(driver: int) -> list[psutil.Process]:
 
 @posix
 def test_killed_workers_are_replaced_and_the_dataset_is_the_same(
-    archive_command: Command, many: Path, undisturbed: Path, tmp_path: Path
+    archive_command: Command, many: Path, undisturbed: Path, tmp_path: Path, chance: random.Random
 ) -> None:
-    chance = random.Random(time.time_ns())  # noqa: S311
     output, killed = tmp_path / "out", 0
     # After so long Dask's cluster gives up a worker that is not back; one that starts slowly must not be given up.
     env = os.environ | {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "100ms"}
@@ -389,6 +392,14 @@ def test_killed_workers_are_replaced_and_the_dataset_is_the_same(
     assert said.startswith(f"{MANY_FILMS} films: ")
     assert parts(output) == parts(undisturbed)
     assert not (output / "unfinished").exists()
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Another one in each run; its seed is printed where the test fails."""
+    seed = time.time_ns()
+    print(f"chance: random.Random({seed})")
+    return random.Random(seed)  # noqa: S311
 
 
 @pytest.fixture
@@ -424,8 +435,8 @@ def test_a_driver_that_is_interrupted_and_killed_goes_on_and_the_dataset_is_the_
     cluster: str,
     tmp_path: Path,
     ctrl_c: None,
+    chance: random.Random,
 ) -> None:
-    chance = random.Random(time.time_ns())  # noqa: S311
     output = tmp_path / "out"
     first, second = sorted(chance.sample(range(1, MANY_PARTS // 2), 2))
 
