@@ -319,7 +319,9 @@ def _sites(config: Config, metrics: dict[str, Any]) -> tuple[Site, ...]:
     sites: tuple[Site, ...] = from_json(
         tuple[Site, ...],
         [
-            {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")} | known
+            {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")}
+            # How much a site weighed in training is for the report.
+            | {key: value for key, value in known.items() if key != "weighing"}
             for name, known in metrics["sites"].items()
             if name != config.left_out
         ],
