@@ -320,13 +320,18 @@ def _sites(config: Config, metrics: dict[str, Any]) -> tuple[Site, ...]:
         tuple[Site, ...],
         [
             {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")}
-            # How much a site weighed in training is for the report.
-            | {key: value for key, value in known.items() if key != "weighing"}
+            | known
+            | ({"ages": _stated(*config.ages[name])} if known["ages"] is None and name in config.ages else {})
             for name, known in metrics["sites"].items()
             if name != config.left_out
         ],
     )
     return sites
+
+
+def _stated(low: float, high: float) -> dict[str, float | None]:
+    """Returns ages that the user has stated of a site, as `pneumo_edge.bundle.Ages` holds them."""
+    return {"low": low, "median": None, "high": high, "known": 0}
 
 
 def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], files: dict[str, bytes]) -> Description:

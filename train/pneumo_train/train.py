@@ -89,6 +89,7 @@ def start_run(
     labels: Mapping[str, str] | None = None,
     sources: Mapping[str, str] | None = None,
     licences: Mapping[str, str] | None = None,
+    ages: Mapping[str, tuple[float, float]] | None = None,
     test: bool = False,
 ) -> None:
     """Finds the films, cuts the validation set, trains and writes the run.
@@ -106,6 +107,7 @@ def start_run(
         leave_out: Site whose films are for the final measure only.
         labels: Other names of classes: name -> NORMAL or PNEUMONIA.
         sources, licences: Site -> where its films come from, and their terms.
+        ages: Site -> youngest and oldest patient in years, where the films do not say.
         test: Refuse data without a test split: `measure_test` is to follow.
 
     Raises:
@@ -138,9 +140,10 @@ def start_run(
         say(remark)
     if test and {f.label for f in files if f.folder == TEST} != {0, 1}:
         raise DataError(f"{where} has no test split with both classes: leave out --test")
-    if leave_out is not None and leave_out not in {f.site for f in files}:
-        known = ", ".join(dict.fromkeys(f.site for f in files))
-        raise DataError(f"--leave-out names the site {leave_out!r}, and no film is of it: there are {known}")
+    for option, site in (("--leave-out", leave_out), *(("--ages", site) for site in ages or {})):
+        if site is not None and site not in {f.site for f in files}:
+            known = ", ".join(dict.fromkeys(f.site for f in files))
+            raise DataError(f"{option} names the site {site!r}, and no film is of it: there are {known}")
     # Built before the films are decoded, which may take long, and before anything is written.
     precision = "mixed_bfloat16" if mixed_precision else "float32"
     model, started_from = _build(backbone, head, side, weights, seed, precision)
@@ -158,6 +161,7 @@ def start_run(
         data=tuple(absolute(place) for place in places),
         sources=gathered.sources,
         licences=gathered.licences,
+        ages=dict(ages or {}),
         labels=dict(labels or {}),
         left_out=leave_out,
         data_hash=index_hash(files, prepared.sha256),
