@@ -293,7 +293,7 @@ def test_tiff_of_every_layout(data: st.DataObject) -> None:
     assert same(grey_of(file), levels(values), channels)
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "raw"])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "lzma", "zstd", "packbits", "raw"])
 @pytest.mark.parametrize("predictor", [1, 2])
 def test_tiff_that_libtiff_wrote(compression: str, predictor: int) -> None:
     if compression in ("packbits", "raw") and predictor == 2:
@@ -389,6 +389,30 @@ def test_tiles_that_claim_gigabytes_are_refused() -> None:
         file[at + 8 : at + 12] = struct.pack("<L", 1 << 30)
     with pytest.raises(ImageError, match="is damaged and cannot be read"):
         read_film(bytes(file), 32)
+
+
+def test_a_bmp_that_holds_a_jpeg_is_named() -> None:
+    file = bytearray(encode(Image.fromarray((TWELVE // 16).astype(np.uint8)), "BMP"))
+    file[30:34] = struct.pack("<L", 4)
+    with pytest.raises(ImageError, match=r"^the film is a BMP of a rare kind, which is not read here: save it as PNG$"):
+        read_film(bytes(file), 32, "the film")
+
+
+def test_an_eight_bit_tiff_that_pillow_does_not_know_is_named() -> None:
+    file = tiff(np.dstack([(TWELVE // 16).astype(np.uint8)] * 2), photometric=0, extra=2)
+    with pytest.raises(
+        ImageError, match=r"^the film is a TIFF of a rare kind, which is not read here: save it as PNG$"
+    ):
+        read_film(file, 32, "the film")
+
+
+def test_a_codec_that_is_missing_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = encode(Image.fromarray((TWELVE // 16).astype(np.uint8)), "TIFF", compression="tiff_lzw")
+    monkeypatch.delattr(Image.core, "libtiff_decoder")
+    with pytest.raises(
+        ImageError, match=r"cannot be read by the Pillow installed here \(decoder libtiff not available\)"
+    ):
+        read_film(file, 32)
 
 
 # --- JPEG that Pillow does not know ---
