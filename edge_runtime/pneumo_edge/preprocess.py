@@ -100,6 +100,10 @@ class Film:
     warnings: tuple[str, ...]
     doubts: tuple[str, ...] = ()
     """Why no verdict should be given on the picture at all."""
+    age_years: float | None = None
+    """Of the patient, when the film was taken; None if the file does not say."""
+    view: str = ""
+    """AP, PA, LATERAL, DECUBITUS or OBLIQUE; "" if the file does not say."""
 
 
 def read_film(source: Source, size: int, name: str | None = None) -> Film:
@@ -126,7 +130,10 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
     if is_dicom(data[:512]):
         dicom = read_dicom(data, name)
         height, width = dicom.grey.shape
-        return Film(_squash(Image.fromarray(dicom.grey), size), width, height, 0.0, dicom.warnings, dicom.doubts)
+        pixels = _squash(Image.fromarray(dicom.grey), size)
+        return Film(
+            pixels, width, height, 0.0, dicom.warnings, dicom.doubts, age_years=dicom.age_years, view=dicom.view
+        )
     return _decode(data, size, name)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pneumo_edge.dicom.tags import TAGS, read_tags
+from pneumo_edge.dicom.tags import TAGS, read_tags, text
 from pneumo_edge.errors import ImageError, PneumoError, one_line
 
 _RAW = "the file holds raw detector values (FOR PROCESSING)"
@@ -27,6 +27,10 @@ class DicomFilm:
     """What the tags say and the model does not cover, and what of the tags was ignored; no names, numbers or dates."""
     doubts: tuple[str, ...] = ()
     """Why no verdict should be given on the film at all."""
+    age_years: float | None = None
+    """Of the patient, when the film was taken; None if it is not stated."""
+    view: str = ""
+    """As `pneumo_edge.unseen.view_named` calls it; "" if it is not stated."""
 
 
 def read_dicom(data: bytes, name: str) -> DicomFilm:
@@ -48,7 +52,8 @@ def read_dicom(data: bytes, name: str) -> DicomFilm:
     """
     from pneumo_edge.dicom.decode import stored_values
     from pneumo_edge.dicom.grey import grey_levels
-    from pneumo_edge.dicom.remarks import for_processing, refuse, remarks_on
+    from pneumo_edge.dicom.remarks import age_in_years, for_processing, refuse, remarks_on
+    from pneumo_edge.unseen import view_named
 
     try:
         ds = read_tags(data, TAGS, name)
@@ -61,7 +66,7 @@ def read_dicom(data: bytes, name: str) -> DicomFilm:
             remarks.append(f"{_RAW}; the model has seen films made for viewing only")
         elif for_processing(ds):
             doubts = (f"{_RAW} and neither window nor look-up table that tells how to show them",)
-        return DicomFilm(grey, tuple(remarks), doubts)
+        return DicomFilm(grey, tuple(remarks), doubts, age_in_years(ds), view_named(text(ds, "ViewPosition")))
     except PneumoError:
         raise
     except MemoryError:
