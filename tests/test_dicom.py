@@ -1013,6 +1013,24 @@ def test_raw_detector_values_bear_a_word(tags: dict[str, Any]) -> None:
     assert "raw detector values (FOR PROCESSING)" in shown.warnings[0]
 
 
+def test_raw_values_that_nothing_tells_how_to_show_get_a_verdict_by_force_alone(bundle: Path) -> None:
+    raw = encode(dataset(ramp(), bits=12, PresentationIntentType="FOR PROCESSING"))
+    for force in (False, True):
+        with Classifier.load(bundle, force_verdict=force) as classifier:
+            prediction = classifier.predict(raw)
+        assert (prediction.label is not None) == force
+        assert "FOR PROCESSING" in prediction.warnings[0]
+    # As large as a film, so that nothing else withholds the verdict.
+    large = np.kron(ramp(), np.ones((5, 5), np.uint16))
+    shown = encode(
+        dataset(large, bits=12, PresentationIntentType="FOR PROCESSING", WindowCenter=2048, WindowWidth=4096)
+    )
+    with Classifier.load(bundle) as classifier:
+        prediction = classifier.predict(shown)
+    assert prediction.label is not None
+    assert any("FOR PROCESSING" in warning for warning in prediction.warnings)
+
+
 def test_films_for_viewing_bear_none() -> None:
     for tags in ({}, {"PresentationIntentType": "FOR PRESENTATION"}):
         film = read(encode(dataset(ramp(), bits=12, **tags)))
