@@ -12,7 +12,7 @@ import pytest
 
 from pneumo_bench import faithful
 from pneumo_bench.accuracy import Decoded, Split
-from pneumo_bench.faithful import body, elsewhere, faithful_table, hide, hide_all, region_mask
+from pneumo_bench.faithful import body, elsewhere, faithful_table, hide, hide_all, pieces, region_mask
 from pneumo_edge.backends import Outputs
 from pneumo_edge.bundle import Bundle, read_bundle
 from pneumo_edge.errors import DataError
@@ -105,6 +105,22 @@ def test_where_there_is_no_room_there_is_no_other_piece() -> None:
     assert elsewhere(block(20, 0), block(0, 0, SIDE, 20), np.random.default_rng(0)) is None
 
 
+def test_of_a_region_without_room_beside_it_the_strongest_part_is_hidden() -> None:
+    everywhere = np.ones((SIDE, SIDE), bool)
+    region = block(20, 0, 16, 50)
+    large = np.tile(np.arange(SIDE, 0, -1.0), (SIDE, 1))
+    found = pieces(region, large, everywhere, np.random.default_rng(0))
+    assert found is not None
+    part, other = found
+    assert not (part & ~region).any()
+    assert not (other & region).any()
+    assert 0.9 * part.sum() <= other.sum() <= part.sum()
+    # The strongest places are those on the left.
+    assert part[:, :12][region[:, :12]].all()
+    assert part.sum() == pytest.approx(0.25 * region.sum(), rel=0.1)
+    assert pieces(region, large, region, np.random.default_rng(0)) is None
+
+
 def test_the_body_is_what_is_not_dark() -> None:
     film = np.full((SIDE, SIDE), 3, np.uint8)
     film[:, 16:48] = 150
@@ -188,7 +204,8 @@ def test_a_model_that_looks_at_its_region_is_faithful(bundle: Path, monkeypatch:
     assert (result["films"], result["measured"], result["no_region"], result["no_room"]) == (11, 10, 1, 0)
     assert result["region"]["value"] > 8
     assert abs(result["other"]["value"]) < 0.5
-    assert result["ratio"] is None or result["ratio"]["value"] > 3
+    assert result["other_share"]["high"] < 1 / 3
+    assert result["share_hidden"] == 1.0
     assert result["region_costs_more"]["value"] == 1.0
     table = faithful_table(record)
     assert {len(row) for row in table.rows} == {len(table.columns)}
@@ -197,7 +214,8 @@ def test_a_model_that_looks_at_its_region_is_faithful(bundle: Path, monkeypatch:
 def test_a_model_that_looks_elsewhere_is_not(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [result] = hidden(bundle, monkeypatch, blind=True)["results"]
     assert abs(result["region"]["value"]) < 0.5
-    assert result["ratio"] is None or result["ratio"]["value"] < 3
+    # Nothing, or less than the other piece.
+    assert result["other_share"] is None or result["other_share"]["value"] > 1 / 3
 
 
 def test_each_site_gives_at_most_so_many_films(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,12 @@ WANTED = 3.0
 """How many times more the region should cost than another piece."""
 BODY = 0.12
 """A place belongs to the body where the film, much blurred, is at least so bright, as a share of its range."""
-SIMILAR = 0.7
-"""A piece to compare with has at least this share of the region's size."""
+SIMILAR = 0.9
+"""A piece to compare with has at least this share of the size of what is hidden."""
+PARTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)
+"""Shares of a region that are tried, its strongest places first: a region in both lungs leaves no room beside it."""
+NOTHING = 1e6
+"""Stands for a share of next to nothing, which may be anything: JSON knows no infinity."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -120,6 +124,30 @@ def elsewhere(mask: Flags, where: Flags, rng: np.random.Generator) -> Flags | No
     return found if found.sum() >= SIMILAR * mask.sum() else None
 
 
+def strongest_part(mask: Flags, large: Floats, share: float) -> Flags:
+    """Returns the part of a region (S, S) where a map (S, S) is strongest, as large as that share of it."""
+    cut = np.quantile(large[mask], 1 - share)
+    part: Flags = mask & (large >= cut)
+    return part
+
+
+def pieces(mask: Flags, large: Floats, where: Flags, rng: np.random.Generator) -> tuple[Flags, Flags] | None:
+    """Returns what of a region is hidden, as much as finds room beside the whole, and the other piece; None without.
+
+    Args:
+        mask: (S, S), the region.
+        large: (S, S), the map that it comes from.
+        where: (S, S), the body.
+        rng: Of the places.
+    """
+    for share in PARTS:
+        part = strongest_part(mask, large, share)
+        other = elsewhere(part, where & ~mask, rng)
+        if other is not None:
+            return part, other
+    return None
+
+
 def region_mask(heatmap: Floats, threshold: float | None, side: int) -> Flags:
     """Returns the region of a map (h, w) at (side, side) points: of a map of local logits what reaches the threshold on
     the local probability, of another (threshold None) what reaches half of its peak, if that speaks for pneumonia.
@@ -183,7 +211,7 @@ def _hide(name: str, bundle: Bundle, file: str, films: Decoded, seed: int) -> li
     outputs = run_backend(backend, pixels, name)
     point = description.operating_points[description.default_operating_point]
     called = probabilities(outputs.logit, description.calibration) >= point.threshold
-    rows, covered, moved = [], [], []
+    rows, covered, moved, shares = [], [], [], []
     no_region, no_room = np.zeros(len(pixels), bool), np.zeros(len(pixels), bool)
     for i, film in enumerate(pixels):
         mask = region_mask(outputs.heatmap[i], stated.region_threshold, size)
@@ -191,60 +219,57 @@ def _hide(name: str, bundle: Bundle, file: str, films: Decoded, seed: int) -> li
             no_region[i] = True
             continue
         # By the film's place in the list, so that each file hides the same other piece where regions agree.
-        other = elsewhere(mask, body(film), np.random.default_rng([seed, i]))
-        if other is None:
+        large = enlarge(outputs.heatmap[[i]], size)[0]
+        found = pieces(mask, large, body(film), np.random.default_rng([seed, i]))
+        if found is None:
             no_room[i] = True
             continue
+        part, other = found
         rows.append(i)
-        covered.append(hide(film, mask))
+        shares.append(part.sum() / mask.sum())
+        covered.append(hide(film, part))
         moved.append(hide(film, other))
-    drop, other_drop = np.full(len(pixels), np.nan), np.full(len(pixels), np.nan)
+    drop, other_drop, share = (np.full(len(pixels), np.nan) for _ in range(3))
     if rows:
+        share[rows] = shares
         drop[rows] = outputs.logit[rows] - run_backend(backend, np.stack(covered), f"{name}, regions hidden").logit
         other_drop[rows] = outputs.logit[rows] - run_backend(backend, np.stack(moved), f"{name}, others hidden").logit
     places = np.array([film.site for film in films.files])
-    found = []
+    records = []
     for site in dict.fromkeys(places.tolist()):
         here = places == site
         patients = [films.files[i].patient for i in np.flatnonzero(here)]
         counts = {"films": here, "called": called & here, "no_region": no_region & here, "no_room": no_room & here}
         record = {"name": name, "site": site} | {key: int(value.sum()) for key, value in counts.items()}
-        found.append(record | _compare(drop[here], other_drop[here], patients))
-    return found
+        hidden = {"share_hidden": float(np.nanmean(share[here])) if not np.isnan(share[here]).all() else None}
+        records.append(record | hidden | _compare(drop[here], other_drop[here], patients))
+    return records
 
 
 def _compare(drop: Floats, other: Floats, patients: list[str]) -> dict[str, Any]:
-    """Returns the mean fall of the logit for either piece, their ratio, and how often the region costs more.
+    """Returns the mean fall of the logit for either piece, and how often the region costs more.
 
-    The ratio is that of the means, with its interval by patient; None where the other piece does not cost anything.
+    `other_share` is what the other piece costs in the mean as a share of what the region costs, with its interval by
+    patient; None where hiding the region costs nothing.
     """
     known = ~np.isnan(drop)
     if not known.any():
-        return {"measured": 0, "region": None, "other": None, "ratio": None, "region_costs_more": None}
+        return {"measured": 0, "region": None, "other": None, "other_share": None, "region_costs_more": None}
     weights = bootstrap_weights([name for name, one in zip(patients, known, strict=True) if one])
     a, b = drop[known], other[known]
-    ratio = None
-    if b.mean() > 0:
 
-        def quotient(w: npt.NDArray[np.floating[Any]]) -> Floats:
-            top, bottom = w @ a, w @ b
-            # A replicate in which the other piece costs nothing is as good as can be.
-            share: Floats = np.divide(top, bottom, out=np.full(len(w), np.inf), where=bottom > 0)
-            return share
+    def quotient(w: npt.NDArray[np.floating[Any]]) -> Floats:
+        top, bottom = w @ b, w @ a
+        share: Floats = np.divide(top, bottom, out=np.full(len(w), NOTHING), where=bottom > 0)
+        return share
 
-        ratio = _finite(mean_interval([quotient], [weights]))
     return {
         "measured": int(known.sum()),
         "region": mean_of(a, weights),
         "other": mean_of(b, weights),
-        "ratio": ratio,
+        "other_share": mean_interval([quotient], [weights]) if a.mean() > 0 else None,
         "region_costs_more": mean_of((a > b).astype(np.float64), weights),
     }
-
-
-def _finite(found: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON knows no infinity: None stands for it."""
-    return {key: value if np.isfinite(value) else None for key, value in found.items()}
 
 
 def faithful_table(record: Mapping[str, Any]) -> Table:
@@ -253,30 +278,33 @@ def faithful_table(record: Mapping[str, Any]) -> Table:
     for result in record["results"]:
         counts = (str(result[key]) for key in ("films", "measured", "no_region", "no_room"))
         if not result["measured"]:
-            rows.append((result["name"], result["site"], *counts, "–", "–", "–", "–"))
+            rows.append((result["name"], result["site"], *counts, "–", "–", "–", "–", "–", "–"))
             continue
-        more = result["region_costs_more"]
+        more, share = result["region_costs_more"], result["other_share"]
         rows.append(
             (
                 result["name"],
                 result["site"],
                 *counts,
+                f"{result['share_hidden']:.0%}",
                 *(_logits(result[key]) for key in ("region", "other")),
-                _ratio(result["ratio"]),
+                "–" if share is None else f"{share['value']:.0%} ({share['low']:.0%} to {share['high']:.0%})",
+                _times(share),
                 f"{more['value']:.1%} ({more['low'] * 100:.1f}–{more['high'] * 100:.1f})",
             )
         )
     notes = (
         "films labelled PNEUMONIA; the region, and a piece of its size at its height in the film, are filled from what "
         "is around them: how far the logit falls in the mean, with the 95 % interval by patient",
-        f"ratio: of the two means; {WANTED:g} or more is wanted; endless where the other piece costs nothing",
-        "no region: nothing reaches the threshold; no room: too little of the body beside the region at its height",
+        "hidden: how much of the region, its strongest places first, since one in both lungs leaves no room beside it; "
+        f"times: the region against the other piece, {WANTED:g} or more is wanted",
+        "no region: nothing reaches the threshold; no room: too little of the body beside even a part of it",
         *(f"not judged: {gap['name']}: {gap['reason']}" for gap in record["missing"]),
         *(f"not read: {error}" for error in record["settings"]["unreadable"]),
     )
     columns = (
-        "model", "site", "films", "measured", "no region", "no room", "region hidden", "other piece hidden", "ratio",
-        "region costs more",
+        "model", "site", "films", "measured", "no region", "no room", "hidden", "region", "other piece",
+        "other / region", "times", "region costs more",
     )  # fmt: skip
     return Table(f"What the region carries, on {record['settings']['split']} films", columns, rows, notes)
 
@@ -285,8 +313,8 @@ def _logits(found: Mapping[str, float]) -> str:
     return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
-def _ratio(found: Mapping[str, float | None] | None) -> str:
-    if found is None:
-        return "endless"
-    value, low, high = ("endless" if found[key] is None else f"{found[key]:.1f}" for key in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
+def _times(share: Mapping[str, float] | None) -> str:
+    """Writes how many times more the region costs than the other piece."""
+    if share is None:
+        return "0"
+    return f"{1 / share['value']:.1f}" if share["value"] > 1 / NOTHING else "endless"
