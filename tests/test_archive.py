@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator
@@ -529,6 +530,34 @@ def test_films_are_fetched_with_the_words_of_pneumo_infer(tmp_path: Path, memory
     name.write_bytes(b"odd")
     assert fetch(str(name), "x") == fetch(f"file://{name}", "x") == b"odd"
     assert open_url("~/x")[1].endswith("/~/x")
+
+
+# That of FTP, made by half, raises as it is taken apart.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_every_file_system_of_fsspec_opens_or_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some want arguments that no URL holds, some ask a host when they are made, and each fails in its own way."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    refused = set()
+    for protocol in fsspec.available_protocols():
+        for url in (f"{protocol}://host/films", f"{protocol}://", f"{protocol}://*.jpeg::films.zip"):
+            try:
+                open_url(url)
+            except (UsageError, DataError) as error:
+                refused.add(protocol)
+                assert str(error).startswith(f"{url} cannot be opened")
+                assert "\n" not in str(error)
+    assert {"github", "zip", "reference", "ftp"} <= refused
+    with pytest.raises(UsageError, match=r"'org' and 'repo'.*FSSPEC_GITHUB_\.\.\.\), or copy the films to a folder"):
+        open_url("github://films")
+    with pytest.raises(
+        (DataError, UsageError), match=r"one file system within another \(::\) is not taken: unpack the films first"
+    ):
+        open_url("zip://*.jpeg::films.zip")
 
 
 # ------------------------------------------------------------------------------------------------------ the rows

@@ -340,6 +340,69 @@ def test_the_file_of_a_whole_model_goes_too(tmp_path: Path) -> None:
     assert model.get_layer("block1_conv1").get_weights()[1][0] == 2
 
 
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_backbone_that_is_a_layer_of_the_saved_model_is_found(tmp_path: Path, deep: bool, trainable: bool) -> None:
+    """Transfer learning as it stands in the tutorials of Keras, saved as .h5."""
+    import keras
+
+    base = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(64, 64, 3))
+    rng = np.random.default_rng(0)
+    base.set_weights([rng.normal(size=w.shape) for w in base.get_weights()])
+    base.trainable = trainable
+    inner = keras.Sequential([base, keras.layers.GlobalAveragePooling2D()]) if deep else base
+    layers = [inner] if deep else [inner, keras.layers.GlobalAveragePooling2D()]
+    saved = keras.Sequential([keras.Input((64, 64, 3)), *layers, keras.layers.Dense(1, name="verdict")])
+    saved.save(tmp_path / "transfer.h5")
+    model = build_model("mobilenetv2", "gap", 64)
+    report = load_weights(model, "mobilenetv2", tmp_path / "transfer.h5")
+    assert report.random == ()
+    assert report.unused == ("verdict",)
+    for name in report.loaded:
+        for got, given in zip(model.get_layer(name).get_weights(), base.get_layer(name).get_weights(), strict=True):
+            np.testing.assert_array_equal(got, given, err_msg=name)
+
+
+def test_resnet50_with_the_names_of_old_keras_computes_what_it_computed_there(tmp_path: Path) -> None:
+    model = build_model("resnet50", "gap", 64)
+    rng = np.random.default_rng(0)
+    old: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for name, shapes in with_weights(model).items():
+        if name in {"conv1_conv", "conv1_bn"}:
+            old_name = {"conv1_conv": "conv1", "conv1_bn": "bn_conv1"}[name]
+        else:
+            stage, block, place, kind = re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", name).groups()  # type: ignore[union-attr]
+            branch = {"0": "1", "1": "2a", "2": "2b", "3": "2c"}[place]
+            old_name = f"{'res' if kind == 'conv' else 'bn'}{stage}{'abcdef'[int(block) - 1]}_branch{branch}"
+        old[old_name] = [rng.uniform(0.01, 1, shape).astype(np.float32) for shape in shapes]
+    assert {"res2a_branch1", "bn2a_branch2a", "res4f_branch2c", "bn5c_branch2b"} <= set(old)
+    report = load_weights(model, "resnet50", write_h5(tmp_path / "old.h5", old))
+    assert (report.random, report.unused) == ((), ())
+    assert report.source == "old.h5 (names of Keras before 2.3)"
+    np.testing.assert_array_equal(model.get_layer("conv3_block1_0_conv").get_weights()[0], old["res3a_branch1"][0])
+    x = rng.normal(size=(2, 4, 4, 128)).astype(np.float32)
+    gamma, beta, mean, variance = (array.astype(np.float64) for array in old["bn3b_branch2a"])
+    expected = gamma * (x - mean) / np.sqrt(variance + 1e-3) + beta  # 1e-3 was the epsilon there
+    # One batch-norm in float32: an error of a few units in the seventh digit, whatever the processor.
+    np.testing.assert_allclose(model.get_layer("conv3_block2_1_bn")(x), expected, atol=1e-4)
+
+
+def test_a_layer_that_a_file_has_twice_is_refused(tmp_path: Path) -> None:
+    import h5py
+
+    path = write_h5(tmp_path / "twice.h5", {"one": [], "two": []})
+    arrays = {"kernel:0": np.zeros((3, 3, 3, 64)), "bias:0": np.zeros(64)}
+    with h5py.File(path, "r+") as file:
+        for group in ("one", "two"):
+            names = [f"block1_conv1/{variable}" for variable in arrays]
+            for variable, array in arrays.items():
+                file[group][f"block1_conv1/{variable}"] = array
+            file[group]["other/kernel:0"] = np.zeros(1)
+            file[group].attrs["weight_names"] = [name.encode() for name in [*names, "other/kernel:0"]]
+    with pytest.raises(DataError, match=r"block1_conv1 have the shapes .*\(64,\).*\(64,\)"):
+        load_weights(model_of("vgg16"), "vgg16", path)
+
+
 def test_none_leaves_all_at_random() -> None:
     report = load_weights(model_of("vgg16"), "vgg16", "none")
     assert (report.source, report.loaded, report.random) == ("none", (), tuple(with_weights(model_of("vgg16"))))
@@ -404,7 +467,7 @@ def _other_network(path: Path) -> None:
         (_cut, "cannot be read as a Keras HDF5"),
         (_names_without_groups, "cannot be read as a Keras HDF5"),
         (_keras3, "without layer names"),
-        (_other_network, "no layer of vgg16_gap"),
+        (_other_network, "no layer of vgg16_gap, but for conv1_conv: choose"),
     ],
 )
 def test_what_is_no_weight_file_is_refused(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:

@@ -37,7 +37,7 @@ def few_replicates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(left_out: str | None) -> Config:
     return Config(
-        format_version=FORMAT_VERSION, data=("/data/a",), sources={name: name for name in NAMES}, licences={},
+        format_version=FORMAT_VERSION, data=("/data/a",), sources={name: name for name in NAMES}, licences={}, ages={},
         labels={}, left_out=left_out, data_hash="0" * 64, patient_rule="x", backbone="none", head="local", size=32,
         weights="none", started_from="none", epochs=1, batch_size=8, learning_rate=1e-3, seed=0, balance="weights",
         teachers=(), precision="float32", limit=None, versions={}, trained="2026-01-01",

@@ -79,7 +79,7 @@ def card(sites: tuple[Site, ...] = (NORTH, SOUTH), elsewhere: Any = None, data: 
         {"model.onnx": ModelFile("fp32", 1, "0" * 64, 1.0)},
     )
     config = Config(
-        format_version=RUN_FORMAT, data=(), sources={}, licences={}, labels={}, left_out=None, data_hash="",
+        format_version=RUN_FORMAT, data=(), sources={}, licences={}, ages={}, labels={}, left_out=None, data_hash="",
         patient_rule="", backbone="efficientnet_lite0", head="local", size=160, weights="imagenet",
         started_from="imagenet", epochs=1, batch_size=8, learning_rate=1e-3, seed=0, balance="weights", teachers=(),
         precision="float32", limit=None, versions={}, trained="2026-01-01",

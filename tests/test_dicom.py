@@ -55,6 +55,7 @@ from pneumo_edge.bundle import Ages, Provenance, Site  # noqa: E402
 from pneumo_edge.dicom import DicomFilm, read_dicom  # noqa: E402
 from pneumo_edge.dicom.tags import is_dicom  # noqa: E402
 from pneumo_edge.errors import ImageError, MissingExtraError  # noqa: E402
+from pneumo_edge.preprocess import read_film  # noqa: E402
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "dicom"
 
@@ -405,6 +406,30 @@ def test_jpeg_extended_with_12_bits(capfd: pytest.CaptureFixture[str]) -> None:
     film = read(compressed(dataset(SMALL, bits=12), JPEG_OF_12_BITS, JPEGExtended12Bit))
     assert np.abs(film.grey.astype(int) - unit_levels(SMALL)).max() <= 1
     assert capfd.readouterr() == ("", "")
+
+
+@needs_gdcm
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGLSLossless])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_the_same_codestreams_outside_of_dicom(tmp_path: Path, syntax: UID, bits: int) -> None:
+    pixels = np.pad(ramp(bits), ((0, WIDTH - HEIGHT), (0, 0)))
+    ds = pydicom.dcmread(io.BytesIO(gdcm_encoded(tmp_path, dataset(pixels, bits=bits), syntax)))
+    film = read_film(pydicom.encaps.get_frame(ds.PixelData, 0, number_of_frames=1), WIDTH)
+    assert np.array_equal(film.pixels[:, :, 0], pixels if bits == 8 else unit_levels(pixels))
+
+
+@needs_gdcm
+def test_a_jpeg_of_12_bits_outside_of_dicom() -> None:
+    film = read_film(JPEG_OF_12_BITS, 64)
+    assert (film.width, film.height) == SMALL.shape[::-1]
+    whole = Image.fromarray(unit_levels(SMALL)).resize((64, 64), Image.Resampling.BICUBIC)
+    assert np.abs(film.pixels[:, :, 0].astype(int) - np.asarray(whole)).max() <= 2
+
+
+def test_a_jpeg_of_12_bits_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", no_package)
+    with pytest.raises(ImageError, match=r"JPEG of 12 bits\) that needs the package python-gdcm: pip install 'pneumo"):
+        read_film(JPEG_OF_12_BITS, 32, "the film")
 
 
 @needs_openjpeg

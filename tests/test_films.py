@@ -14,8 +14,9 @@ from PIL import Image
 
 from pneumo_edge.preprocess import VERSION, read_film
 from pneumo_train import films as films_module
-from pneumo_train.films import FilmFile, cache_folder, index_hash, prepare
+from pneumo_train.films import FilmFile, index_hash, prepare
 from pneumo_train.sources import gather
+from pneumo_train.surroundings import cache_folder
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "chest_xray"
 

@@ -119,7 +119,7 @@ def write_run(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path])
         (run / "model.keras").write_bytes(models[head].read_bytes())
         write_split(run / "split.csv", films, split)
         config = Config(
-            format_version=FORMAT_VERSION, data=(str(data),), sources=gathered.sources, licences={}, labels={},
+            format_version=FORMAT_VERSION, data=(str(data),), sources=gathered.sources, licences={}, ages={}, labels={},
             left_out=None, data_hash=index_hash(films, prepared.sha256), patient_rule=KAGGLE_PATIENT,
             backbone="mobilenetv2", head=head, size=SIZE, weights="none", started_from="none", epochs=3, batch_size=8,
             learning_rate=3e-4, seed=4, balance="weights", teachers=(), precision="float32", limit=None,

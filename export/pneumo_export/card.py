@@ -145,7 +145,8 @@ def _population(description: Description) -> str:
     for site in sites:
         learned = ", ".join(f"{site.films.get(f'train/{label}', 0)} {label}" for label in LABELS)
         ages = (
-            f"{site.ages.low:g} to {site.ages.high:g}, median {site.ages.median:g} (known of {site.ages.known})"
+            f"{site.ages.low:g} to {site.ages.high:g}, "
+            + (f"median {site.ages.median:g} (known of {site.ages.known})" if site.ages.known else "as its source says")
             if site.ages
             else "not stated"
         )

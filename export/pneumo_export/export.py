@@ -319,12 +319,19 @@ def _sites(config: Config, metrics: dict[str, Any]) -> tuple[Site, ...]:
     sites: tuple[Site, ...] = from_json(
         tuple[Site, ...],
         [
-            {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")} | known
+            {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")}
+            | known
+            | ({"ages": _stated(*config.ages[name])} if known["ages"] is None and name in config.ages else {})
             for name, known in metrics["sites"].items()
             if name != config.left_out
         ],
     )
     return sites
+
+
+def _stated(low: float, high: float) -> dict[str, float | None]:
+    """Returns ages that the user has stated of a site, as `pneumo_edge.bundle.Ages` holds them."""
+    return {"low": low, "median": None, "high": high, "known": 0}
 
 
 def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], files: dict[str, bytes]) -> Description:

@@ -54,6 +54,7 @@ from pneumo_train.split import (
     split_films,
     write_split,
 )
+from pneumo_train.surroundings import TRAINS, check_keras, check_path
 
 if TYPE_CHECKING:
     import keras
@@ -88,6 +89,7 @@ def start_run(
     labels: Mapping[str, str] | None = None,
     sources: Mapping[str, str] | None = None,
     licences: Mapping[str, str] | None = None,
+    ages: Mapping[str, tuple[float, float]] | None = None,
     test: bool = False,
 ) -> None:
     """Finds the films, cuts the validation set, trains and writes the run.
@@ -105,6 +107,7 @@ def start_run(
         leave_out: Site whose films are for the final measure only.
         labels: Other names of classes: name -> NORMAL or PNEUMONIA.
         sources, licences: Site -> where its films come from, and their terms.
+        ages: Site -> youngest and oldest patient in years, where the films do not say.
         test: Refuse data without a test split: `measure_test` is to follow.
 
     Raises:
@@ -117,6 +120,12 @@ def start_run(
         raise UsageError(f"--learning-rate {learning_rate} teaches nothing: give a small positive one, such as 3e-4")
     if balance not in BALANCES:
         raise UsageError(f"there is no balance {balance!r}: choose {' or '.join(BALANCES)}")
+    for each in data:
+        check_path(absolute(each), "--data")
+    check_path(run, "--output")
+    check_path(weights, "--weights")
+    for teacher in teachers:
+        check_path(teacher, "--teacher")
     if run.exists():
         raise UsageError(f"{run} exists already: go on with --resume {run}, or give another --output")
     _need_training_packages()
@@ -131,9 +140,10 @@ def start_run(
         say(remark)
     if test and {f.label for f in files if f.folder == TEST} != {0, 1}:
         raise DataError(f"{where} has no test split with both classes: leave out --test")
-    if leave_out is not None and leave_out not in {f.site for f in files}:
-        known = ", ".join(dict.fromkeys(f.site for f in files))
-        raise DataError(f"--leave-out names the site {leave_out!r}, and no film is of it: there are {known}")
+    for option, site in (("--leave-out", leave_out), *(("--ages", site) for site in ages or {})):
+        if site is not None and site not in {f.site for f in files}:
+            known = ", ".join(dict.fromkeys(f.site for f in files))
+            raise DataError(f"{option} names the site {site!r}, and no film is of it: there are {known}")
     # Built before the films are decoded, which may take long, and before anything is written.
     precision = "mixed_bfloat16" if mixed_precision else "float32"
     model, started_from = _build(backbone, head, side, weights, seed, precision)
@@ -151,6 +161,7 @@ def start_run(
         data=tuple(absolute(place) for place in places),
         sources=gathered.sources,
         licences=gathered.licences,
+        ages=dict(ages or {}),
         labels=dict(labels or {}),
         left_out=leave_out,
         data_hash=index_hash(files, prepared.sha256),
@@ -184,7 +195,10 @@ def resume_run(run: Path) -> None:
     Raises:
         RunError: The folder is no run, or its films are gone.
     """
+    check_path(run, "--resume")
     config = read_config(run)
+    for data in config.data:
+        check_path(data, "the films")
     _need_training_packages()
     if (run / "metrics.json").is_file():
         if not (run / "report.html").is_file():
@@ -477,6 +491,7 @@ def _need_training_packages() -> None:
     for module, package in (("keras", "tensorflow"), ("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
             raise MissingExtraError(package, "train", "training")
+    check_keras(TRAINS, "training")
 
 
 def versions() -> dict[str, str]:
