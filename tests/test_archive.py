@@ -130,11 +130,40 @@ def test_links_pipes_and_folders_that_cannot_be_read(tree: Path, capsys: pytest.
     shutil.rmtree(closed)
     assert [p for b in found for p in b["path"].to_pylist()] == sorted(f"{tree}/{n}" for n in [*FILMS, "dead.png"])
     assert source.unlisted == []
+    links = "links to folders, which are not followed: give those folders as a SOURCE of their own"
+    assert source.passed_over[links] == 1
+    assert source.passed_over["pipes and devices"] == 1
     capsys.readouterr()
     gone = open_source(f"{tree}/none/*.png")
     assert list(gone.batches) == []
     assert gone.unlisted == [f"{tree}/none"]
     assert "cannot be searched for films: No such file" in capsys.readouterr().err
+
+
+def test_what_is_not_listed_is_counted_by_its_ending(tmp_path: Path) -> None:
+    for name in (
+        "a.png",
+        "1.2.840.5",
+        "IM0001",
+        "b.txt",
+        "c.TXT",
+        "d/e.xml",
+        "DICOMDIR",
+        ".hidden.txt",
+        "__MACOSX/f.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = open_source(str(tmp_path))
+    assert sum(len(batch) for batch in source.batches) == 3
+    assert source.passed_over == {"files called *.txt": 2, "files called *.xml": 1, "files called DICOMDIR": 1}
+    for i in range(100):  # however many endings there are, few are told apart
+        (tmp_path / f"x.end{i:03d}").touch()
+    source = open_source(str(tmp_path))
+    assert sum(len(batch) for batch in source.batches) == 3
+    assert sum(source.passed_over.values()) == 104
+    assert len(source.passed_over) == 21
+    assert source.passed_over["files whose names are those of no film"] > 80
 
 
 PATTERNS = (
@@ -549,6 +578,28 @@ def job(bundle: Path, tmp_path: Path) -> Job:
     return Job(store.url, seen, __version__, str(bundle), "model.onnx", bundle_sha256(bundle), "local", "")
 
 
+def test_where_the_bundle_has_a_local_map_its_regions_are_columns(job: Job, local_bundle: Path, tmp_path: Path) -> None:
+    paths = [str(save(tmp_path / f"{mean}.png", mean)) for mean in (60, 150)] + [str(tmp_path / "none.png")]
+    bundled = replace(job, bundle=str(local_bundle), bundle_sha256=bundle_sha256(local_bundle), regions=True)
+    do_part(bundled, 0, part_of(paths, site=pa.array(list("abc"))))
+    table, _ = schema.from_parquet(Store(job.output).read(schema.part_name(0)) or b"")
+    assert table.column_names[-7:] == [
+        "part", "region_outlines", "region_area", "region_strongest", "site", "read_ms", "infer_ms",
+    ]  # fmt: skip
+    with Classifier.load(local_bundle) as classifier:
+        expected = [answer.record() for answer in classifier.predict_batch(paths[:2])]
+    for row, record in zip(table.to_pylist(), expected, strict=False):
+        region = record["region"]
+        assert (row["region_outlines"], row["region_area"]) == (len(region["polygons"]), region["area"])
+        assert row["region_strongest"] == region["strongest"]
+    assert table["region_outlines"].to_pylist() == [0, 1, None]
+    assert table["region_strongest"].null_count == 1
+    # A part of failures alone has the columns too.
+    do_part(bundled, 1, part_of(paths[2:], site=pa.array(["c"])))
+    failed, _ = schema.from_parquet(Store(job.output).read(schema.part_name(1)) or b"")
+    assert failed.schema.equals(table.schema)
+
+
 def part_of(paths: list[str], **columns: list[Any]) -> pa.Table:
     return pa.Table.from_batches([batch_of(paths, columns)])
 
@@ -567,6 +618,7 @@ def test_a_part_holds_the_records_of_its_films_in_their_order(job: Job, bundle: 
         expected = [answer.record() for answer in classifier.predict_batch(paths)]
     for row, record in zip(table.to_pylist(), expected, strict=True):
         record.pop("milliseconds", None)
+        assert record.pop("region", None) is None
         for name, value in record.items():
             assert row.pop(name) == (list(value) if isinstance(value, tuple) else value)
         if "error" in record:
@@ -864,5 +916,5 @@ def test_the_page_has_the_columns_of_the_schema() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\w<>]+) \| .+ \|$", PAGE, re.MULTILINE)
     kinds = {"list<string>": pa.list_(pa.string())}
     assert [(name, kinds.get(kind) or pa.type_for_alias(kind)) for name, kind in rows] == [
-        *schema.VERDICT, *schema.TIMES,
+        *schema.VERDICT, *schema.REGION, *schema.TIMES,
     ]  # fmt: skip

@@ -26,7 +26,16 @@ import pytest
 
 from pneumo_edge.errors import DataError, MissingExtraError, UsageError
 from pneumo_train import pretrained
-from pneumo_train.backbones import BACKBONES, FEATURES, HEADS, backbone_layers, build_model, find_backbone, freeze
+from pneumo_train.backbones import (
+    BACKBONES,
+    FEATURES,
+    HEADS,
+    LOCAL_LOGIT,
+    backbone_layers,
+    build_model,
+    find_backbone,
+    freeze,
+)
 from pneumo_train.pretrained import LoadReport, load_weights
 
 if TYPE_CHECKING:
@@ -189,7 +198,7 @@ def test_other_sizes_are_refused_with_one_that_goes(size: int, nearest: int) -> 
 def test_unknown_names_are_refused_with_the_choices() -> None:
     with pytest.raises(UsageError, match=r"'resnet51'.*efficientnet_lite0, mobilenetv2, resnet50, vgg16"):
         build_model("resnet51", "gap", 64)
-    with pytest.raises(UsageError, match=r"'mlp'.*gap, flatten"):
+    with pytest.raises(UsageError, match=r"'mlp'.*local, gap, flatten"):
         build_model("vgg16", "mlp", 64)
     with pytest.raises(UsageError, match="'lite9'"):
         find_backbone("lite9")
@@ -204,6 +213,92 @@ def test_a_saved_model_answers_the_same(tmp_path: Path) -> None:
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(again(photo()), model(photo()), rtol=1e-5)
+
+
+# ---- the local head
+
+
+@cache
+def local_model_of(backbone: str) -> keras.Model:
+    """A network whose last line is not the one it starts with, so that a test sees it."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = build_model(backbone, "local", 64)
+    model.get_layer("logit").set_weights([np.array([[1.7]]), np.array([-0.4])])
+    model.get_layer(LOCAL_LOGIT).set_weights([2.0 * w + 0.1 for w in model.get_layer(LOCAL_LOGIT).get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_film_is_the_soft_maximum_of_its_map(backbone: str) -> None:
+    import keras
+
+    model = local_model_of(backbone)
+    assert model.output.shape[1:] == (1,)
+    parts = keras.Model(model.input, {"map": model.get_layer(LOCAL_LOGIT).output, "logit": model.output})
+    films = np.random.default_rng(0).uniform(0, 255, (3, 64, 64, 1)).astype(np.float32)
+    films[1, 20:40, 10:30] = 255
+    found = {name: np.asarray(value, np.float64) for name, value in parts(films).items()}
+    assert found["map"].shape == (3, 64 // 16, 64 // 16, 1)
+    assert np.ptp(found["map"][1]) > 0
+    pooled = np.log(np.exp(2.0 * found["map"]).mean(axis=(1, 2, 3))) / 2.0
+    expected = 1.7 * pooled - 0.4
+    # float32 has seven digits, and a mean of exponentials loses one of them.
+    assert found["logit"][:, 0] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_no_map_is_too_strong_to_be_pooled() -> None:
+    import keras
+
+    from pneumo_train.backbones import _log_mean_exp
+
+    image = keras.Input((4, 4, 1))
+    pool = keras.Model(image, _log_mean_exp(image, 2.0))
+    maps = np.zeros((4, 4, 4, 1), np.float32)
+    maps[1], maps[2], maps[3, 0, 0] = 1e4, -1e4, 1e4
+    expected = [0, 1e4, -1e4, 1e4 + np.log(1 / 16) / 2]
+    assert np.asarray(pool(maps))[:, 0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("size", [96, 160])
+def test_the_map_has_a_cell_for_sixteen_pixels(backbone: str, size: int) -> None:
+    if backbone != "efficientnet_lite0" and size != 96:
+        pytest.skip("one network at all sizes is enough")
+    model = build_model(backbone, "local", size)
+    assert model.get_layer(LOCAL_LOGIT).output.shape[1:] == (size // 16, size // 16, 1)
+    assert model.get_layer(find_backbone(backbone).fine_layer).output.shape[1:3] == (size // 16, size // 16)
+
+
+# Keras 3.15 hands numpy 2 its variables without the copy keyword.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet50"])
+def test_a_local_model_loads_where_nothing_of_ours_is_imported(backbone: str, tmp_path: Path) -> None:
+    model = local_model_of(backbone)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "film.npy", photo())
+    code = (
+        "import sys, keras, numpy; model = keras.saving.load_model(sys.argv[1])\n"
+        "assert not any(name.startswith('pneumo') for name in sys.modules)\n"
+        "print(float(model.predict_on_batch(numpy.load(sys.argv[2]))[0, 0]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model.keras"), str(tmp_path / "film.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) == pytest.approx(float(np.asarray(model(photo()))[0, 0]), rel=1e-3, abs=1e-3)
+
+
+def test_a_local_map_is_float32_under_mixed_precision() -> None:
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build_model("mobilenetv2", "local", 64)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert model.get_layer(LOCAL_LOGIT).output.dtype == model.output.dtype == "float32"
+    assert model.get_layer("local_pointwise").output.dtype == "bfloat16"
 
 
 def test_importing_loads_neither_keras_nor_h5py() -> None:

@@ -204,7 +204,7 @@ def test_normal_and_withheld(service: Any, visit: Open, phantoms: dict[str | Non
     page.emulate_media(media="print")
     expect(page.locator("#film")).to_be_visible()
     expect(page.locator("#paper-heatmap")).to_be_hidden()
-    expect(page.locator("#live")).to_contain_text("No verdict. It is withheld because the picture does not look like")
+    expect(page.locator("#live")).to_contain_text("No verdict. It is withheld because the picture is unlike")
 
 
 def test_the_slider_lays_the_heatmap_over_the_film(
@@ -225,6 +225,26 @@ def test_the_slider_lays_the_heatmap_over_the_film(
     # The ground is not quite grey.
     assert most["0"] <= 4
     assert most["0"] + 10 < most["50"] < most["100"]
+
+
+def test_a_region_is_outlined_and_told(serve: Serve, visit: Open, local_bundle: Path, tmp_path: Path) -> None:
+    page = visit(serve("--model", local_bundle).address, reduced_motion="reduce")
+    light = np.full((200, 400), 30, np.uint8)
+    light[:, 200:] = 220
+    Image.fromarray(light).save(tmp_path / "ill.png")
+    Image.fromarray(np.full((200, 400), 112, np.uint8) + (np.arange(400) > 200).astype(np.uint8) * 14).save(
+        tmp_path / "spread.png"
+    )
+    hand_in(page, tmp_path / "ill.png")
+    verdict(page, "Pneumonia")
+    expect(page.locator("#outlined")).to_contain_text("Outlined: the region that stands out,")
+    expect(page.locator("#colours")).to_be_hidden()
+    shown = np.asarray(picture(page), dtype=int)
+    line = np.abs(shown[:, :, 0] - shown[:, :, 2]) > 60
+    # A thin line and no colours.
+    assert 0.001 < line.mean() < 0.05
+    hand_in(page, tmp_path / "spread.png")
+    expect(page.locator("#outlined")).to_have_text("No region stands out.")
 
 
 # ------------------------------------------------------------------------------------------------ ways to hand in

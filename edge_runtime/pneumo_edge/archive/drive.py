@@ -159,6 +159,7 @@ def judge_archive(
             bundle_sha256=description.bundle_sha256,
             where=where,
             base=found.base,
+            regions=bundle.description.files[file].region_threshold is not None,
         )
         _check_workers(client, job)
         start = time.perf_counter()
@@ -215,6 +216,8 @@ def _list(found: Source, plan: Plan) -> None:
             show(listed)
     new = plan.films - before
     say(f"{listed:,} films listed" + (f", {new:,} of them new" if new < listed else ""))
+    for what, count in found.passed_over.most_common():
+        say(f"not listed: {count:,} {what}")
 
 
 # --------------------------------------------------------------------------------------------------------- the parts

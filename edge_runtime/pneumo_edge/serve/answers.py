@@ -21,8 +21,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pneumo_edge import __version__
 from pneumo_edge.classifier import Failure, Prediction
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
-from pneumo_edge.dicom import read_tags
-from pneumo_edge.overlay import colour_heatmap, with_captions
+from pneumo_edge.dicom.tags import read_tags
+from pneumo_edge.overlay import mark, region_words, with_captions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -84,9 +84,9 @@ def read_header(film: bytes) -> Dataset:
 
 
 def make_capture(header: Dataset, screen: Image.Image, prediction: Prediction, classifier: Classifier) -> bytes:
-    """Makes the Secondary Capture: the film with its heatmap, verdict and note in the picture itself.
+    """Makes the Secondary Capture: the film with what is marked in it, verdict and note in the picture itself.
 
-    Where the verdict is withheld, the film has neither colours nor a probability beside it, but the reasons.
+    Where the verdict is withheld, the film has neither marks nor a probability beside it, but the reasons.
 
     Args:
         header: What `read_header` gave.
@@ -97,7 +97,7 @@ def make_capture(header: Dataset, screen: Image.Image, prediction: Prediction, c
     Returns:
         A DICOM file, 8-bit RGB, explicit little endian.
     """
-    picture = screen if prediction.label is None else colour_heatmap(screen, prediction.heatmap)
+    picture = screen if prediction.label is None else mark(screen, prediction)
     capture = SCImage.from_ref_dataset(
         _evidence(header),
         pixel_array=np.asarray(with_captions(picture, prediction)),
@@ -201,7 +201,7 @@ def _sentences(answer: Prediction | Failure, classifier: Classifier) -> list[tup
             f"{answer.label}. Probability of pneumonia {answer.probability:.1%} where {classifier.prevalence:.1%} of "
             f"films show pneumonia; PNEUMONIA from {answer.threshold:.1%} (operating point {answer.operating_point})."
         )
-        remarks = answer.warnings
+        remarks = region_words(answer) + answer.warnings
     return [(codes.DCM.Summary, f"{said} {NOT_A_DIAGNOSIS}"), *((codes.DCM.Comment, remark) for remark in remarks)]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pneumo_edge.classifier import Failure
 from pneumo_edge.errors import ImageError, MissingExtraError
-from pneumo_edge.overlay import heatmap_layer, screen_film
+from pneumo_edge.overlay import mark_layer, screen_film
 from pneumo_edge.serve.spool import ANSWER, CAPTURE, FILM, HEATMAP, PICTURE, REPORT
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Judge:
         files[ANSWER] = json.dumps(answer.record(), indent=2).encode()
         if screen is not None and not isinstance(answer, Failure):
             files[PICTURE] = _png(screen)
-            files[HEATMAP] = _png(heatmap_layer(screen.size, answer.heatmap))
+            files[HEATMAP] = _png(mark_layer(screen.size, answer))
         if film is not None:
             self._spool.write(key, files)
         if isinstance(answer, Failure):

@@ -17,7 +17,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
-from pneumo_edge.dicom import TRANSFER_SYNTAXES
+from pneumo_edge.dicom.decode import TRANSFER_SYNTAXES
 from pneumo_edge.errors import UsageError
 from pneumo_edge.serve.answers import IDENTITY, read_header
 from pneumo_edge.serve.journal import State

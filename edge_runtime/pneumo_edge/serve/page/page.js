@@ -251,6 +251,10 @@ function show(film, [picture, heatmap], byHand) {
     for (const id of ["heatmap", "paper-heatmap"]) $(id).src = heatmap || picture;
     $("film").alt = $("paper-film").alt = `Film ${short(film.key)}`;
     $("blend").hidden = $("paper").hidden = !heatmap;
+    const said = marks(film.record?.region);
+    $("colours").hidden = Boolean(said);
+    $("outlined").textContent = said;
+    $("paper-caption").textContent = said || "With heatmap: evidence for pneumonia in colour, a line at half of the strongest";
     blend(heatmap ? wanted : 0);
   }
   answer(film);
@@ -300,6 +304,14 @@ function answer(film) {
       ...(record ? [["Model", record.model], ["File", record.file]] : []),
     ]),
   );
+}
+
+/** What the line in the film is; nothing where a model gives colours instead. */
+function marks(region) {
+  if (!region) return "";
+  if (!region.polygons.length) return "No region stands out.";
+  return `Outlined: the region that stands out, ${percent(region.area)} of the film. `
+    + `Strongest local probability ${percent(region.strongest)}.`;
 }
 
 /** The answer as one is told it. */
