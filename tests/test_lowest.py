@@ -78,7 +78,7 @@ TRAIN = """
 import sys
 from pneumo_train.phantom import draw_phantoms
 from pathlib import Path
-draw_phantoms(Path("phantoms"), films=80)
+draw_phantoms(Path("phantoms"), films=300)
 """
 
 
@@ -184,7 +184,7 @@ def test_train_and_export(wheel: Path, tmp_path: Path) -> None:
     """Gigabytes of TensorFlow: not in .ci/run."""
     environment = Environment(tmp_path, wheel, "train", "export")
     environment.run("python", "-c", TRAIN)
-    training = ("--data", "phantoms", "--output", "run", "--size", "64", "--epochs", "3", "--learning-rate", "1e-3")
+    training = ("--data", "phantoms", "--output", "run", "--size", "64", "--epochs", "6")
     environment.run("pneumo-train", *training)
     # Of so few films the gate may say that int8 is not good enough: then the file lies beside the bundle.
     environment.run("pneumo-export", "run", codes=(0, 1))
