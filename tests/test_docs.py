@@ -44,13 +44,15 @@ def measures(auc: float, films: int) -> dict[str, Any]:
     return {"n": films, "auc": interval(auc), "ece": interval(0.05), "operating_points": {"balanced": point}}
 
 
-def publish(folder: Path, runs: dict[str, dict[str, Any]]) -> None:
-    """Writes finished runs into a folder of results: name -> what differs from a run on one site in its metrics."""
+def publish(results: Path, runs: dict[str, dict[str, Any]]) -> None:
+    """Adds finished runs to a folder of results, as the first: name -> what differs in their metrics."""
     for name, metrics in runs.items():
-        (folder / name).mkdir(parents=True)
-        (folder / name / "config.json").write_text(json.dumps({"backbone": "net", "head": "gap", "size": 32}))
-        (folder / name / "metrics.json").write_text(json.dumps({"test": None} | metrics))
-    (folder / "results.json").write_text(json.dumps({"runs": {name: {} for name in runs}}))
+        (results / name).mkdir(parents=True)
+        (results / name / "config.json").write_text(json.dumps({"backbone": "net", "head": "gap", "size": 32}))
+        (results / name / "metrics.json").write_text(json.dumps({"test": None} | metrics))
+    listed = results / "results.json"
+    before = json.loads(listed.read_text())["runs"] if listed.is_file() else {}
+    listed.write_text(json.dumps({"runs": {name: {} for name in runs} | before}))
 
 
 @pytest.fixture
@@ -94,7 +96,8 @@ def test_runs_on_several_sites_come_first_and_sites_not_seen_stand_apart(results
     sites = {"rsna": measures(0.95, 300), "elsewhere": measures(0.91, 200)}
     test = measures(0.999, 500) | {"sites": sites, "mean": measures(0.93, 500)}
     runs = {name: {"test": test, "left_out": left} for name, left in {"without": measures(0.8, 9), "all": None}.items()}
-    publish(results / "sites", runs)
+    publish(results, runs)
+    (results / "sites").mkdir()
     left_out = [{"site": "rsna", "one_class": None, "measures": measures(0.8, 300)}]
     alone = {"n": 70, "right": {"balanced": interval(0.6)}}
     left_out.append({"site": "healthy", "one_class": alone, "measures": None})
@@ -111,8 +114,9 @@ def test_runs_on_several_sites_come_first_and_sites_not_seen_stand_apart(results
         ("| **mean over sites not seen in training**", "300", "0.750"),
     ]
     models = fill(page("models"), results)
-    assert models.index("results/sites/all/") < models.index("results/one/")
-    assert "[all](results/sites/all/metrics.json) | net-gap-32 | 0.930" in models
+    assert models.index("Trained on several") < models.index("results/all/") < models.index("Trained on one site")
+    assert models.index("Trained on one site") < models.index("results/one/")
+    assert "[all](results/all/metrics.json) | net-gap-32 | 0.930" in models
     assert "without" not in models
 
 

@@ -28,10 +28,8 @@ SITES = {
 }
 """Who the films of a site show; another site is called by its name."""
 
-SITES_FOLDER = "sites"
-"""Folder in docs/results/ of the runs on films of several sites."""
-SITES_FILE = "sites.json"
-"""File in it that says how good the recipe is at sites that training has not seen."""
+NOT_SEEN = "sites/sites.json"
+"""What `pneumo-bench sites` has written: how good the recipe is at sites that training has not seen."""
 
 LARGEST = ("onnxruntime", "numpy", "pillow")
 """Packages of the base install that take most of the disk."""
@@ -79,27 +77,26 @@ def _fill(text: str, results: Path) -> str:
 def accuracy(results: Path) -> str:
     """Returns the table of the default model: each site's test films, their mean, and sites that it had not seen.
 
-    The runs on films of several sites lie in `results/sites/`; as long as there are none, the only site is that of the
-    runs in `results/`. The default model is the first measured run that is listed in its folder.
+    The default model is the first run of `results.json` that has test figures and has left out no site.
     """
-    folder = next((each for each in (results / SITES_FOLDER, results) if (each / "results.json").is_file()), results)
-    measured = [test for _, _, test in _measured(folder)]
+    measured = [test for _, _, test in _measured(results)]
     if not measured:
-        raise RunError(f"{folder} has no run with test figures: call pneumo-train with --test, then make results")
+        raise RunError(f"{results} has no run with test figures: call pneumo-train with --test, then make results")
     # The form of a run on one site, before there were several.
     sites = measured[0].get("sites") or {"kermany": measured[0]}
     lines = _heading("test films", "number", *MEASURES)
     lines += [_row(SITES.get(site, site), found["n"], found) for site, found in sites.items()]
     if len(sites) > 1:
         lines.append(_row("**mean over the sites**", measured[0]["n"], measured[0]["mean"]))
-    return "\n".join([*lines, *_left_out(folder)])
+        lines += _left_out(results / NOT_SEEN)
+    return "\n".join(lines)
 
 
-def _left_out(folder: Path) -> list[str]:
-    """Returns a row for each site of `sites.json`, which `pneumo-bench sites` has written, and their mean."""
-    if not (folder / SITES_FILE).is_file():
+def _left_out(file: Path) -> list[str]:
+    """Returns a row for each site of `sites.json`, their mean, and what they are."""
+    if not file.is_file():
         return []
-    record = _read(folder / SITES_FILE)
+    record = _read(file)
     lines, total = [], 0
     for found in record["results"]:
         name = f"{SITES.get(found['site'], found['site'])}, not seen in training"
@@ -122,43 +119,32 @@ def models(results: Path) -> str:
 
     Two tables where there are runs on several sites and runs on one. The figures of several sites are their mean.
     """
-    folders = [folder for folder in (results / SITES_FOLDER, results) if (folder / "results.json").is_file()]
-    words = {
-        SITES_FOLDER: "Trained on several sites, mean over their test films:",
-        results.name: "Trained on one site:",
-    }
-    tables = []
-    for folder in folders:
-        title = f"{words[folder.name]}\n\n" if len(folders) > 1 else ""
-        tables.append(title + "\n".join(_models(folder, folder.relative_to(results.parent).as_posix())))
-    return "\n\n".join(tables)
-
-
-def _models(folder: Path, link: str) -> list[str]:
-    bench = folder / "bench" / "latency.json"
-    latency = _read(bench)["results"] if bench.is_file() else []
+    latency = _read(results / "bench" / "latency.json")["results"]
     ratios = {each["name"]: each["p50_ratio"]["median"] for each in latency if each["threads"] == 1}
-    lines = _heading("run", "model", *MEASURES, "int8", "time")
-    for name, config, test in _measured(folder):
+    tables: dict[str, list[str]] = {
+        "Trained on several sites, mean over their test films:": [],
+        "Trained on one site:": [],
+    }
+    several, one = tables.values()
+    for name, config, test in _measured(results):
         model = f"{config['backbone']}-{config['head']}-{config['size']}"
-        report = folder / name / "parity.json"
+        report = results / name / "parity.json"
         exported = (_read(report)["files"] if report.is_file() else {}).get("model.int8.onnx")
-        # A refused file is there too, and nobody's.
         size = f"{exported['bytes'] / 1e6:.1f} MB" if exported else "–"
         ratio = ratios.get(f"{model}/model.int8.onnx") if exported else None
-        figures = _figures(test.get("mean") or test)
-        lines.append(row((f"[{name}]({link}/{name}/metrics.json)", model, *figures, size, _one_in(ratio))))
-    return lines
+        cells = (f"[{name}](results/{name}/metrics.json)", model, *_figures(test.get("mean") or test))
+        (several if len(test.get("sites", {})) > 1 else one).append(row((*cells, size, _one_in(ratio))))
+    heading = _heading("run", "model", *MEASURES, "int8", "time")
+    found = {title: "\n".join([*heading, *rows]) for title, rows in tables.items() if rows}
+    return "\n\n".join(f"{title}\n\n{table}" if len(found) > 1 else table for title, table in found.items())
 
 
 def footprint(results: Path) -> str:
     """Returns what the first file of the benchmarks takes of a device: the default model's in int8."""
-    folders = (results / SITES_FOLDER / "bench", results / "bench")
-    bench = next((each for each in folders if (each / "end-to-end.json").is_file()), folders[-1])
-    measured = _read(bench / "end-to-end.json")
+    measured = _read(results / "bench" / "end-to-end.json")
     name = measured["results"][0]["name"]
     [cold] = [each for each in measured["results"] if each["name"] == name and each["mode"] == "cold"]
-    times = _read(bench / "latency.json")["results"]
+    times = _read(results / "bench" / "latency.json")["results"]
     [time] = [each for each in times if each["name"] == name and each["threads"] == 1]
     base = ", ".join(f"{package} {measured['install'][package] / 1e6:.0f}" for package in LARGEST)
     rows = {
