@@ -1,4 +1,8 @@
-"""Backbones, heads, and where their weights come from."""
+"""Backbones, heads, and where their weights come from.
+
+Most is compared bit for bit, since it is copied. Where something is computed, it is one layer, or one network twice in
+the same way: other processors round the last digit otherwise, and a hundred times that is allowed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The installed command `pneumo-train`, as a user meets it; a backbone of a few weights stands in for the real ones."""
+"""The installed command `pneumo-train`, as a user meets it; a backbone of a few weights stands in for the real ones.
+
+Runs are compared with runs of this very processor on the same films, and figures with those that a file states to six
+digits: no tolerance here depends on which processor it is.
+"""
 
 from __future__ import annotations
 
