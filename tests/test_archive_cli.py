@@ -131,7 +131,7 @@ def s3(films: Path) -> Iterator[dict[str, str]]:
     code = """
 import sys
 from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0)
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
