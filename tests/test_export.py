@@ -397,7 +397,7 @@ def test_answers_that_are_no_numbers_give_no_reference() -> None:
 def test_the_bundle_says_where_it_comes_from(runs: Path, exported: Exported) -> None:
     assert exported.bundle is not None
     parity = json.loads((exported.bundle / "parity.json").read_text())
-    split = dict(line.split(",")[::3] for line in (runs / "gap" / "split.csv").read_text().splitlines())
+    split = {row["path"]: row["split"] for row in read_rows(runs / "gap" / "split.csv")}
     assert len(parity["calibration_films"]) == 64
     assert {split[film] for film in parity["calibration_films"]} == {"train"}
     card = (exported.bundle / "MODEL_CARD.md").read_text()
