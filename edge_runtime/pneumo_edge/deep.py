@@ -263,8 +263,8 @@ def _directory(data: bytes) -> tuple[dict[int, list[int]], int]:
             value = data[where : where + length * _SIZES[kind]]
         numbers = np.frombuffer(value, f"{order}u{_SIZES[kind]}", min(length, len(value) // _SIZES[kind]))
         found[tag] = numbers.tolist() or [0]
-    (after,) = struct.unpack_from(order + place, data, at + count * size)
-    return found, after
+    after = data[at + count * size :][: struct.calcsize(order + place)]
+    return found, int.from_bytes(after, "big" if order == ">" else "little")
 
 
 def _order(data: bytes) -> str:
