@@ -419,7 +419,7 @@ def more_films() -> dict[str, bytes]:
         if table:
             item = Dataset()
             item.add_new(0x00283002, "SS", [64, -1024, 12])
-            item.add_new(0x00283006, "OW", np.arange(0, 4096, 64, np.uint16).tobytes())
+            item.add_new(0x00283006, "OW", np.arange(0, 4096, 64).astype(np.uint16).tobytes())
             ds.VOILUTSequence = [item]
         else:
             ds.WindowCenter, ds.WindowWidth = [1000, 7], [2000, 9]

@@ -292,7 +292,7 @@ def _plane(
     places, lengths = (_Tag.TILES, _Tag.TILE_BYTES) if _Tag.TILE_WIDTH in one else (_Tag.STRIPS, _Tag.STRIP_BYTES)
     each = len(tags[places]) // planes
     mine = slice(plane * each, (plane + 1) * each)
-    described = {
+    described: dict[int, list[int]] = {
         _Tag.WIDTH: [steps * row],
         _Tag.HEIGHT: [height],
         _Tag.BITS: [8],
