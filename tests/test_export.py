@@ -851,7 +851,7 @@ def test_with_few_films_the_loss_of_auc_must_be_beyond_doubt() -> None:
 
 def test_float_weights_and_size_are_refused() -> None:
     assert any("float" in failure for failure in _judge(_scores(), share=0.2))
-    assert any("size" in failure for failure in _judge(_scores(), size=31))
+    assert any("size" in failure for failure in _judge(_scores(), size=36))
 
 
 def test_a_novelty_that_withholds_other_films_is_refused() -> None:
