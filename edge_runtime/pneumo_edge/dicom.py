@@ -14,12 +14,12 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from struct import unpack_from
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from pneumo_edge.errors import ImageError, MissingExtraError, PneumoError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+
+_T = TypeVar("_T")
 
 MAX_PIXELS = 64_000_000
 """Of any film, DICOM or not. The largest detectors in use give about 20 million; a header that claims more than this is
@@ -128,6 +130,20 @@ class DicomFilm:
     """What the tags say and the model does not cover; no names, numbers or dates."""
 
 
+@dataclass(frozen=True)
+class DeepFilm:
+    """A film with all the grey levels that it has, for a screen on which the window can be moved."""
+
+    values: npt.NDArray[np.unsignedinteger[Any]]
+    """(H, W), 0 to `levels`, dark to light as an X-ray is viewed."""
+    levels: int
+    """The largest value that there can be, 1 to 65,535."""
+    low: float
+    """Of the window that the model sees: this value and all below are black. May lie below 0."""
+    high: float
+    """From here on all is white. May lie above `levels`."""
+
+
 class _Bounded(io.BytesIO):
     """Bytes that can be read a limited number of times."""
 
@@ -176,13 +192,25 @@ def read_dicom(data: bytes, name: str) -> DicomFilm:
             which no decoder is installed.
         MissingExtraError: pydicom is not installed.
     """
+    return _read(data, name, lambda pixels, ds: DicomFilm(_grey(pixels, ds), _doubts(ds)))
+
+
+def read_deep_dicom(data: bytes, name: str) -> DeepFilm:
+    """Reads the same film at its own depth.
+
+    Raises:
+        ImageError, MissingExtraError: As `read_dicom` does.
+    """
+    return _read(data, name, _deep)
+
+
+def _read(data: bytes, name: str, make: Callable[[npt.NDArray[np.integer[Any]], Dataset], _T]) -> _T:
     if _DEFLATED.encode() in data:
         raise ImageError(f"{name} is deflated as a whole, which is not read here: export it without that compression")
     try:
         ds = read_tags(data, _TAGS, name)
         _refuse(ds, name)
-        pixels = _pixels(ds, name)
-        return DicomFilm(_grey(pixels, ds), _doubts(ds))
+        return make(_pixels(ds, name), ds)
     except PneumoError:
         raise
     except Exception as error:
@@ -378,6 +406,39 @@ def _with_gdcm(ds: Dataset, frame: bytes, syntax: str, name: str) -> npt.NDArray
 
 def _grey(pixels: npt.NDArray[np.integer[Any]], ds: Dataset) -> npt.NDArray[np.uint8]:
     """Turns stored values (H, W) into grey levels 0 to 255, as the tags of `ds` ask for."""
+    lowest, light = _light(pixels, ds)
+    return _looked_up(pixels, lowest, np.rint(255.0 * light.clip(0.0, 1.0)).astype(np.uint8))
+
+
+def _deep(pixels: npt.NDArray[np.integer[Any]], ds: Dataset) -> DeepFilm:
+    """Turns stored values (H, W) into as many grey levels as there are stored values, the window kept apart."""
+    lowest, light = _light(pixels, ds)
+    darkest, lightest = float(light.min()), float(light.max())
+    if not lightest - darkest < 1e6:
+        # A window so narrow, or a slope so steep, that nothing but black and white is left.
+        light = light.clip(0.0, 1.0)
+        darkest, lightest = 0.0, 1.0
+    levels = max(len(light) - 1, 1)
+    scale = levels / (lightest - darkest or 1.0)
+    kind = np.uint8 if levels < 256 else np.uint16
+    values = _looked_up(pixels, lowest, np.rint(scale * (light - darkest)).astype(kind))
+    return DeepFilm(values, levels, -scale * darkest, scale * (1.0 - darkest))
+
+
+def _looked_up(pixels: npt.NDArray[np.integer[Any]], lowest: int, table: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns `table[pixels - lowest]`."""
+    found = np.empty(pixels.shape, dtype=table.dtype)
+    for row, values in enumerate(pixels):
+        # Row by row: numpy makes 8-byte indices of what it looks up, half a gigabyte for the largest films.
+        found[row] = table[values.astype(np.int64) - lowest]
+    return found
+
+
+def _light(pixels: npt.NDArray[np.integer[Any]], ds: Dataset) -> tuple[int, npt.NDArray[np.float64]]:
+    """Returns the lowest stored value and, from it to the highest, how light each is as the tags of `ds` ask for.
+
+    0 is black and 1 is white; what lies outside of a window is below or above.
+    """
     padding = _padding(ds)
     body = pixels
     if padding is not None:
@@ -392,7 +453,7 @@ def _grey(pixels: npt.NDArray[np.integer[Any]], ds: Dataset) -> npt.NDArray[np.u
         if light is None:
             seen = shown[int(body.min()) - lowest : int(body.max()) - lowest + 1]
             light = (shown - seen.min()) / (np.ptp(seen) or 1.0)
-        light = np.nan_to_num(light).clip(0.0, 1.0)
+        light = np.nan_to_num(light)
     # In the digital X-ray module INVERSE goes with MONOCHROME1 and means the same inversion, not a second one
     # (PS3.3 C.8.11.3).
     if _text(ds, "PhotometricInterpretation") == "MONOCHROME1" or _text(ds, "PresentationLUTShape") == "INVERSE":
@@ -400,12 +461,7 @@ def _grey(pixels: npt.NDArray[np.integer[Any]], ds: Dataset) -> npt.NDArray[np.u
     if padding is not None:
         # Outside of the film is dark, whichever way round the film is stored.
         light[(stored >= padding[0]) & (stored <= padding[1])] = 0.0
-    levels = np.rint(255.0 * light).astype(np.uint8)
-    grey = np.empty(pixels.shape, dtype=np.uint8)
-    for row, values in enumerate(pixels):
-        # Row by row: numpy makes 8-byte indices of what it looks up, half a gigabyte for the largest films.
-        grey[row] = levels[values.astype(np.int64) - lowest]
-    return grey
+    return lowest, light
 
 
 def _padding(ds: Dataset) -> tuple[int, int] | None:
