@@ -11,10 +11,14 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from pneumo_edge.atomic import replacing_file
 from pneumo_edge.classifier import Prediction
-from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.preprocess import Source, read_film
+from pneumo_edge.words import Words
 
 _LONG_SIDE = 720
+
+_LETTERS = Path(__file__).with_name("letters.ttf")
+"""Roboto Regular (Apache License 2.0), the letters of Western Europe alone: Pillow's own font has no accents."""
+
 _STOPS = np.array([(0, 0, 0), (120, 28, 109), (214, 66, 44), (251, 155, 6), (252, 255, 164)])
 """Dark violet to light yellow, perceptually even, also for colour-blind eyes (five stops of the map "inferno")."""
 
@@ -86,44 +90,59 @@ def heatmap_layer(size: tuple[int, int], heatmap: npt.NDArray[np.float32]) -> Im
     return Image.fromarray(layer)
 
 
+def legend_layer() -> Image.Image:
+    """Returns what `heatmap_layer` lays over a film, RGBA, 256 x 1: no evidence at the left, the strongest right."""
+    return Image.fromarray(np.column_stack([_COLOURS, _OPACITY])[np.newaxis])
+
+
 def _tinted(grey: Image.Image, levels: npt.NDArray[np.uint8]) -> Image.Image:
     opacity = Image.fromarray(_OPACITY[levels])
     return Image.composite(Image.fromarray(_COLOURS[levels]), grey.convert("RGB"), opacity)
 
 
-def with_captions(picture: Image.Image, prediction: Prediction) -> Image.Image:
-    """Sets a picture on a sheet with verdict, warnings and the note, and with the legend if the picture has colours."""
+def with_captions(picture: Image.Image, prediction: Prediction, words: Words | None = None) -> Image.Image:
+    """Sets a picture on a sheet with verdict, warnings and the note, and with the legend if the picture has colours.
+
+    Args:
+        picture: In mode L, or RGB where it has colours.
+        prediction: What is told of it.
+        words: In which language; English by default.
+    """
+    words = words or Words()
     width, height = picture.size
     coloured = picture.mode == "RGB"
     if prediction.label is None:
-        title, about = "NO VERDICT", prediction.model
+        title, about = words("withheld").upper(), prediction.model
     else:
-        title = f"{prediction.label}   probability of pneumonia {prediction.probability:.1%}"
-        about = f"{prediction.operating_point}: pneumonia from {prediction.threshold:.1%} | {prediction.model}"
-    details = [line for text in (about, *prediction.warnings) for line in textwrap.wrap(text, 86)][:8]
+        verdict, share = words(prediction.label).upper(), words.percent(prediction.probability)
+        title = words("picture.says", verdict=verdict, share=share)
+        point, threshold = words.point(prediction.operating_point), words.percent(prediction.threshold)
+        about = words("picture.cut", point=point, threshold=threshold, model=prediction.model)
+    remarks = map(words.sentence, prediction.warnings)
+    details = [line for text in (about, *remarks) for line in textwrap.wrap(text, 86)][:8]
 
     bar, foot = 116 * coloured, 76 + 22 * len(details)
     # A narrow film gets a sheet on which the words have room all the same.
     sheet = Image.new("RGB", (max(width + bar, 640), max(height, 240) + foot), (18, 18, 18))
     sheet.paste(picture, (0, 0))
     draw = ImageDraw.Draw(sheet)
-    large, small, tiny = (ImageFont.load_default(size) for size in (22, 14, 12))
+    large, small, tiny = (ImageFont.truetype(_LETTERS, size) for size in (22, 14, 12))
 
     if coloured:
         # The legend is tinted grey as the film is, so that a colour means the same in both.
         left, top, bottom = width + 14, 46, max(height, 240) - 76
         steps = np.rint(np.linspace(255, 0, bottom - top)).astype(np.uint8)[:, np.newaxis].repeat(18, axis=1)
         sheet.paste(_tinted(Image.new("L", (18, bottom - top), 110), steps), (left, top))
-        draw.text((left, 8), "evidence for\npneumonia", font=tiny, fill=(220, 220, 220))
-        for y, text in ((top, "strong"), (bottom - 16, "none")):
-            draw.text((left + 24, y), text, font=small, fill=(220, 220, 220))
+        draw.text((left, 8), textwrap.fill(words("picture.evidence"), 14), font=tiny, fill=(220, 220, 220))
+        for y, name in ((top, "evidence.strong"), (bottom - 16, "evidence.none")):
+            draw.text((left + 24, y), words(name), font=small, fill=(220, 220, 220))
         draw.line((left, bottom + 18, left + 18, bottom + 18), fill=(255, 255, 255))
-        draw.text((left + 24, bottom + 10), "half of the\nstrongest", font=tiny, fill=(220, 220, 220))
+        draw.text((left + 24, bottom + 10), textwrap.fill(words("picture.half"), 12), font=tiny, fill=(220, 220, 220))
 
     y = max(height, 240) + 8
     draw.text((12, y), title, font=large, fill=(255, 255, 255))
     for line in details:
         y += 22
         draw.text((12, y + 10), line, font=small, fill=(200, 200, 200))
-    draw.text((12, y + 36), NOT_A_DIAGNOSIS, font=small, fill=(255, 190, 90))
+    draw.text((12, y + 36), words("note"), font=small, fill=(255, 190, 90))
     return sheet
