@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import io
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,12 +26,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client.core import GaugeMetricFamily
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import StreamingResponse
 
 from pneumo_edge import __version__
 from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.errors import ImageError, MissingExtraError
-from pneumo_edge.preprocess import is_film
+from pneumo_edge.overlay import legend_layer
+from pneumo_edge.preprocess import is_film, read_deep_film
 from pneumo_edge.serve.gate import Gate, as_json
 from pneumo_edge.serve.intake import Intake, Limits, busy
 from pneumo_edge.serve.journal import Entry, Journal, State
@@ -44,19 +49,23 @@ from pneumo_edge.serve.schema import (
     content,
     errors,
 )
-from pneumo_edge.serve.spool import ANSWER, HEATMAP, PICTURE, Spool, new_key
+from pneumo_edge.serve.spool import ANSWER, FILM, HEATMAP, PICTURE, Spool, new_key
+from pneumo_edge.words import CATALOGUE
 
 if TYPE_CHECKING:
+    from PIL import Image
     from prometheus_client.metrics_core import Metric
 
     from pneumo_edge.classifier import Classifier
+    from pneumo_edge.dicom import DeepFilm
 
 _PAGE = Path(__file__).parent / "page"
-_ASSETS = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
 }
 
 
@@ -113,9 +122,11 @@ def make_app(
             raise HTTPException(503, "the journal cannot be read: look at the disk") from None
         return as_json({"status": "ok"})
 
-    for path, (name, media_type) in _ASSETS.items():
-        asset = _asset((_PAGE / name).read_bytes(), media_type)
-        app.add_api_route(path, asset, methods=["GET", "HEAD"], include_in_schema=False)
+    assets = {file.name: (file.read_bytes(), _TYPES[file.suffix]) for file in (*_PAGE.iterdir(), CATALOGUE)}
+    assets[""] = assets.pop("index.html")
+    assets["legend.png"] = _png(legend_layer()), "image/png"
+    for name, (data, media_type) in assets.items():
+        app.add_api_route(f"/{name}", _asset(data, media_type), methods=["GET", "HEAD"], include_in_schema=False)
     return app
 
 
@@ -143,6 +154,7 @@ def _predicting(classifier: Classifier, pool: ThreadPoolExecutor, intake: Intake
 
 def _films(journal: Journal, spool: Spool, intake: Intake, queue: int, secret: bool) -> APIRouter:
     router = APIRouter(tags=["films"])
+    decoding = threading.Lock()
 
     @router.post(
         "/v1/films",
@@ -207,6 +219,28 @@ def _films(journal: Journal, spool: Spool, intake: Intake, queue: int, secret: b
 
         return send_picture
 
+    @router.get(
+        "/v1/films/{key}/film.pgm",
+        summary="Show a film as it is",
+        response_class=Response,
+        responses=content("image/x-portable-graymap") | errors(404, 422, token=secret),
+    )
+    def show_film_as_it_is(key: Key) -> Response:
+        """In its own size and at its own depth, 8 or 16 bits, dark to light as an X-ray is viewed.
+
+        The comment `# window LOW HIGH` has the values that are black and white for the model.
+        """
+        entry = find(key)
+        film = None if entry.in_distribution is None else spool.read(key, FILM)
+        if film is None:
+            raise HTTPException(404, "there is no such picture: the film has not been judged, or could not be")
+        try:
+            # One after the other: the largest film takes half a gigabyte.
+            with decoding:
+                return _as_pgm(read_deep_film(film, f"film {key[:8]}"))
+        except (ImageError, MissingExtraError) as error:
+            raise HTTPException(422, str(error)) from None
+
     for name, summary in ((PICTURE, "Show a film at the size of a screen"), (HEATMAP, "Show the evidence in it")):
         router.add_api_route(
             f"/v1/films/{{key}}/{name}",
@@ -259,6 +293,22 @@ def _telling(
         return Response(prometheus_client.generate_latest(registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     return router
+
+
+def _as_pgm(film: DeepFilm) -> Response:
+    """Returns a portable graymap (P5), rows from the top, 16 bits with the high byte first."""
+    height, width = film.values.shape
+    head = f"P5\n# window {film.low:.6g} {film.high:.6g}\n{width} {height}\n{film.levels}\n".encode()
+    kind = film.values.dtype.newbyteorder(">")
+    rows = (film.values[top : top + 256].astype(kind).tobytes() for top in range(0, height, 256))
+    length = len(head) + film.values.nbytes
+    return StreamingResponse(chain([head], rows), 200, {"Content-Length": str(length)}, "image/x-portable-graymap")
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
 
 
 def _asset(data: bytes, media_type: str) -> Callable[[], Coroutine[Any, Any, Response]]:
