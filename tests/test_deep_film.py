@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pneumo_edge.dicom import DeepFilm
 from pneumo_edge.errors import ImageError
+from pneumo_edge.levels import DeepFilm
 from pneumo_edge.preprocess import read_deep_film, read_film
 
 pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")

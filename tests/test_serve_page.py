@@ -234,7 +234,7 @@ def test_normal_and_withheld(service: Any, visit: Open, phantoms: dict[str | Non
     page.emulate_media(media="print")
     expect(page.locator("#paper-film")).to_be_visible()
     expect(page.locator("#paper-marks")).to_be_hidden()
-    expect(page.locator("#live")).to_contain_text("No verdict. It is withheld because the picture does not look like")
+    expect(page.locator("#live")).to_contain_text("No verdict. It is withheld because the picture is unlike")
 
 
 def test_the_slider_lays_the_heatmap_over_the_film(
@@ -258,6 +258,44 @@ def test_the_slider_lays_the_heatmap_over_the_film(
     # The ground is not quite grey.
     assert most["0"] <= 4
     assert most["0"] + 10 < most["50"] < most["100"]
+
+
+def test_a_region_is_outlined_and_told(serve: Serve, visit: Open, local_bundle: Path, tmp_path: Path) -> None:
+    page = visit(serve("--model", local_bundle).address, reduced_motion="reduce")
+    light = np.full((200, 400), 30, np.uint8)
+    light[:, 200:] = 220
+    Image.fromarray(light).save(tmp_path / "ill.png")
+    Image.fromarray(np.full((200, 400), 112, np.uint8) + (np.arange(400) > 200).astype(np.uint8) * 14).save(
+        tmp_path / "spread.png"
+    )
+    hand_in(page, tmp_path / "ill.png")
+    verdict(page, "Pneumonia")
+    whole(page)
+    expect(page.locator("#facts")).to_contain_text(
+        re.compile(r"% of the film stands out; strongest local probability \d+ %")
+    )
+    # The line is there at once, the colours wait to be asked for.
+    expect(page.locator("#mix")).to_have_value("0")
+    expect(page.get_by_text("Local probability: 0 % 100 %")).to_be_visible()
+
+    def coloured() -> float:
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        shown = np.asarray(picture(page), dtype=int)
+        return float((np.abs(shown[:, :, 0] - shown[:, :, 2]) > 60).mean())
+
+    line = coloured()
+    assert 0.001 < line < 0.05
+    outline = page.get_by_role("button", name="Outline")
+    expect(outline).to_have_attribute("aria-pressed", "true")
+    outline.click()
+    assert coloured() == 0
+    outline.click()
+    assert coloured() == line
+    page.locator("#mix").fill("100")
+    assert coloured() > 2 * line
+    hand_in(page, tmp_path / "spread.png")
+    expect(page.locator("#facts")).to_contain_text("no region stands out")
+    expect(outline).to_be_hidden()
 
 
 # ------------------------------------------------------------------------------------------------ ways to hand in

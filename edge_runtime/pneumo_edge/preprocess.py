@@ -22,8 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from pneumo_edge.dicom import MAX_PIXELS, DeepFilm, is_dicom, read_deep_dicom, read_dicom
+from pneumo_edge.dicom import read_deep_dicom, read_dicom
+from pneumo_edge.dicom.tags import MAX_PIXELS, is_dicom
 from pneumo_edge.errors import ImageError, one_line
+from pneumo_edge.levels import DeepFilm
 
 Source: TypeAlias = str | Path | bytes
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -90,6 +92,8 @@ class Film:
     chroma: float
     """Mean distance of the colours from grey, 0 to 255; 0 for a grey picture."""
     warnings: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
+    """Why no verdict should be given on the picture at all."""
 
 
 def read_film(source: Source, size: int, name: str | None = None) -> Film:
@@ -110,7 +114,7 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
     if is_dicom(data[:512]):
         dicom = read_dicom(data, name)
         height, width = dicom.grey.shape
-        return Film(_squash(Image.fromarray(dicom.grey), size), width, height, 0.0, dicom.warnings)
+        return Film(_squash(Image.fromarray(dicom.grey), size), width, height, 0.0, dicom.warnings, dicom.doubts)
     return _decode(data, size, name)
 
 

@@ -17,6 +17,9 @@ from pneumo_edge.errors import UsageError
 
 CATALOGUE = Path(__file__).with_name("words.json")
 
+_SHARE = re.compile(r"\d+(?:\.\d+)?%")
+"""As the runtime writes a share among its words."""
+
 _PLACE = re.compile(r"\{(\w+)\}")
 
 
@@ -54,6 +57,8 @@ class Words:
         """
         if self.language == "en":
             return text
+        if _SHARE.fullmatch(text):
+            return self("percent", number=text.rstrip("%").replace(".", self("decimal")))
         for pattern, translations in _sentences():
             if found := pattern.fullmatch(text):
                 places = {name: self.sentence(value) for name, value in found.groupdict().items()}

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from pneumo_edge.classifier import Classifier, Prediction
-    from pneumo_edge.dicom import DeepFilm
+    from pneumo_edge.levels import DeepFilm
     from pneumo_edge.serve.inbox import Inbox, Limits
     from pneumo_edge.serve.journal import Entry, Journal, Sending
     from pneumo_edge.serve.spool import Spool

@@ -75,8 +75,8 @@ function facts(film, name, size) {
   ];
 }
 
-const region = ({ polygons, area }) =>
-  polygons.length ? t("region.area", { share: percent(area) }) : t("region.none");
+const region = ({ polygons, area, strongest }) =>
+  polygons.length ? t("region.area", { share: percent(area), strongest: percent(strongest, 0) }) : t("region.none");
 
 /** The answer as one is told it. */
 export function spoken(film) {

@@ -104,12 +104,12 @@ async function show(film, byHand) {
   if (picture) {
     stage("figure");
     for (const id of ["tools", "light", "papers"]) $(id).hidden = false;
-    viewer.show(picture, heatmap);
+    viewer.show(picture, heatmap, outlines(record));
     overlays(record, heatmap);
-    print();
   } else broken(record ? "broken.gone" : "broken.judge", "");
   shown = film;
   tell();
+  if (picture) print();
   if (byHand) {
     if ($("viewer").getBoundingClientRect().top < 0) $("viewer").scrollIntoView();
     $("verdict").focus({ preventScroll: true });
@@ -118,7 +118,7 @@ async function show(film, byHand) {
 }
 
 /** Takes the place of the quick picture with all that the film has. */
-async function refine({ key, record }) {
+async function refine({ key }) {
   let film = null;
   try {
     film = await api.pixels(key);
@@ -127,37 +127,49 @@ async function refine({ key, record }) {
     if (!(error instanceof Refusal)) throw error;
   }
   if (!film || shown?.key !== key) return;
-  viewer.refine(film, record.label ? record.region?.polygons ?? [] : []);
+  viewer.refine(film);
   size = film;
   tell();
   print();
   $("figure").dataset.whole = key;
 }
 
-/** What can be laid over the film. A model that says where has an outline; its colours wait to be asked for. */
+/** The lines of the region in shares of the film; none without a verdict. */
+function outlines({ label, region }) {
+  if (!label || !region) return [];
+  return region.polygons.map((polygon) => polygon.map(([x, y]) => [x / region.width, y / region.height]));
+}
+
+/** What can be laid over the film. A model that says where has an outline, and its colours wait to be asked for. */
 function overlays(record, heatmap) {
-  const outlined = Boolean(record.label && record.region?.polygons.length);
-  $("outlined").hidden = !outlined;
+  $("outlined").hidden = !viewer.polygons.length;
   $("blend").hidden = $("paper-marked").hidden = !heatmap;
-  blend(heatmap ? (wanted ?? (record.region ? 0 : 0.6)) : 0);
+  for (const each of ["legend-what", "legend-none", "legend-full"]) {
+    $(each).dataset.word = `${each}.${record.region ? "region" : "evidence"}`;
+    $(each).textContent = t($(each).dataset.word);
+  }
+  blend(heatmap ? (wanted ?? (record.region ? 0 : AT_FIRST)) : 0);
 }
 
 function tell() {
   if (!shown) return;
   write(shown, names.get(shown.key), size);
   for (const id of ["film", "paper-film"]) $(id).setAttribute("aria-label", t("film.key", { key: short(shown.key) }));
-  $("paper-marks-say").textContent = t(shown.record?.region ? "outline.paper" : "heatmap.paper");
+  $("paper-marks-say").textContent = t(shown.record?.region ? "region.paper" : "heatmap.paper");
   document.title = t("film.title", { verdict: t(outcome(shown)), key: short(shown.key) });
 }
 
 /** Draws what the printer gets: the film as it is, and with what the model found. */
 function print() {
   viewer.print($("paper-film"), 0, false);
-  if (!$("paper-marked").hidden) viewer.print($("paper-marks"), $("outlined").hidden ? wanted || 0.6 : wanted ?? 0, true);
+  // On paper nobody can ask for the colours: without an outline they are there.
+  const mix = wanted ?? 0;
+  if (!$("paper-marked").hidden) viewer.print($("paper-marks"), shown?.record?.region ? mix : mix || AT_FIRST, true);
 }
 
 // --------------------------------------------------------------------------------------------------- its tools
 
+const AT_FIRST = 0.6; // of colours that are all there is
 let wanted = null; // how much of the heatmap is wished for, once somebody has said so
 
 /** Lays so much of the heatmap over the film, 0 to 1. */
@@ -171,6 +183,7 @@ function blend(mix) {
 $("mix").addEventListener("input", () => {
   wanted = Number($("mix").value) / 100;
   blend(wanted);
+  print();
 });
 for (const id of ["brightness", "contrast"]) {
   $(id).addEventListener("input", () => viewer.set({ [id]: Number($(id).value) / 100 }));

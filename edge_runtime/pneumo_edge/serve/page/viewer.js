@@ -3,7 +3,7 @@
 
 const MOST_ZOOM = 32;
 const STEP = 1.25; // of a key or a button
-const LINE = "#ffd23f";
+const LINE = "#ffb000"; // that of pneumo_edge/overlay.py
 const LINE_EDGE = "rgb(0 0 0 / .65)";
 
 /** How a film is looked at. The centre is in shares of the film, zoom 1 shows all of it. */
@@ -24,18 +24,17 @@ export class Viewer {
     listen(this);
   }
 
-  /** Shows a film; `heatmap` is a bitmap or null. */
-  show(film, heatmap) {
+  /** Shows a film; `heatmap` is a bitmap or null, `polygons` are closed lines in shares of width and height. */
+  show(film, heatmap, polygons) {
     this.film = { ...film, halves: halved(film) };
     this.heatmap = heatmap;
-    this.polygons = [];
+    this.polygons = polygons;
     this.reset();
   }
 
-  /** Takes the same film with all its pixels, and polygons that are in these; how it is looked at stays. */
-  refine(film, polygons) {
+  /** Takes the same film with all its pixels; how it is looked at stays. */
+  refine(film) {
     this.film = { ...film, halves: halved(film) };
-    this.polygons = polygons;
     this.draw();
   }
 
@@ -152,7 +151,7 @@ export class Viewer {
       context.drawImage(this.heatmap, left, top, film.width * scale, film.height * scale);
       context.globalAlpha = 1;
     }
-    if (outlined) outline(context, this.polygons, left, top, scale);
+    if (outlined) outline(context, this.polygons, left, top, film.width * scale, film.height * scale);
   }
 }
 
@@ -223,14 +222,14 @@ function places(from, count, start, scale, size) {
   return { first, second, share };
 }
 
-function outline(context, polygons, left, top, scale) {
+function outline(context, polygons, left, top, width, height) {
   context.lineJoin = "round";
-  for (const [width, colour] of [[4.5, LINE_EDGE], [2, LINE]]) {
-    context.lineWidth = width;
+  for (const [thick, colour] of [[4.5, LINE_EDGE], [2, LINE]]) {
+    context.lineWidth = thick;
     context.strokeStyle = colour;
     for (const polygon of polygons) {
       context.beginPath();
-      for (const [x, y] of polygon) context.lineTo(left + x * scale, top + y * scale);
+      for (const [x, y] of polygon) context.lineTo(left + x * width, top + y * height);
       context.closePath();
       context.stroke();
     }

@@ -74,6 +74,9 @@ function patternOf(text) {
 /** An English sentence of the runtime in this language; what stands in its places likewise. */
 export function translated(text) {
   if (language === "en") return text;
+  if (/^\d+(?:\.\d+)?%$/.test(text)) {
+    return t("percent", { number: text.slice(0, -1).replace(".", t("decimal")) });
+  }
   for (const { each, pattern } of patterns) {
     const found = pattern.exec(text);
     if (!found) continue;
