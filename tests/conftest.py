@@ -76,8 +76,13 @@ def tiny_model() -> Any:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def write_bundle_to(folder: Path, files: dict[str, bytes], **changes: Any) -> Path:
-    """Writes model files and a `model.json` that vouches for them; `changes` replace fields of the description."""
+def write_bundle_to(
+    folder: Path, files: dict[str, bytes], *, region_threshold: float | None = None, **changes: Any
+) -> Path:
+    """Writes model files and a `model.json` that vouches for them; `changes` replace fields of the description.
+
+    With a threshold for regions the tiny model poses as one of the head `local`, its heatmap as the map of logits.
+    """
     folder.mkdir(parents=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -86,7 +91,7 @@ def write_bundle_to(folder: Path, files: dict[str, bytes], **changes: Any) -> Pa
         format_version=FORMAT_VERSION,
         name="tiny",
         backbone="none",
-        head="gap",
+        head="gap" if region_threshold is None else "local",
         input=InputContract("image", "uint8", SIZE, 1),
         labels=LABELS,
         calibration=Calibration(scale=0.5, offset=0.25, prevalence=0.75),
@@ -94,7 +99,7 @@ def write_bundle_to(folder: Path, files: dict[str, bytes], **changes: Any) -> Pa
         default_operating_point="balanced",
         provenance=Provenance("none", {}, "none", "2025-01-01", {}),
         files={
-            name: ModelFile("fp32", len(data), hashlib.sha256(data).hexdigest(), NOVELTY_LIMIT)
+            name: ModelFile("fp32", len(data), hashlib.sha256(data).hexdigest(), NOVELTY_LIMIT, region_threshold)
             for name, data in files.items()
         },
     )
@@ -113,6 +118,13 @@ def model_bytes() -> bytes:
 def bundle(model_bytes: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with the tiny model as model.onnx; not to be changed."""
     return write_bundle_to(tmp_path_factory.mktemp("tiny") / "bundle", {"model.onnx": model_bytes})
+
+
+@pytest.fixture(scope="session")
+def local_bundle(model_bytes: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a local map: a region is where the mean grey of a quarter's side is 127.5 or more."""
+    folder = tmp_path_factory.mktemp("local") / "bundle"
+    return write_bundle_to(folder, {"model.onnx": model_bytes}, region_threshold=0.5)
 
 
 @pytest.fixture

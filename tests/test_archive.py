@@ -520,6 +520,28 @@ def job(bundle: Path, tmp_path: Path) -> Job:
     return Job(store.url, seen, __version__, str(bundle), "model.onnx", bundle_sha256(bundle), "local", "")
 
 
+def test_where_the_bundle_has_a_local_map_its_regions_are_columns(job: Job, local_bundle: Path, tmp_path: Path) -> None:
+    paths = [str(save(tmp_path / f"{mean}.png", mean)) for mean in (60, 150)] + [str(tmp_path / "none.png")]
+    bundled = replace(job, bundle=str(local_bundle), bundle_sha256=bundle_sha256(local_bundle), regions=True)
+    do_part(bundled, 0, part_of(paths, site=pa.array(list("abc"))))
+    table, _ = schema.from_parquet(Store(job.output).read(schema.part_name(0)) or b"")
+    assert table.column_names[-7:] == [
+        "part", "region_outlines", "region_area", "region_strongest", "site", "read_ms", "infer_ms",
+    ]  # fmt: skip
+    with Classifier.load(local_bundle) as classifier:
+        expected = [answer.record() for answer in classifier.predict_batch(paths[:2])]
+    for row, record in zip(table.to_pylist(), expected, strict=False):
+        region = record["region"]
+        assert (row["region_outlines"], row["region_area"]) == (len(region["polygons"]), region["area"])
+        assert row["region_strongest"] == region["strongest"]
+    assert table["region_outlines"].to_pylist() == [0, 1, None]
+    assert table["region_strongest"].null_count == 1
+    # A part of failures alone has the columns too.
+    do_part(bundled, 1, part_of(paths[2:], site=pa.array(["c"])))
+    failed, _ = schema.from_parquet(Store(job.output).read(schema.part_name(1)) or b"")
+    assert failed.schema.equals(table.schema)
+
+
 def part_of(paths: list[str], **columns: list[Any]) -> pa.Table:
     return pa.Table.from_batches([batch_of(paths, columns)])
 
@@ -538,6 +560,7 @@ def test_a_part_holds_the_records_of_its_films_in_their_order(job: Job, bundle: 
         expected = [answer.record() for answer in classifier.predict_batch(paths)]
     for row, record in zip(table.to_pylist(), expected, strict=True):
         record.pop("milliseconds", None)
+        assert record.pop("region", None) is None
         for name, value in record.items():
             assert row.pop(name) == (list(value) if isinstance(value, tuple) else value)
         if "error" in record:
@@ -835,5 +858,5 @@ def test_the_page_has_the_columns_of_the_schema() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\w<>]+) \| .+ \|$", PAGE, re.MULTILINE)
     kinds = {"list<string>": pa.list_(pa.string())}
     assert [(name, kinds.get(kind) or pa.type_for_alias(kind)) for name, kind in rows] == [
-        *schema.VERDICT, *schema.TIMES,
+        *schema.VERDICT, *schema.REGION, *schema.TIMES,
     ]  # fmt: skip

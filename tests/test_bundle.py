@@ -15,7 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pneumo_edge.backends import open_backend
-from pneumo_edge.bundle import Calibration, Description, from_json, read_bundle, write_description
+from pneumo_edge.bundle import (
+    DEFAULT_BUNDLE,
+    Ages,
+    Calibration,
+    Description,
+    Interval,
+    LocalSite,
+    OperatingPoint,
+    Reference,
+    Site,
+    from_json,
+    read_bundle,
+    write_description,
+)
 from pneumo_edge.classifier import Classifier
 from pneumo_edge.errors import BundleError
 
@@ -32,8 +45,8 @@ def refusal(folder: Path) -> str:
     return sentence
 
 
-def set_to(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    def change(description: dict[str, Any]) -> None:
+def set_to(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(description: Any) -> None:
         *parents, last = path
         for key in parents:
             description = description[key]
@@ -50,6 +63,32 @@ def without(*path: str) -> Callable[[dict[str, Any]], None]:
         del description[last]
 
     return change
+
+
+QUANTILES = tuple(i / 10 for i in range(101))
+SURE = Interval(0.9, 0.8, 1.0)
+SITES = (
+    Site("north", "films of the north", "CC BY 4.0", {"train/NORMAL": 9, "test/NORMAL": 2}, 10,
+         Ages(1.0, 3.5, 80.25, 8), {"PA": 6, "AP": 2}, {"F": 5, "M": 6}),
+    Site("south", "", "", {}, 0, None, {}, {}),
+)  # fmt: skip
+LOCAL = LocalSite("here", {"NORMAL": 40, "PNEUMONIA": 20}, 55, 0.3, "2026-05-31", Calibration(1.5, -0.5, 0.75),
+                  {"balanced": OperatingPoint(0.5, SURE, SURE)}, SURE)  # fmt: skip
+
+
+def full(folder: Path) -> Description:
+    """Returns the description of the bundle in `folder` with a value in every place."""
+    description = read_bundle(folder).description
+    file = replace(
+        description.files["model.onnx"], region_threshold=0.4, reference=Reference(522, QUANTILES, QUANTILES)
+    )
+    return replace(
+        description,
+        head="local",
+        files={"model.onnx": file},
+        provenance=replace(description.provenance, sites=SITES, licence="research and education"),
+        site=LOCAL,
+    )
 
 
 def rename_file(name: str) -> Callable[[dict[str, Any]], None]:
@@ -80,8 +119,7 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (set_to("calibration", "offset", value=float("nan")), "calibration.offset must be finite"),
     (set_to("calibration", "offset", value=float("inf")), "calibration.offset must be finite"),
     (set_to("calibration", "offset", value=10**400), "calibration.offset must be finite"),
-    (set_to("format_version", value=True), "format_version must be int"),
-    (set_to("format_version", value=1.0), "format_version must be int"),
+    (set_to("format_version", value=2.0), "format_version must be int"),
     (set_to("operating_points", "balanced", "threshold", value=0), "thresholds must lie between 0 and 1"),
     (set_to("operating_points", "balanced", "threshold", value=1), "thresholds must lie between 0 and 1"),
     (set_to("operating_points", "screening", "threshold", value=-0.2), "thresholds must lie between 0 and 1"),
@@ -105,6 +143,47 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (rename_file("model.json"), "'model.json' is no file that a bundle can have"),
 ]
 
+FILE = ("files", "model.onnx")
+DESCENDING = [*QUANTILES[:50], 4.8, *QUANTILES[51:]]
+AGES = {"low": 1.0, "median": 3.0, "high": 5.0, "known": 7}
+BROKEN_IN_FORMAT_2: list[tuple[Callable[[dict[str, Any]], None], str]] = [
+    (without("site"), "missing key site"),
+    (without("provenance", "sites"), "missing key provenance.sites"),
+    (without("provenance", "licence"), "missing key provenance.licence"),
+    (without(*FILE, "region_threshold"), "missing key files.model.onnx.region_threshold"),
+    (without(*FILE, "reference"), "missing key files.model.onnx.reference"),
+    (set_to("provenance", "licence", value=None), "provenance.licence must be str"),
+    (set_to("provenance", "sites", value={}), "provenance.sites must be a list"),
+    (set_to("provenance", "sites", 0, "ages", "oldest", value=90), "unknown key provenance.sites[0].ages.oldest"),
+    (set_to("provenance", "sites", 0, "ages", value=[1, 2, 3]), "provenance.sites[0].ages must be an object"),
+    (set_to("provenance", "sites", 0, "ages", value=AGES | {"low": 4}), "north must have ages in ascending order"),
+    (set_to("provenance", "sites", 0, "ages", value=AGES | {"high": 2}), "north must have ages in ascending order"),
+    (set_to("provenance", "sites", 0, "ages", value=AGES | {"low": -1}), "north must have ages in ascending order"),
+    (set_to("provenance", "sites", 0, "ages", value=AGES | {"known": 0}), "of one film at least"),
+    (set_to("provenance", "sites", 0, "name", value="south"), "provenance.sites must have names, each its own"),
+    (set_to("provenance", "sites", 1, "name", value=""), "provenance.sites must have names, each its own"),
+    (set_to("provenance", "sites", 0, "patients", value=-1), "north counts less than nothing"),
+    (set_to("provenance", "sites", 0, "films", "train/NORMAL", value=-1), "north counts less than nothing"),
+    (set_to("provenance", "sites", 0, "views", "PA", value=-1), "north counts less than nothing"),
+    (set_to("provenance", "sites", 0, "sexes", "F", value=0.5), "provenance.sites[0].sexes.F must be int"),
+    (set_to(*FILE, "region_threshold", value=0), "region_threshold is for the head local alone, between 0 and 1"),
+    (set_to(*FILE, "region_threshold", value=1), "region_threshold is for the head local alone, between 0 and 1"),
+    (set_to("head", value="gap"), "region_threshold is for the head local alone"),
+    (set_to(*FILE, "reference", "films", value=0), "model.onnx: reference needs films"),
+    (set_to(*FILE, "reference", "logit", value=QUANTILES[:100]), "101 quantiles in ascending order"),
+    (set_to(*FILE, "reference", "novelty", value=[]), "101 quantiles in ascending order"),
+    (set_to(*FILE, "reference", "novelty", value=DESCENDING), "101 quantiles in ascending order"),
+    (set_to(*FILE, "reference", "logit", 3, value="low"), "files.model.onnx.reference.logit[3] must be float"),
+    (set_to("site", "name", value=""), "site must have a name"),
+    (set_to("site", "calibrated", value="yesterday"), "site.calibrated must be a day"),
+    (set_to("site", "films", "NORMAL", value=-1), "site counts less than nothing"),
+    (set_to("site", "prevalence", value=0), "site.prevalence and site.auc must lie between 0 and 1"),
+    (set_to("site", "auc", "low", value=0.95), "the interval around its value"),
+    (set_to("site", "auc", "high", value=1.5), "site.auc must lie between 0 and 1"),
+    (set_to("site", "was", "scale", value=0), "site.was: calibration.scale must be positive"),
+    (set_to("site", "was_operating_points", "balanced", "threshold", value=1), "site.was: prevalence and thresholds"),
+]
+
 
 @pytest.mark.parametrize(("change", "reason"), BROKEN, ids=[reason for _, reason in BROKEN])
 def test_a_description_that_does_not_fit_is_refused(
@@ -119,12 +198,87 @@ def test_a_description_that_does_not_fit_is_refused(
     assert sentence.endswith("export the bundle again")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize(
+    ("change", "reason"), BROKEN_IN_FORMAT_2, ids=[f"{i}: {reason}" for i, (_, reason) in enumerate(BROKEN_IN_FORMAT_2)]
+)
+def test_a_full_description_that_does_not_fit_is_refused(
+    change: Callable[[dict[str, Any]], None], reason: str, write_bundle: WriteBundle
+) -> None:
+    folder = write_bundle()
+    description = json.loads(json.dumps(asdict(full(folder))))
+    change(description)
+    (folder / "model.json").write_text(json.dumps(description))
+    sentence = refusal(folder)
+    assert reason in sentence
+    assert sentence.endswith("export the bundle again")
+
+
+# ------------------------------------------------------------------------------------------------- format 1
+
+
+def as_format_1(folder: Path) -> dict[str, Any]:
+    """Returns `model.json` of a bundle as format 1 had it."""
+    description: dict[str, Any] = json.loads((folder / "model.json").read_text()) | {"format_version": 1}
+    del description["site"], description["provenance"]["sites"], description["provenance"]["licence"]
+    for file in description["files"].values():
+        del file["region_threshold"], file["reference"]
+    return description
+
+
+def test_a_bundle_of_format_1_becomes_the_same_with_unknowns(write_bundle: WriteBundle) -> None:
+    folder = write_bundle()
+    today = read_bundle(folder).description
+    (folder / "model.json").write_text(json.dumps(as_format_1(folder)))
+    assert read_bundle(folder).description == today
+    assert today.format_version == 2
+    assert today.site is None
+    assert today.provenance.sites == ()
+    assert today.provenance.licence == ""
+    assert today.files["model.onnx"].region_threshold is None
+    assert today.files["model.onnx"].reference is None
+
+
+def test_the_model_that_ships_is_read_and_can_be_written_anew(tmp_path: Path) -> None:
+    shipped = read_bundle(DEFAULT_BUNDLE)
+    for name in shipped.description.files:
+        (tmp_path / name).write_bytes(shipped.read_file(name))
+    write_description(tmp_path, shipped.description)
+    assert read_bundle(tmp_path).description == shipped.description
+    assert json.loads((tmp_path / "model.json").read_text())["format_version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (set_to("site", value=None), "unknown key site"),
+        (set_to("provenance", "sites", value=[]), "unknown key provenance.sites"),
+        (set_to("files", "model.onnx", "reference", value=None), "unknown key files.model.onnx.reference"),
+        (set_to("provenance", "place", value=""), "unknown key provenance.place"),
+        (set_to("provenance", value=[]), "provenance must be an object"),
+        (set_to("files", value=[1]), "files must be an object"),
+        (set_to("files", "model.onnx", value=None), "files.model.onnx must be an object"),
+        (without("provenance"), "missing key provenance"),
+        (without("files", "model.onnx", "bytes"), "missing key files.model.onnx.bytes"),
+        (set_to("format_version", value=True), "format_version must be int"),
+        (set_to("format_version", value=1.0), "format_version must be int"),
+    ],
+)
+def test_format_1_is_read_as_strictly(
+    change: Callable[[dict[str, Any]], None], reason: str, write_bundle: WriteBundle
+) -> None:
+    folder = write_bundle()
+    description = as_format_1(folder)
+    change(description)
+    (folder / "model.json").write_text(json.dumps(description))
+    assert f"is broken ({reason})" in refusal(folder)
+
+
+@pytest.mark.parametrize("version", [0, 3, "1", "2", None])
 def test_another_format_version_names_both(version: object, write_bundle: WriteBundle) -> None:
     folder = write_bundle()
     description = json.loads((folder / "model.json").read_text()) | {"format_version": version}
     (folder / "model.json").write_text(json.dumps(description))
-    assert f"has format version {version!r}, this pneumo reads 1" in refusal(folder)
+    assert f"has format version {version!r}, this pneumo reads 1 and 2:" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -211,10 +365,19 @@ def test_what_was_written_is_read_again(bundle: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_every_field_is_read_as_it_was_written(write_bundle: WriteBundle) -> None:
+    folder = write_bundle()
+    description = full(folder)
+    write_description(folder, description)
+    assert read_bundle(folder).description == description
+
+
 def test_nothing_is_written_that_could_not_be_read(bundle: Path, tmp_path: Path) -> None:
     description = read_bundle(bundle).description
     with pytest.raises(ValueError, match=r"calibration\.scale must be positive"):
         write_description(tmp_path, replace(description, calibration=Calibration(-1.0, 0.0, 0.5)))
+    with pytest.raises(ValueError, match="format_version must be 2"):
+        write_description(tmp_path, replace(description, format_version=1))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -229,11 +392,11 @@ json_values = st.recursive(
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_value_in_any_place_is_read_or_refused(data: st.DataObject, bundle: Path) -> None:
-    parsed = json.loads((bundle / "model.json").read_text())
-    place = parsed
+    parsed = json.loads(json.dumps(asdict(full(bundle))))
+    place: Any = parsed
     while True:
-        key = data.draw(st.sampled_from(sorted(place)))
-        if not isinstance(place[key], dict) or not place[key] or data.draw(st.booleans()):
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
             break
         place = place[key]
     place[key] = data.draw(json_values)

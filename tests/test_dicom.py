@@ -6,11 +6,16 @@ import base64
 import importlib
 import importlib.util
 import io
+import os
 import re
+import shutil
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -18,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
@@ -45,7 +50,8 @@ from pydicom.uid import (  # noqa: E402
     RLELossless,
 )
 
-from pneumo_edge.dicom import DicomFilm, is_dicom, read_dicom  # noqa: E402
+from pneumo_edge.dicom import DicomFilm, read_dicom  # noqa: E402
+from pneumo_edge.dicom.tags import is_dicom  # noqa: E402
 from pneumo_edge.errors import ImageError, MissingExtraError  # noqa: E402
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "dicom"
@@ -475,10 +481,13 @@ def test_syntaxes_without_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "needs the package python-gdcm" in refusal(encode(ds))
 
 
-def test_deflated_files_are_refused_before_they_are_inflated() -> None:
+def test_deflated_files_that_unpack_to_more_than_a_film_are_refused_before_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pneumo_edge.dicom.tags._MAX_INFLATED", 1_000_000)
     ds = dataset(np.zeros((4000, 4000), dtype=np.uint16))
     ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    assert "deflated" in refusal(encode(ds))
+    assert "unpacks to more than any film has" in refusal(encode(ds))
 
 
 def test_without_pydicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -649,7 +658,7 @@ def test_a_frame_that_makes_gdcm_abort_costs_one_file(tmp_path: Path, capfd: pyt
 def test_a_decoder_that_does_not_come_back_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sleeper = tmp_path / "gdcm.py"
     sleeper.write_text("import time\ntime.sleep(60)\n")
-    monkeypatch.setattr("pneumo_edge.dicom._PATIENCE", 0.5)
+    monkeypatch.setattr("pneumo_edge.dicom.decode._PATIENCE", 0.5)
     spec = importlib.util.spec_from_file_location("gdcm", sleeper)
     ds = dataset(ramp(8))
     ds.compress(RLELossless, generate_instance_uid=False)
@@ -698,6 +707,404 @@ def test_pydicoms_remarks_neither_show_nor_break(capfd: pytest.CaptureFixture[st
         thread.join()
     assert wrong == []
     assert capfd.readouterr() == ("", "")
+
+
+# --- odd but good: what stands in the file is read by rule, not by how it was parsed ---
+
+
+@pytest.fixture(scope="session")
+def dcm2pnm() -> Callable[..., Pixels]:
+    """Converts a file with DCMTK's `dcm2pnm` and the options given: (H, W) grey levels."""
+    if shutil.which("dcm2pnm") is None:
+        why = "needs dcm2pnm: apt install dcmtk"
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)
+        pytest.skip(why)
+
+    def convert(data: bytes, *options: str) -> Pixels:
+        with tempfile.TemporaryDirectory() as folder:
+            film, picture = Path(folder, "film.dcm"), Path(folder, "film.pgm")
+            film.write_bytes(data)
+            done = subprocess.run(
+                ["dcm2pnm", "--quiet", *options, film, picture], check=False, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            with Image.open(picture) as image:
+                return np.asarray(image)
+
+    return convert
+
+
+def agree(grey: Pixels, other: Pixels) -> None:
+    """One level of rounding: DCMTK cuts off where this rounds. (It also rounds what the modality step gives.)"""
+    assert grey.shape == other.shape
+    assert np.abs(grey.astype(int) - other).max() <= 1
+
+
+def in_a_word(values: Pixels, bits: int, below: int, rubbish: int) -> npt.NDArray[np.uint16]:
+    """Values of so many bits in words of 16, so many bits from the bottom; the rest of the word is filled."""
+    mask = ((1 << bits) - 1) << below
+    return ((values.astype(np.int64) << below) & mask | (rubbish & ~mask & 0xFFFF)).astype(np.uint16)
+
+
+def lut(descriptor: list[int], entries: bytes, as_signed: bool = False) -> Dataset:
+    """A table whose descriptor is written as US or SS, whatever stands in it."""
+    item = Dataset()
+    item.add_new(
+        0x00283002, "SS" if as_signed else "US", [(v ^ 0x8000) - 0x8000 if as_signed else v for v in descriptor]
+    )
+    item.add_new(0x00283006, "OW", entries)
+    return item
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_bits_signs_slopes_and_windows_agree_with_dcmtk(
+    dcm2pnm: Callable[..., Pixels], data: st.DataObject
+) -> None:
+    bits, signed = data.draw(st.integers(8, 16)), data.draw(st.booleans())
+    below, rubbish = data.draw(st.integers(0, 16 - bits)), data.draw(st.integers(0, 0xFFFF))
+    syntax = data.draw(st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]))
+    pixels = ramp(bits, signed)
+    if bits == 8:
+        pixels = pixels.astype(f"{pixels.dtype.kind}2")
+    slope, intercept = data.draw(st.sampled_from([1.0, 2.0, 7.0, -1.0])), data.draw(st.integers(-3000, 3000))
+    low, high = sorted(slope * float(v) + intercept for v in (pixels.min(), pixels.max()))
+    width = data.draw(st.floats(0.05, 1.5)) * (high - low)
+    window = {"WindowCenter": f"{data.draw(st.floats(low, high)):.2f}", "WindowWidth": f"{max(width, 2):.2f}"}
+    ds = dataset(
+        pixels, syntax, bits, HighBit=below + bits - 1, RescaleSlope=slope, RescaleIntercept=intercept, **window
+    )
+    stored = in_a_word(pixels, bits, below, rubbish)
+    ds.PixelData = (stored.byteswap() if syntax == ExplicitVRBigEndian else stored).tobytes()
+    if data.draw(st.booleans()):
+        ds.VOILUTFunction = data.draw(st.sampled_from(["LINEAR", "SIGMOID"]))
+    ds.PhotometricInterpretation = data.draw(st.sampled_from(["MONOCHROME1", "MONOCHROME2"]))
+    film = encode(ds)
+    agree(read(film).grey, dcm2pnm(film, "+Wi", "1"))
+    assert read(film).warnings == ()
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_look_up_table_agrees_with_dcmtk(dcm2pnm: Callable[..., Pixels], data: st.DataObject) -> None:
+    """First values written as US or SS, descriptors that disagree with the data: one film, whatever was parsed."""
+    bits, signed = data.draw(st.integers(8, 16)), data.draw(st.booleans())
+    syntax = data.draw(st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]))
+    pixels = ramp(bits, signed)
+    if bits == 8:
+        pixels = pixels.astype(f"{pixels.dtype.kind}2")
+    ds = dataset(pixels, syntax, bits)
+    low = int(pixels.min())
+    modality = data.draw(st.booleans())
+    if not modality and data.draw(st.booleans()):
+        ds.RescaleSlope, ds.RescaleIntercept = 1, data.draw(st.sampled_from([-1024, -5, 0, 1 << (bits - 1)]))
+        low += int(ds.RescaleIntercept)
+    first = low + data.draw(st.integers(0, 1 << (bits - 1)))
+    # What goes in can be negative, or cannot: then values of up to 65,535 have to be told from negative ones.
+    first = min(max(first, -32768), 32767 if low < 0 else 65535)
+    count = data.draw(st.integers(32, 1 << bits if bits < 13 else 5000))
+    deep = data.draw(st.integers(9, 15))
+    entries = np.rint((2**deep - 1) * np.linspace(0, 1, count) ** data.draw(st.sampled_from([0.5, 1, 2])))
+    if data.draw(st.booleans()):
+        entries = entries[::-1]
+    said = data.draw(st.sampled_from([count, 0, count + 1, count + 9, max(count - 1, 1)]))
+    packed = modality and data.draw(st.booleans())
+    if packed:
+        deep, said, entries = 8, count, np.rint(entries / (2**deep - 1) * 255)
+    raw = entries.astype("u1" if packed else "<u2").tobytes()
+    raw += bytes(len(raw) % 2)
+    if syntax == ExplicitVRBigEndian:
+        raw = np.frombuffer(raw, "<u2").astype(">u2").tobytes()
+    table = lut([said % 65536, first % 65536, deep], raw, as_signed=data.draw(st.booleans()))
+    setattr(ds, "ModalityLUTSequence" if modality else "VOILUTSequence", [table])
+    if modality:
+        ds.WindowCenter, ds.WindowWidth = 2 ** (deep - 1), 2**deep
+    film = encode(ds)
+    assert read(film).warnings == ()
+    agree(read(film).grey, dcm2pnm(film, *(("+Wi", "1") if modality else ("+Wl", "1"))))
+
+
+def test_zeros_behind_the_stated_entries_only_fill_up() -> None:
+    entries = np.arange(1000)
+    ds = dataset(ramp(), bits=12)
+    ds.VOILUTSequence = [lut([1000, 0, 10], np.append(entries, np.zeros(200)).astype("<u2").tobytes())]
+    assert np.array_equal(read(encode(ds)).grey, np.rint(255 / 1023 * ramp().clip(0, 999)))
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("kind", ["US", "SS"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_padding_has_the_sign_of_the_pixels_whatever_it_was_written_as(syntax: str, kind: str, signed: bool) -> None:
+    body = (ramp(12).astype(int) - (2048 if signed else 0) + (0 if signed else 1000)).astype("i2" if signed else "u2")
+    pixels = body.copy()
+    word = 0x8000
+    pixels[:6] = -32768 if signed else 32768
+    ds = dataset(pixels, syntax, bits=16)
+    ds.add_new("PixelPaddingValue", kind, word - 65536 if kind == "SS" else word)
+    grey = read(encode(ds)).grey
+    assert not grey[:6].any()
+    assert np.array_equal(grey[6:], unit_levels(body[6:]))
+
+
+@needs_gdcm
+@pytest.mark.parametrize("tool", [["dcmcrle"], ["dcmcjpls"], ["dcmcjpeg", "+e1"], ["dcmcjpeg", "+el"]])
+@pytest.mark.parametrize(
+    ("bits", "signed"), [(8, False), (10, False), (12, False), (12, True), (15, True), (16, False)]
+)
+def test_values_at_the_top_of_their_bits_in_every_compressed_syntax(
+    dcm2pnm: Callable[..., Pixels], tmp_path: Path, tool: list[str], bits: int, signed: bool
+) -> None:
+    """Packed by DCMTK, which takes whole words, with what is above and below the stored bits."""
+    pixels = ramp(bits, signed)
+    for below in sorted({0, (16 - bits) // 2, 16 - bits}):
+        ds = dataset(pixels.astype(f"{pixels.dtype.kind}2"), bits=bits, HighBit=below + bits - 1)
+        ds.PixelData = in_a_word(pixels, bits, below, 0).tobytes()
+        plain, packed = tmp_path / "plain.dcm", tmp_path / "packed.dcm"
+        plain.write_bytes(encode(ds))
+        subprocess.run([*tool, plain, packed], check=True, capture_output=True)
+        assert packed.read_bytes() != plain.read_bytes()
+        assert np.array_equal(read(packed.read_bytes()).grey, read(plain.read_bytes()).grey)
+        assert np.array_equal(read(plain.read_bytes()).grey, unit_levels(pixels))
+
+
+@needs_gdcm
+def test_a_codestream_of_the_stored_bits_alone_has_them_at_the_bottom() -> None:
+    """HighBit then tells of the words that once were, before they were packed."""
+    film = read(compressed(dataset(SMALL, bits=12, HighBit=15), JPEG_OF_12_BITS, JPEGExtended12Bit))
+    assert np.abs(film.grey.astype(int) - unit_levels(SMALL)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("tags", "remark"),
+    [
+        ({"RescaleSlope": 0, "RescaleIntercept": 7}, "the file's rescale slope is 0; both were ignored"),
+        ({"RescaleSlope": "one", "RescaleIntercept": 7}, "slope or intercept is missing or no number"),
+        ({"RescaleSlope": "1,5", "RescaleIntercept": 7}, "slope or intercept is missing or no number"),
+        ({"RescaleSlope": 2}, "slope or intercept is missing or no number"),
+        ({"WindowCenter": "2048,5", "WindowWidth": "4096,0"}, "the file's window cannot be used and was ignored"),
+        ({"WindowCenter": "wide", "WindowWidth": "4096"}, "the file's window cannot be used and was ignored"),
+        ({"WindowCenter": "2048"}, "the file's window cannot be used and was ignored"),
+        ({"WindowCenter": "2048", "WindowWidth": "0"}, "the file's window cannot be used and was ignored"),
+        ({"WindowCenter": "nan", "WindowWidth": "1e999"}, "the file's window cannot be used and was ignored"),
+        ({"NumberOfFrames": "one"}, "number of frames is no number"),
+        ({"VOILUTSequence": [Dataset()]}, "the file's VOI look-up table cannot be used and was ignored"),
+        ({"ModalityLUTSequence": [lut([4096, 0, 12], b"")]}, "modality look-up table cannot be used and was ignored"),
+        ({"VOILUTSequence": [lut([4096, 0], bytes(8192))]}, "the file's VOI look-up table cannot be used"),
+    ],
+)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_an_optional_element_that_cannot_be_used_is_ignored_and_said_so(
+    syntax: str, tags: dict[str, Any], remark: str
+) -> None:
+    film = read(encode_odd(dataset(ramp(), syntax, bits=12), tags))
+    assert np.array_equal(film.grey, unit_levels(ramp()))
+    assert len(film.warnings) == 1
+    assert remark in film.warnings[0]
+
+
+def encode_odd(ds: Dataset, tags: dict[str, Any]) -> bytes:
+    """Writes texts where numbers belong, which pydicom refuses to: a number as long stands in for each at first."""
+    texts = {}
+    for n, (keyword, value) in enumerate(tags.items(), 1):
+        if isinstance(value, str):
+            even = value + " " * (len(value) % 2)
+            texts[str(n).encode() * len(even)] = even.encode()
+            setattr(ds, keyword, str(n) * len(even))
+        else:
+            setattr(ds, keyword, value)
+    data = encode(ds)
+    for number, text in texts.items():
+        assert data.count(number) == 1
+        data = data.replace(number, text)
+    return data
+
+
+@pytest.mark.parametrize("windows", [("\\2048", "\\4096"), ("x\\2048", "9\\4096"), ("7\\2048", "0\\4096")])
+def test_the_first_window_that_can_be_used_is(windows: tuple[str, str]) -> None:
+    whole = read(encode(dataset(ramp(), bits=12, WindowCenter=2048, WindowWidth=4096)))
+    film = read(encode_odd(dataset(ramp(), bits=12), {"WindowCenter": windows[0], "WindowWidth": windows[1]}))
+    assert np.array_equal(film.grey, whole.grey)
+    assert film.warnings == ("the file's first window cannot be used; the next one was",)
+
+
+def test_a_table_that_cannot_be_used_leaves_the_window() -> None:
+    whole = read(encode(dataset(ramp(), bits=12, WindowCenter=1000, WindowWidth=500)))
+    ds = dataset(ramp(), bits=12, WindowCenter=1000, WindowWidth=500)
+    ds.VOILUTSequence = [lut([0, 0, 12], b"")]
+    assert np.array_equal(read(encode(ds)).grey, whole.grey)
+
+
+# --- the range of the film ---
+
+
+@pytest.mark.parametrize("hot", [5100, 16383, 65535])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_few_dead_pixels_do_not_darken_the_film(hot: int, photometric: str) -> None:
+    pixels = ramp().astype(np.uint16)
+    pixels[3, 4], pixels[20, 20:26] = hot, hot
+    film = read(encode(dataset(pixels, bits=16, PhotometricInterpretation=photometric))).grey
+    alive = pixels < 5000
+    without = read(encode(dataset(ramp(), bits=12, PhotometricInterpretation=photometric))).grey
+    assert np.array_equal(film[alive], without[alive])
+    assert (film[~alive] == (255 if photometric == "MONOCHROME2" else 0)).all()
+
+
+def test_eight_bits_keep_their_whole_range() -> None:
+    pixels = ramp(8) // 4
+    pixels[3, 4] = 255
+    assert np.array_equal(read(encode(dataset(pixels))).grey, unit_levels(pixels))
+
+
+# --- raw detector values ---
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PresentationIntentType": "FOR PROCESSING"},
+        {"SOPClassUID": UID("1.2.840.10008.5.1.4.1.1.1.1.1")},
+    ],
+)
+def test_raw_detector_values_bear_a_word(tags: dict[str, Any]) -> None:
+    bare = read(encode(dataset(ramp(), bits=12, **tags)))
+    assert "raw detector values (FOR PROCESSING)" in bare.doubts[0]
+    shown = read(encode(dataset(ramp(), bits=12, WindowCenter=2048, WindowWidth=4096, **tags)))
+    assert shown.doubts == ()
+    assert "raw detector values (FOR PROCESSING)" in shown.warnings[0]
+
+
+def test_films_for_viewing_bear_none() -> None:
+    for tags in ({}, {"PresentationIntentType": "FOR PRESENTATION"}):
+        film = read(encode(dataset(ramp(), bits=12, **tags)))
+        assert film.doubts == film.warnings == ()
+
+
+# --- how one frame is packed ---
+
+
+@needs_gdcm
+@pytest.mark.parametrize("table", [b"", pack("<L", 99), pack("<LL", 0, 40), b"\xff" * 12, b"\1\2\3", None])
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+def test_a_single_frame_needs_no_offset_table(tmp_path: Path, table: bytes | None, pieces: int) -> None:
+    """Wrong, one entry per fragment, of odd length; or no table at all, where there is one fragment."""
+    if table is None and pieces > 1:
+        pytest.skip("without a table, the first of several fragments could not be told from one")
+    ds = pydicom.dcmread(io.BytesIO(gdcm_encoded(tmp_path, dataset(ramp(), bits=12), JPEGLosslessSV1)))
+    frame = pydicom.encaps.get_frame(ds.PixelData, 0, number_of_frames=1)
+    size = -(-len(frame) // pieces)
+    parts = [frame[at : at + size] for at in range(0, len(frame), size)]
+    items = parts if table is None else [table, *parts]
+    ds.PixelData = b"".join(b"\xfe\xff\x00\xe0" + pack("<L", len(item)) + item for item in items)
+    ds["PixelData"].is_undefined_length = True
+    assert np.array_equal(read(encode(ds)).grey, unit_levels(ramp()))
+
+
+@needs_gdcm
+def test_the_codestream_tells_how_it_is_packed_where_the_tags_err(tmp_path: Path) -> None:
+    data = gdcm_encoded(tmp_path, dataset(ramp(), bits=12), JPEGLosslessSV1)
+    right = JPEGLosslessSV1.encode()
+    for wrong in (JPEGLSLossless, JPEG2000Lossless, JPEGExtended12Bit, ExplicitVRLittleEndian):
+        assert data.count(right) == 1
+        changed = data.replace(right, wrong.encode().ljust(len(right), b"\0"))
+        assert np.array_equal(read(changed).grey, unit_levels(ramp()))
+
+
+def test_plain_pixels_that_are_called_compressed_are_read() -> None:
+    data = encode(dataset(ramp(), bits=12)).replace(
+        pack("<HH2sH", 2, 0x10, b"UI", 20) + ExplicitVRLittleEndian.encode() + b"\0",
+        pack("<HH2sH", 2, 0x10, b"UI", 20) + RLELossless.encode() + b"\0",
+    )
+    assert pydicom.dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID == RLELossless
+    assert np.array_equal(read(data).grey, unit_levels(ramp()))
+
+
+def test_deflated_files_are_read() -> None:
+    ds = dataset(ramp(), bits=12)
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    assert np.array_equal(read(encode(ds)).grey, unit_levels(ramp()))
+
+
+def test_only_the_file_meta_tells_that_a_file_is_deflated() -> None:
+    """The same digits as the syntax that another picture was sent in, or in a text."""
+    ds = dataset(ramp(), bits=12, PatientComments=str(DeflatedExplicitVRLittleEndian))
+    ds.AvailableTransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    assert np.array_equal(read(encode(ds)).grey, unit_levels(ramp()))
+
+
+# --- what is not the file's fault, or is no damage ---
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"BitsAllocated": 1, "BitsStored": 1}, "1 bits allocated for a pixel, which is not read here"),
+        ({"BitsAllocated": 64, "BitsStored": 16}, "64 bits allocated for a pixel, which is not read here"),
+        ({"BitsAllocated": 12, "BitsStored": 12}, "12 bits allocated for a pixel, which is not read here"),
+        ({"BitsAllocated": 32, "BitsStored": 32}, "more than 16 bits a pixel"),
+    ],
+)
+def test_kinds_that_are_not_read_are_named(tags: dict[str, Any], words: str) -> None:
+    assert words in refusal(encode(dataset(ramp(), **tags)))
+
+
+def test_pixels_that_are_fractions_are_named() -> None:
+    ds = dataset(ramp(), PixelData=None)
+    ds.FloatPixelData = ramp().astype("f4").tobytes()
+    assert "pixels that are fractions" in refusal(encode(ds))
+
+
+def test_kinds_of_jpeg_that_are_not_read_are_named() -> None:
+    frame = jpeg(ramp(8))
+    for marker, kind in ((b"\xff\xc9", "arithmetic"), (b"\xff\xc5", "hierarchical")):
+        said = refusal(compressed(dataset(ramp(8)), frame.replace(b"\xff\xc0", marker), JPEGBaseline8Bit))
+        assert f"a JPEG of a rare kind ({kind}, 8 bits)" in said
+
+
+def test_a_folder_that_shadows_a_module_is_named(tmp_path: Path) -> None:
+    """GDCM asks for an old module `dl`, and pydicom imports GDCM."""
+    (tmp_path / "dl").mkdir()
+    (tmp_path / "film.dcm").write_bytes(encode(dataset(ramp(), bits=12)))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pneumo_edge.errors import ImageError\n"
+        "from pneumo_edge.preprocess import read_film\n"
+        "try:\n    print(read_film('film.dcm', 32).pixels.shape)\n"
+        "except ImageError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    if importlib.util.find_spec("gdcm") is None:
+        assert done.stdout == "(32, 32, 1)\n"
+    else:
+        assert re.match(
+            r"film.dcm is a DICOM file, and the package pydicom cannot be imported here \(.*dl.*\): ", done.stdout
+        )
+        assert "look for a file or folder beside the script" in done.stdout
+
+
+@pytest.mark.parametrize("broken", ["raise ImportError('libfoo.so.1: cannot open shared object file')", "x = 1"])
+def test_a_decoder_that_cannot_be_imported_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
+) -> None:
+    module = tmp_path / "gdcm.py"
+    module.write_text(broken)
+    spec = importlib.util.spec_from_file_location("gdcm", module)
+    ds = dataset(ramp(8))
+    ds.compress(RLELossless, generate_instance_uid=False)
+    monkeypatch.setattr(importlib.util, "find_spec", {"gdcm": spec}.get)
+    assert f"python-gdcm, which cannot be imported from {tmp_path}" in refusal(encode(ds))
+
+
+def test_a_process_that_cannot_be_started_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    ds = dataset(ramp(8))
+    ds.compress(RLELossless, generate_instance_uid=False)
+    monkeypatch.setattr(subprocess, "run", refuse)
+    said = refusal(encode(ds))
+    assert "damaged" not in said
+    assert "needs the package python-gdcm" in said
 
 
 # --- real films ---

@@ -29,12 +29,13 @@ from pneumo_edge.errors import RunError, UsageError
 from pneumo_export.cli import main
 from pneumo_export.convert import OPSET, _pool_before_relu
 from pneumo_export.export import Exported, check_apart, export_run
-from pneumo_export.gate import SIZE_SHARE, Candidate, Judged, judge, mcnemar, too_few
+from pneumo_export.gate import SIZE_SHARE, Candidate, Gate, Judged, mcnemar, reference, too_few
 from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of, quantisable_blocks
 from pneumo_export.quantise import Block, float_share, onnx_quantiser, tflite_quantiser
 from pneumo_export.repair import JudgedFile, layers_of, repair
 from pneumo_train.backbones import BACKBONES, Backbone, build_model
-from pneumo_train.run import load_films, read_config, read_metrics, read_rows, write_rows
+from pneumo_train.films import Box, FilmFile
+from pneumo_train.run import Films, load_films, read_config, read_metrics, read_rows, write_rows
 from pneumo_train.split import VALIDATION
 from pneumo_train.train import start_run
 
@@ -65,6 +66,7 @@ TINY = Backbone(
     default_epochs=8,
     learning_rate=3e-3,
     frozen_layers="",
+    fine_layer="depthrelu2",
     novelty_layers=("relu2", "depthrelu3"),
     float_layers="",
     licence="none.",
@@ -304,6 +306,7 @@ def test_int8_files_are_int8_and_close(head: str, exported: Exported, flat: Expo
         assert record["float_share_of_convolution_weights"] <= 0.1
         assert record["distinct_scores"] > 0.5 * record["distinct_scores_fp32"]
         assert record["probability_difference"]["mean"] < 0.1
+        assert not any("ONNX" in failure for failure in record["failures"])  # its checker and reference evaluator
 
 
 @pytest.mark.parametrize(("engine", "quantiser"), [("onnx", onnx_quantiser), ("tflite", tflite_quantiser)])
@@ -330,6 +333,44 @@ def test_the_bundle_judges_films(runs: Path, exported: Exported) -> None:
     assert answers["model.onnx"].heatmap.shape == (SIZE // 8, SIZE // 8)
 
 
+@pytest.mark.parametrize("engine", ["onnx", "tflite"])
+def test_the_bundle_says_what_its_files_answer_on_validation_films(engine: str, runs: Path, exported: Exported) -> None:
+    bundle, name = read_bundle(exported.bundle or runs), f"model.{engine}"
+    stated_of = bundle.description.files[name].reference
+    films = load_films(runs / "gap", read_config(runs / "gap"), None).part(VALIDATION).pixels
+    found = open_backend(engine, bundle.read_file(name), SIZE, 1, name)
+    answers = [found.run(film[np.newaxis, ..., np.newaxis]) for film in films]
+    assert stated_of is not None
+    assert stated_of.films == len(films)
+    shares = np.linspace(0, 1, 101)
+    for stated, values in (
+        (stated_of.logit, [float(answer.logit[0]) for answer in answers]),
+        (stated_of.novelty, [float(answer.novelty[0]) for answer in answers]),
+    ):
+        assert stated == pytest.approx(np.quantile(values, shares, method="inverted_cdf").tolist(), abs=1e-4)
+
+
+def test_each_site_weighs_the_same_in_the_reference() -> None:
+    rng = np.random.default_rng(0)
+    small, large = rng.normal(-2, 1, 40).astype(np.float32), rng.normal(2, 1, 400).astype(np.float32)
+    novelty = np.ones(440, np.float32)
+    found = reference(np.concatenate([small, large]), novelty, ["small"] * 40 + ["large"] * 400)
+    repeated = reference(np.concatenate([small] * 10 + [large]), np.ones(800, np.float32), ["one"] * 800)
+    assert found is not None
+    assert repeated is not None
+    assert found["logit"] == repeated["logit"]
+    assert found["films"] == 440
+    assert (found["logit"][0], found["logit"][100]) == (small.min(), large.max())
+    alone = reference(large, novelty[:400], ["large"] * 400)
+    assert alone is not None
+    assert alone["logit"][50] > found["logit"][50] + 1
+
+
+def test_answers_that_are_no_numbers_give_no_reference() -> None:
+    assert reference(np.array([0.5, np.nan], np.float32), np.ones(2, np.float32), ["a", "a"]) is None
+    assert reference(np.ones(2, np.float32), np.array([0.5, np.inf], np.float32), ["a", "a"]) is None
+
+
 def test_the_bundle_says_where_it_comes_from(runs: Path, exported: Exported) -> None:
     assert exported.bundle is not None
     parity = json.loads((exported.bundle / "parity.json").read_text())
@@ -354,6 +395,15 @@ def test_refused_files_are_put_aside_with_their_report(runs: Path) -> None:
     assert (runs / "strict-refused" / "model.int8.onnx").is_file()
     assert json.loads((runs / "strict-refused" / "parity.json").read_text())["verdict"] == "refused"
     assert list(read_bundle(runs / "strict").description.files) == ["model.onnx"]
+
+
+def test_a_file_that_the_standard_does_not_allow_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pneumo_export.convert.sort_nodes", lambda graph: graph.node.extend([graph.node.pop(0)]))
+    made = export_run(runs / "gap", runs / "unsorted", int8=False)
+    assert made.bundle is not None
+    [failure] = made.parity["files"]["model.onnx"]["failures"]
+    assert "must be topologically sorted" in failure
+    assert not (made.bundle / "model.onnx").exists()
 
 
 def test_an_existing_bundle_is_kept_unless_forced(runs: Path, exported: Exported) -> None:
@@ -665,25 +715,76 @@ def _record(
     share: float = 0.0,
     novelty: np.ndarray[Any, Any] | None = None,
     films: slice = slice(None),
+    head: str = "gap",
+    boxes: bool = False,
+    maps: np.ndarray[Any, Any] | None = None,
+    keras_maps: np.ndarray[Any, Any] | None = None,
 ) -> dict[str, Any]:
     both = np.concatenate([np.arange(len(LABELS))[films], len(LABELS) + np.arange(len(LABELS))[films]])
-    keras_scores = Judged(_scores()[both], NOVELTY[both])
-    logit = logit[both]
-    novelty = (NOVELTY if novelty is None else novelty)[both]
-    record = judge(
-        Candidate(precision, size, share),
-        Judged(logit.astype(np.float32), novelty.astype(np.float32)),
-        keras_scores.logit,
-        keras_scores,
-        100,
-        LABELS[films],
+    n = len(LABELS[films])
+    maps = np.zeros((2 * n, 2, 2), np.float32) if maps is None else maps
+    gate = Gate(
+        Films(_files(LABELS[films], boxes), np.zeros((n, 32, 32), np.uint8), LABELS[films]),
+        np.zeros((n, 32, 32), np.uint8),
+        _scores()[both],
+        np.zeros_like(maps) if keras_maps is None else keras_maps,
         IDENTITY,
         0.5,
-        "gap",
+        head,
+        32,
         0.5,
+    )
+    logit = logit[both].astype(np.float32)
+    novelty = (NOVELTY if novelty is None else novelty)[both].astype(np.float32)
+    record = gate.judge(
+        Candidate(precision, size, 100, share),
+        Judged(logit, novelty, maps),
+        Judged(_scores()[both], NOVELTY[both], maps),
     )
     json.dumps(record, allow_nan=False)
     return record
+
+
+def _files(labels: np.ndarray[Any, Any], boxes: bool) -> tuple[FilmFile, ...]:
+    """Films of which, with boxes, the ill ones have one over the upper left quarter."""
+    box = (Box(0.0, 0.0, 0.5, 0.5),) if boxes else ()
+    return tuple(
+        FilmFile(f"{i}.png", int(label), f"p{i}", "train", boxes=box if label else ()) for i, label in enumerate(labels)
+    )
+
+
+def _maps(strongest: tuple[int, int]) -> np.ndarray[Any, Any]:
+    maps = np.full((2 * len(LABELS), 2, 2), -4.0, np.float32)
+    maps[:, *strongest] = 3.0
+    return maps
+
+
+def test_a_map_that_points_elsewhere_than_that_of_keras_is_refused() -> None:
+    right, wrong = _maps((0, 0)), _maps((1, 1))
+    few_wrong = right.copy()
+    ill = np.flatnonzero(LABELS == 1)
+    few_wrong[ill[:2]] = wrong[ill[:2]]
+    for maps, failures in ((right, 0), (few_wrong, 0), (wrong, 1)):
+        record = _record(_scores(), head="local", boxes=True, maps=maps, keras_maps=right)
+        assert len(record["failures"]) == failures
+        assert record["pointing"]["films"] == len(ill) and record["pointing"]["hits_keras"] == len(ill)
+    assert "points into a box in 0 of" in record["failures"][0]
+
+
+def test_a_region_is_cut_at_the_best_overlap_and_needs_no_boxes() -> None:
+    maps = _maps((0, 0))
+    with_boxes = _record(_scores(), head="local", boxes=True, maps=maps, keras_maps=maps)
+    without = _record(_scores(), head="local", boxes=False, maps=maps, keras_maps=maps)
+    assert 0 < with_boxes["region_threshold"] < 1 and 0 < without["region_threshold"] < 1
+    assert without["pointing"] is None
+    assert _record(_scores())["region_threshold"] is None
+
+
+def test_a_float_map_must_be_that_of_keras() -> None:
+    maps = _maps((0, 0))
+    settings: dict[str, Any] = {"precision": "fp32", "size": 100, "share": 1.0, "head": "local", "keras_maps": maps}
+    assert _record(_scores(), maps=maps + 5e-4, **settings)["failures"] == []
+    assert "heatmap differs" in _record(_scores(), maps=maps + 2e-3, **settings)["failures"][0]
 
 
 def test_an_equal_file_passes() -> None:

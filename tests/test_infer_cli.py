@@ -99,7 +99,7 @@ def test_a_folder_is_judged_in_order_and_bad_files_do_not_stop_it(infer: Infer, 
             assert answer["in_distribution"] is (answer["label"] is not None)
             assert list(answer) == [
                 "path", "label", "probability", "logit", "threshold", "operating_point", "novelty", "in_distribution",
-                "warnings", "model", "file", "milliseconds",
+                "warnings", "model", "file", "region", "milliseconds",
             ]  # fmt: skip
         else:
             assert list(answer) == ["path", "error"]
@@ -238,7 +238,8 @@ def test_text_json_and_csv_say_the_same(infer: Infer, films: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(table.stdout)))
     assert list(rows[0]) == [
         "path", "label", "probability", "logit", "threshold", "operating_point", "novelty", "in_distribution",
-        "warnings", "model", "file", "read_ms", "infer_ms", "error",
+        "warnings", "model", "file", "read_ms", "infer_ms", "region_outlines", "region_area", "region_strongest",
+        "error",
     ]  # fmt: skip
     for row, answer in zip(rows, answers, strict=True):
         assert row["path"] == answer["path"]
@@ -250,6 +251,7 @@ def test_text_json_and_csv_say_the_same(infer: Infer, films: Path) -> None:
             assert row["in_distribution"] == str(answer["in_distribution"])
             assert row["warnings"] == " | ".join(answer["warnings"])
             assert float(row["read_ms"]) > 0
+            assert row["region_outlines"] == row["region_area"] == row["region_strongest"] == ""
 
     said = text.stdout.splitlines()
     assert said[0] == f"a.png: PNEUMONIA  pneumonia {answers[0]['probability']:>6.1%}  (from 50.0%: balanced)"
@@ -289,6 +291,58 @@ def test_heatmaps_are_pictures_and_films_of_one_name_get_one_each(infer: Infer, 
             overlay.load()
             assert overlay.format == "PNG"
             assert min(overlay.size) > 500
+
+
+def test_regions_are_told_and_drawn(infer: Infer, local_bundle: Path, tmp_path: Path) -> None:
+    x = np.arange(400)[np.newaxis].repeat(200, axis=0)
+    grey = {
+        "ill": np.where(x < 200, 30, 220),
+        "spread": np.where(x < 200, 100, 125),
+        "well": np.where(x < 200, 20, 160),
+    }
+    for name, pixels in grey.items():
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{name}.png")
+    names = [f"{name}.png" for name in grey]
+    text = infer(*names, "--model", local_bundle, cwd=tmp_path)
+    ends = [line.split("balanced)")[1] for line in text.stdout.splitlines()]
+    assert ends == ["", "; no region stands out", ""]
+
+    ill, spread, well = records(infer(*names, "--model", local_bundle, "--format", "json", cwd=tmp_path).stdout)
+    assert [answer["label"] for answer in (ill, spread, well)] == ["PNEUMONIA", "PNEUMONIA", "NORMAL"]
+    assert len(ill["region"]["polygons"]) == 1
+    assert 0.4 < ill["region"]["area"] < 0.6
+    assert (ill["region"]["width"], ill["region"]["height"]) == (400, 200)
+    for answer in (spread, well):
+        assert (answer["region"]["polygons"], answer["region"]["area"]) == ([], 0)
+        assert 0 < answer["region"]["strongest"] < 1
+
+    asked = infer(*names, "--model", local_bundle, "--regions", "all", "--format", "json", cwd=tmp_path)
+    assert [len(answer["region"]["polygons"]) for answer in records(asked.stdout)] == [1, 0, 1]
+
+    table = infer(*names, "--model", local_bundle, "--format", "csv", cwd=tmp_path).stdout
+    for row, answer in zip(csv.DictReader(io.StringIO(table)), (ill, spread, well), strict=True):
+        assert int(row["region_outlines"]) == len(answer["region"]["polygons"])
+        assert float(row["region_area"]) == answer["region"]["area"]
+        assert float(row["region_strongest"]) == answer["region"]["strongest"]
+
+    for folder, more in (("lines", []), ("colours", ["--glow"])):
+        done = infer(*names, "--model", local_bundle, "--heatmap", tmp_path / folder, *more, cwd=tmp_path)
+        assert done.returncode == 0
+    sheets = {}
+    for path in (*(tmp_path / "lines").iterdir(), *(tmp_path / "colours").iterdir()):
+        with Image.open(path) as sheet:
+            sheets[f"{path.parent.name}/{path.stem}"] = np.asarray(sheet)
+    assert set(sheets) == {f"{folder}/{name}" for folder in ("lines", "colours") for name in grey}
+    amber = {name: bool((sheets[f"lines/{name}"] == (255, 176, 0)).all(axis=-1).any()) for name in grey}
+    assert amber == {"ill": True, "spread": False, "well": False}
+    # Colours need a legend, a line does not.
+    assert sheets["colours/ill"].shape[1] == sheets["lines/ill"].shape[1] + 116
+
+
+def test_glow_needs_a_place_to_draw(infer: Infer, films: Path) -> None:
+    done = infer(films / "a.png", "--glow")
+    assert done.returncode == 2
+    assert "--glow colours the overlays: name a folder for them with --heatmap" in done.stderr
 
 
 def test_every_film_gets_an_overlay_name_of_its_own_that_a_file_can_have() -> None:

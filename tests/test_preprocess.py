@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pneumo_edge import preprocess
-from pneumo_edge.dicom import MAX_PIXELS
+from pneumo_edge.dicom.tags import MAX_PIXELS
 from pneumo_edge.errors import ImageError
 from pneumo_edge.preprocess import read_film
 

@@ -42,7 +42,7 @@ from pynetdicom.dimse_primitives import C_STORE  # noqa: E402
 from pneumo_bench.serve import Service, dicom_film, find_program, free_port  # noqa: E402
 from pneumo_edge.classifier import Classifier, Failure, Prediction  # noqa: E402
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
-from pneumo_edge.dicom import TRANSFER_SYNTAXES  # noqa: E402
+from pneumo_edge.dicom.decode import TRANSFER_SYNTAXES  # noqa: E402
 from pneumo_edge.errors import PassingError, UsageError  # noqa: E402
 from pneumo_edge.overlay import screen_film  # noqa: E402
 from pneumo_edge.serve.answers import Answer, as_form  # noqa: E402

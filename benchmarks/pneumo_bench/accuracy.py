@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,14 +18,15 @@ from pneumo_edge.backends import open_backend
 from pneumo_edge.bundle import ENGINE_OF_SUFFIX, LABELS, Bundle
 from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
-from pneumo_edge.errors import BundleError, DataError, ImageError, MissingExtraError, RunError
+from pneumo_edge.errors import BundleError, DataError, ImageError, MissingExtraError
 from pneumo_edge.plausibility import objections
 from pneumo_edge.preprocess import Pixels, read_film
 from pneumo_export.gate import mcnemar, run_backend
 from pneumo_train.calibrate import Labels, probabilities
-from pneumo_train.films import KAGGLE_PATIENT, FilmFile, find_root, labels_of, list_films
+from pneumo_train.films import FilmFile, labels_of
 from pneumo_train.measure import measure
-from pneumo_train.run import read_config
+from pneumo_train.run import find_roots, read_config
+from pneumo_train.sources import gather
 from pneumo_train.split import TEST, VALIDATION, read_split
 
 Flags = npt.NDArray[np.bool_]
@@ -38,7 +38,8 @@ class Split:
 
     name: str
     """"test" or "validation"."""
-    root: Path
+    roots: tuple[Path, ...]
+    """Of the data sets, by `FilmFile.source`."""
     files: tuple[FilmFile, ...]
 
 
@@ -56,36 +57,30 @@ class Decoded:
     """Of those that could not."""
 
 
-def test_split(data: Path) -> Split:
-    """Returns the films in `test/`; a `train/` beside it is not asked for.
+def test_split(data: Sequence[str]) -> Split:
+    """Returns the films of the test splits of data sets as `pneumo-train --data` takes them.
 
     Raises:
-        DataError: The folder has no `test/`, or no films of both classes in it.
+        DataError: There is no test split, or no films of both classes in it.
     """
-    if not data.is_dir():
-        raise DataError(f"{data} is no folder: give the one that holds test/")
-    root = find_root(data, TEST)
-    return Split(TEST, root, tuple(list_films(root, TEST, re.compile(KAGGLE_PATIENT))))
+    gathered = gather(data, needed=TEST)
+    return Split(TEST, gathered.roots, tuple(film for film in gathered.films if film.folder == TEST))
 
 
-def validation_split(run: Path, data: Path | None) -> Split:
+def validation_split(run: Path, data: Sequence[str]) -> Split:
     """Returns the films that a run has held back for validation.
 
     Args:
         run: Folder that pneumo-train wrote.
-        data: Where the films are now; where they were at training by default.
+        data: Where its data sets are now, in their order; where they were at training by default.
 
     Raises:
         RunError: The folder is no run, or its films are gone.
     """
     config = read_config(run)
     files, parts = read_split(run / "split.csv")
-    try:
-        root = find_root(data or Path(config.data))
-    except DataError:
-        raise RunError(f"the films of {run} are not in {data or config.data}: say where they are with --data") from None
     held = tuple(film for film, part in zip(files, parts, strict=True) if part == VALIDATION)
-    return Split(VALIDATION, root, held)
+    return Split(VALIDATION, find_roots(run, config, data), held)
 
 
 def decode(split: Split, sizes: Sequence[int]) -> Decoded:
@@ -96,7 +91,7 @@ def decode(split: Split, sizes: Sequence[int]) -> Decoded:
     """
 
     def read(film: FilmFile) -> list[tuple[Pixels, bool]] | str:
-        path = split.root / film.path
+        path = split.roots[film.source] / film.path
         try:
             data = path.read_bytes()
             found = [read_film(data, size, str(path)) for size in sizes]
@@ -110,7 +105,8 @@ def decode(split: Split, sizes: Sequence[int]) -> Decoded:
     files = tuple(film for film, _ in whole)
     labels = labels_of(files)
     if len(set(labels.tolist())) < len(LABELS):
-        raise DataError(f"{split.root} has no {split.name} films of both classes, {' and '.join(LABELS)}")
+        where = ", ".join(str(root) for root in split.roots)
+        raise DataError(f"{where} has no {split.name} films of both classes, {' and '.join(LABELS)}")
     return Decoded(
         files,
         labels,

@@ -35,6 +35,13 @@ Judge = Annotated[
     Path | None,
     typer.Option(metavar="BUNDLE", help="Bundle that judges; the one that comes with pneumo by default."),
 ]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[SITE=]PATH",
+        help="Folder with test/NORMAL and test/PNEUMONIA, or a manifest; repeatable. With --run, where its films are.",
+    ),
+]
 Output = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write JSON, Markdown and figures into.")]
 Baseline = Annotated[
     str | None, typer.Option(metavar="NAME", help="Row that the others are divided by; the first by default.")
@@ -104,12 +111,7 @@ def latency(
 @app.command(epilog=NOT_A_DIAGNOSIS)
 def accuracy(
     model: Models = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder with test/NORMAL and test/PNEUMONIA; with --run, where its films are."
-        ),
-    ] = None,
+    data: Data = None,
     split: Annotated[
         SplitName, typer.Option(help="test: the films in test/; validation: those that a run has held back.")
     ] = SplitName.test,
@@ -138,8 +140,8 @@ def accuracy(
         make_folder(output)
     bundles = open_bundles(model or [])
     if run_folder is not None:
-        films = validation_split(run_folder, data)
-    elif data is not None:
+        films = validation_split(run_folder, data or ())
+    elif data:
         films = test_split(data)
     else:
         raise UsageError("no films named: give --data DIR, the folder with test/")
@@ -168,9 +170,7 @@ def accuracy(
 @app.command(epilog=NOT_A_DIAGNOSIS)
 def agreement(
     model: Models = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with test/, which holds NORMAL/ and PNEUMONIA/.")
-    ] = None,
+    data: Data = None,
     run_folder: Annotated[
         Path | None,
         typer.Option("--run", metavar="RUN", help="Run whose validation films are used, not those in test/."),
@@ -187,8 +187,8 @@ def agreement(
         make_folder(output)
     bundles = open_bundles(model or [])
     if run_folder is not None:
-        films = validation_split(run_folder, data)
-    elif data is not None:
+        films = validation_split(run_folder, data or ())
+    elif data:
         films = test_split(data)
     else:
         raise UsageError("no films named: give --run RUN for its validation films, or --data DIR for those in test/")

@@ -18,7 +18,8 @@ from pneumo_edge.bundle import LABELS
 from pneumo_edge.command_line import progress
 from pneumo_edge.errors import DataError, MissingExtraError, PneumoError
 from pneumo_train.backbones import check_architecture, find_backbone
-from pneumo_train.films import FilmFile, index_films
+from pneumo_train.films import FilmFile
+from pneumo_train.sources import gather
 
 READABLE = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png"})
 """Suffixes that `image_dataset_from_directory` takes."""
@@ -55,8 +56,9 @@ def time_both(
     check_architecture(backbone, "gap", side)
     if find_spec("tensorflow") is None:
         raise MissingExtraError("tensorflow", "train", "pneumo-bench training")
-    root, found = index_films(data)
-    chosen = _spread([film for film in found if film.folder == "train"], films)
+    gathered = gather([str(data)])
+    [root] = gathered.roots
+    chosen = _spread([film for film in gathered.films if film.folder == "train"], films)
     job = {"backbone": backbone, "size": side, "batch_size": batch_size}
     passes = {FROZEN: frozen_epochs, FINE_TUNING: epochs}
     pairs = [(case, way) for case in (FROZEN, FINE_TUNING) for way in (OURS, USUAL)]

@@ -72,20 +72,23 @@ def _build(case: str, backbone: str, size: int) -> keras.Model:
 def _ours(model: keras.Model, data: Path, size: int, epochs: int, batch_size: int) -> int:
     """What pneumo-train does: films decoded once into one array, then `fit` with its checkpoints."""
     from pneumo_train.batches import FitData
-    from pneumo_train.films import index_films, labels_of, prepare
+    from pneumo_train.films import labels_of, prepare
     from pneumo_train.fit import FitSettings, fit
+    from pneumo_train.sources import gather
 
-    root, files = index_films(data)
-    labels, pixels = labels_of(files), prepare(root, files, size).pixels
+    gathered = gather([str(data)])
+    files = gathered.films
+    labels, pixels = labels_of(files), prepare(gathered.roots, files, size).pixels
     # `fit` wants films to choose the best epoch by; one of each class costs next to nothing.
     judged = [int(np.argmax(labels == label)) for label in range(len(LABELS))]
     films = FitData(
         films=pixels,
         train=np.arange(len(files)),
-        labels=labels,
+        files=files,
         validation=pixels[judged],
         perturbed=np.stack([augment(pixels[i], np.random.default_rng(i)) for i in judged]),
         validation_labels=labels[judged],
+        validation_sites=[files[i].site for i in judged],
     )
     settings = FitSettings(epochs, batch_size, LEARNING_RATE, seed=0, patience=epochs)
     with TemporaryDirectory(prefix="pneumo-bench-") as run:

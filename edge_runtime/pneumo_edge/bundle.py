@@ -10,14 +10,17 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pneumo_edge.atomic import write_json
 from pneumo_edge.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written. Bundles of format 1 are read too, and become the same: what they do not say is unknown."""
 DESCRIPTION = "model.json"
 LABELS = ("NORMAL", "PNEUMONIA")
 DEFAULT_BUNDLE = Path(__file__).parent / "default_model"
@@ -75,11 +78,60 @@ class ModelFile:
     bytes: int
     sha256: str
     novelty_limit: float
+    region_threshold: float | None = None
+    """On local probability, in (0, 1): a region is what lies above it. None where the head has no local map."""
+    reference: Reference | None = None
+    """What this file answers on validation films; None where that is unknown."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How answers are distributed where all is well: what a device that watches itself compares with.
+
+    Quantiles 0, 1, 2 ... 100 % over the validation films as they are, where each site weighs the same.
+    """
+
+    films: int
+    logit: tuple[float, ...]
+    """101 numbers, ascending."""
+    novelty: tuple[float, ...]
+    """101 numbers, ascending."""
+
+
+@dataclass(frozen=True)
+class Ages:
+    """Of the training films whose patient's age is known, in years: 1st percentile, median, 99th percentile."""
+
+    low: float
+    median: float
+    high: float
+    known: int
+    """Their number."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place whose films the model has learned from."""
+
+    name: str
+    source: str
+    """Where its films come from, for people: the set and who made it."""
+    licence: str
+    """Terms of the films."""
+    films: dict[str, int]
+    """Films per split and label, such as {"train/NORMAL": 1209}."""
+    patients: int
+    ages: Ages | None
+    """None where no age is known."""
+    views: dict[str, int]
+    """View -> films, such as {"PA": 812}; empty where unknown."""
+    sexes: dict[str, int]
+    """Sex -> films; empty where unknown."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a reader needs to know where the model comes from."""
+    """What a reader needs to know where the model comes from, and what the runtime's warnings come from."""
 
     data: str
     films: dict[str, int]
@@ -90,11 +142,32 @@ class Provenance:
     """Day, ISO 8601."""
     versions: dict[str, str]
     """Package -> version, for training and export."""
+    sites: tuple[Site, ...] = ()
+    """Whom the model knows; empty where that is unknown."""
+    licence: str = ""
+    """Terms under which the weights may be used; empty where unknown."""
+
+
+@dataclass(frozen=True)
+class LocalSite:
+    """The place whose films a bundle was calibrated on, and what the bundle said before."""
+
+    name: str
+    films: dict[str, int]
+    """Label -> films."""
+    patients: int
+    prevalence: float
+    calibrated: str
+    """Day, ISO 8601."""
+    was: Calibration
+    was_operating_points: dict[str, OperatingPoint]
+    auc: Interval
+    """Of the model on the films of this place."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """`model.json`. Frozen: a bundle is made once, by the export, and never edited."""
+    """`model.json`. Frozen: a bundle is made once and never edited; a calibration makes a new one."""
 
     format_version: int
     name: str
@@ -107,6 +180,8 @@ class Description:
     default_operating_point: str
     provenance: Provenance
     files: dict[str, ModelFile]
+    site: LocalSite | None = None
+    """Where it was calibrated anew; None in a bundle as it was exported."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +235,15 @@ def read_bundle(folder: Path) -> Bundle:
     except (ValueError, RecursionError):
         raise BundleError(f"{path} is not JSON: export the bundle again") from None
     version = parsed.get("format_version") if isinstance(parsed, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise BundleError(
-            f"{path} has format version {version!r}, this pneumo reads {FORMAT_VERSION}: "
+            f"{path} has format version {version!r}, this pneumo reads 1 and {FORMAT_VERSION}: "
             f"export the bundle again or install the pneumo that wrote it"
         )
     try:
-        description = from_json(Description, parsed)
+        if version == 1:
+            _add_what_format_1_lacks(parsed)
+        description = replace(from_json(Description, parsed), format_version=FORMAT_VERSION)
         _check(description)
     except ValueError as error:
         raise BundleError(f"{path} is broken ({error}): export the bundle again") from None
@@ -179,14 +256,42 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(folder, description)
 
 
+def _add_what_format_1_lacks(parsed: dict[str, Any]) -> None:
+    """Brings `model.json` of format 1 to the shape of today: what it does not say is unknown.
+
+    Raises:
+        ValueError: It has a key that came with format 2.
+    """
+    files = parsed.get("files")
+    unknown: list[tuple[str, Any, dict[str, Any]]] = [
+        ("", parsed, {"site": None}),
+        ("provenance.", parsed.get("provenance"), {"sites": [], "licence": ""}),
+    ]
+    for name, file in files.items() if isinstance(files, dict) else ():
+        unknown.append((f"files.{name}.", file, {"region_threshold": None, "reference": None}))
+    for where, place, values in unknown:
+        # What is no object is refused by the reading itself.
+        if isinstance(place, dict):
+            for key, value in values.items():
+                if key in place:
+                    raise ValueError(f"unknown key {where}{key}")
+                place[key] = value
+
+
 def write_description(folder: Path, description: Description) -> None:
-    """Writes `model.json` after the checks that reading makes."""
+    """Writes `model.json` after the checks that reading makes.
+
+    Raises:
+        ValueError: Values make no sense.
+    """
     _check(description)
     write_json(folder / DESCRIPTION, asdict(description))
 
 
 def _check(description: Description) -> None:
     """Raises ValueError where values that have the right type make no sense."""
+    if description.format_version != FORMAT_VERSION:
+        raise ValueError(f"format_version must be {FORMAT_VERSION}")
     made_for = description.input
     if made_for.dtype != "uint8" or made_for.channels != 1 or not 32 <= made_for.size <= 1024:
         raise ValueError("input must be uint8, one channel, 32 to 1024 pixels")
@@ -201,11 +306,55 @@ def _check(description: Description) -> None:
             raise ValueError(f"{name!r} is no file that a bundle can have")
         if not 0 < file.bytes <= _MAX_MODEL_BYTES or file.novelty_limit <= 0:
             raise ValueError(f"{name}: size and novelty_limit must be positive")
-    if description.calibration.scale <= 0:
-        raise ValueError("calibration.scale must be positive")
-    shares = [description.calibration.prevalence] + [p.threshold for p in description.operating_points.values()]
+        if file.region_threshold is not None and (description.head != "local" or not 0 < file.region_threshold < 1):
+            raise ValueError(f"{name}: region_threshold is for the head local alone, between 0 and 1")
+        if file.reference is not None:
+            _check_reference(file.reference, f"{name}: reference")
+    _check_probabilities(description.calibration, description.operating_points, "")
+    _check_sites(description.provenance.sites)
+    if description.site is not None:
+        _check_local(description.site)
+
+
+def _check_probabilities(calibration: Calibration, points: Mapping[str, OperatingPoint], where: str) -> None:
+    if calibration.scale <= 0:
+        raise ValueError(f"{where}calibration.scale must be positive")
+    shares = [calibration.prevalence] + [point.threshold for point in points.values()]
     if not all(0 < share < 1 for share in shares):
-        raise ValueError("prevalence and thresholds must lie between 0 and 1")
+        raise ValueError(f"{where}prevalence and thresholds must lie between 0 and 1")
+
+
+def _check_reference(reference: Reference, where: str) -> None:
+    if reference.films < 1:
+        raise ValueError(f"{where} needs films")
+    for quantiles in (reference.logit, reference.novelty):
+        if len(quantiles) != 101 or any(a > b for a, b in pairwise(quantiles)):
+            raise ValueError(f"{where} must have 101 quantiles in ascending order")
+
+
+def _check_sites(sites: tuple[Site, ...]) -> None:
+    names = [site.name for site in sites]
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError("provenance.sites must have names, each its own")
+    for site in sites:
+        if min(site.patients, *site.films.values(), *site.views.values(), *site.sexes.values(), 0) < 0:
+            raise ValueError(f"provenance.sites: {site.name} counts less than nothing")
+        if site.ages and not (0 <= site.ages.low <= site.ages.median <= site.ages.high and site.ages.known > 0):
+            raise ValueError(f"provenance.sites: {site.name} must have ages in ascending order, of one film at least")
+
+
+def _check_local(site: LocalSite) -> None:
+    if not site.name:
+        raise ValueError("site must have a name")
+    if min(site.patients, *site.films.values(), 0) < 0:
+        raise ValueError("site counts less than nothing")
+    try:
+        date.fromisoformat(site.calibrated)
+    except ValueError:
+        raise ValueError("site.calibrated must be a day such as 2026-05-31") from None
+    if not 0 < site.prevalence < 1 or not 0 <= site.auc.low <= site.auc.value <= site.auc.high <= 1:
+        raise ValueError("site.prevalence and site.auc must lie between 0 and 1, the interval around its value")
+    _check_probabilities(site.was, site.was_operating_points, "site.was: ")
 
 
 def from_json(kind: Any, value: Any, where: str = "") -> Any:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -27,13 +27,22 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from pneumo_edge.preprocess import Source
+    from pneumo_edge.preprocess import Film, Source
+    from pneumo_edge.region import Region
 
 ENGINE_ORDER = {"aarch64": ("tflite", "onnx"), "arm64": ("tflite", "onnx")}
 """Which engine `auto` prefers, by processor; ("onnx", "tflite") elsewhere. A fixed order and no race: two devices of
 one kind, with the same packages, give the same answer. LiteRT's int8 kernels pay off on Arm alone."""
 
+REGIONS = ("positive", "all")
+"""In which films regions are outlined: those that are called PNEUMONIA, or every one."""
+
 _MODULE = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
+
+UNUSUAL = (
+    "the picture is unlike the chest films that the model has learned from: an unusual film, or no frontal chest film"
+)
+"""Said of what lies beyond the limit of novelty: the distance cannot tell the two apart."""
 
 _AHEAD = 4
 """Answers that each worker may have ready before they are asked for: bounds the memory of a large folder."""
@@ -60,13 +69,16 @@ class Prediction:
     warnings: tuple[str, ...]
     model: str
     file: str
+    region: Region | None
+    """Where the film shows what speaks for pneumonia; None where the model has no local map."""
     milliseconds: dict[str, float]
     heatmap: npt.NDArray[np.float32] = field(repr=False, compare=False)
-    """(h, w), positive is evidence for pneumonia; not part of the record."""
+    """(h, w), positive is evidence for pneumonia; not part of the record. Of the head `local`: local logits."""
 
     def record(self) -> dict[str, Any]:
         """Returns the JSON record of the command line: everything but the heatmap."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "heatmap"}
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "heatmap"}
+        return record | {"region": None if self.region is None else self.region.record()}
 
 
 @dataclass(frozen=True)
@@ -96,13 +108,14 @@ class Classifier:
         prevalence: float | None = None,
         threads: int | None = None,
         force_verdict: bool = False,
+        regions: str = "positive",
     ) -> None:
         """Opens one file of a bundle that `read_bundle` gave; `Classifier.load` is the usual way.
 
         Raises:
             BundleError: The file is not in the bundle, was changed, or is not accepted by its engine.
             MissingExtraError: The engine of that file is not installed.
-            UsageError: No such operating point, a prevalence outside (0, 1), or less than one thread.
+            UsageError: No such operating point, a prevalence outside (0, 1), less than one thread, or other regions.
         """
         description = bundle.description
         point = operating_point or description.default_operating_point
@@ -113,12 +126,15 @@ class Classifier:
             raise UsageError(f"a prevalence of {prevalence} is not between 0 and 1: give a share such as 0.2")
         if threads is not None and threads < 1:
             raise UsageError(f"{threads} threads cannot run a model: give 1 or more")
+        if regions not in REGIONS:
+            raise UsageError(f"there are no regions {regions}: choose {' or '.join(REGIONS)}")
         self.bundle, self.file = bundle, file
         self.operating_point = point
         self.prevalence = description.calibration.prevalence if prevalence is None else prevalence
         self.threads = threads or usable_cores()
         self._threads_side_by_side = threads or 1
         self._force = force_verdict
+        self._all_regions = regions == "all"
         self._size = description.input.size
         # Bayes: another prevalence adds the difference of the log odds to the logit, and moves the threshold with it,
         # so that sensitivity and specificity, and hence the verdict, stay.
@@ -133,6 +149,7 @@ class Classifier:
         threading.Thread(target=import_module, args=("pneumo_edge.plausibility",)).start()
         self._backend(self.threads)
         self._novelty_limit = description.files[file].novelty_limit
+        self._region_threshold = description.files[file].region_threshold
 
     @classmethod
     def load(
@@ -145,6 +162,7 @@ class Classifier:
         prevalence: float | None = None,
         threads: int | None = None,
         force_verdict: bool = False,
+        regions: str = "positive",
     ) -> Classifier:
         """Opens a bundle; the one that comes with pneumo by default.
 
@@ -158,6 +176,7 @@ class Classifier:
             threads: Of one inference. By default `predict` uses all cores for its film, and `predict_batch` judges as
                 many films side by side as there are cores.
             force_verdict: Give a label even to a picture that is not what the model was made for.
+            regions: "positive" outlines regions in films that are called PNEUMONIA, "all" in every film.
 
         Raises:
             BundleError, MissingExtraError, UsageError: See `Classifier`.
@@ -174,6 +193,7 @@ class Classifier:
             prevalence=prevalence,
             threads=threads,
             force_verdict=force_verdict,
+            regions=regions,
         )
 
     def predict(self, source: Source, name: str | None = None) -> Prediction:
@@ -258,14 +278,15 @@ class Classifier:
         logit, novelty = float(outputs.logit[0]), float(outputs.novelty[0])
         # No comparison with NaN is true: without this check it would pass for a NORMAL film.
         if not isfinite(logit) or not isfinite(novelty):
-            raise ImageError(f"{name}: {self.file} gives no number for this picture: export the model again")
+            raise self._no_number(name)
         if novelty > self._novelty_limit:
-            doubts += ("the picture does not look like the chest films that the model has learned from",)
+            doubts += (UNUSUAL,)
         log_odds = self._scale * logit + self._offset
         verdict = LABELS[log_odds >= self._cut]
+        label = verdict if not doubts or self._force else None
         return Prediction(
             path=name,
-            label=verdict if not doubts or self._force else None,
+            label=label,
             probability=_sigmoid(log_odds),
             logit=logit,
             threshold=_sigmoid(self._cut),
@@ -276,8 +297,23 @@ class Classifier:
             model=self.bundle.description.name,
             file=self.file,
             milliseconds={"read": round(read_ms, 3), "infer": round(infer_ms, 3)},
+            region=self._region(outputs.heatmap[0], label, film, name),
             heatmap=outputs.heatmap[0],
         )
+
+    def _region(self, logits: npt.NDArray[np.float32], label: str | None, film: Film, name: str) -> Region | None:
+        if self._region_threshold is None:
+            return None
+        from pneumo_edge.region import find_region
+
+        # The sum of numbers that are all finite is finite in float64, and costs less than a look at each.
+        if not isfinite(logits.sum(dtype="float64")):
+            raise self._no_number(name)
+        region = find_region(logits, self._region_threshold, film.width, film.height)
+        return region if self._all_regions or label == LABELS[1] else replace(region, polygons=(), area=0.0)
+
+    def _no_number(self, name: str) -> ImageError:
+        return ImageError(f"{name}: {self.file} gives no number for this picture: export the model again")
 
     def __enter__(self) -> Classifier:
         return self

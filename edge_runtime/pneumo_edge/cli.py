@@ -42,6 +42,13 @@ class Format(StrEnum):
     csv = "csv"
 
 
+class Regions(StrEnum):
+    """In which films regions are outlined."""
+
+    positive = "positive"
+    all = "all"
+
+
 @app.command(epilog=NOT_A_DIAGNOSIS)
 def infer(
     paths: Annotated[
@@ -65,13 +72,20 @@ def infer(
     heatmap: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder to write an overlay PNG for each film into.")
     ] = None,
+    glow: Annotated[
+        bool,
+        typer.Option("--glow", help="With --heatmap: the local probability in colours too, not the outline alone."),
+    ] = False,
+    regions: Annotated[
+        Regions, typer.Option(help="Outline regions in films that are called PNEUMONIA, or in all.")
+    ] = Regions.positive,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Threads of one inference; by default one film gets all cores, several get one each."),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Search folders to any depth.")] = False,
     force_verdict: Annotated[
-        bool, typer.Option("--force-verdict", help="Give a label even to what does not look like a chest film.")
+        bool, typer.Option("--force-verdict", help="Give a label even to what is unlike the films of the training.")
     ] = False,
     list_: Annotated[
         bool, typer.Option("--list", help="Show the bundle, its files and the engines, then stop.")
@@ -87,6 +101,8 @@ def infer(
     if list_:
         _list(model)
         return
+    if glow and heatmap is None:
+        raise UsageError("--glow colours the overlays: name a folder for them with --heatmap")
     unlisted: list[str] = []
     found = partial(_expand, paths or [], recursive, heatmap, unlisted)
     names = found()
@@ -103,6 +119,7 @@ def infer(
         # One film gets all cores; of several, as many are judged side by side as there are cores.
         threads=threads or (1 if several else None),
         force_verdict=force_verdict,
+        regions=regions.value,
     )
     say(NOT_A_DIAGNOSIS)
     if format is Format.csv:
@@ -125,7 +142,7 @@ def infer(
             from pneumo_edge.overlay import save_overlay
 
             try:
-                save_overlay(heatmap / _overlay_name(answer.path, taken), source, answer)
+                save_overlay(heatmap / _overlay_name(answer.path, taken), source, answer, glow=glow)
             except ImageError as error:
                 # The film is read a second time, and may be gone by now.
                 say(f"no heatmap of this film: {error}")
@@ -137,12 +154,14 @@ def infer(
 
 _CSV_COLUMNS = (
     "path", "label", "probability", "logit", "threshold", "operating_point", "novelty", "in_distribution",
-    "warnings", "model", "file", "read_ms", "infer_ms", "error",
+    "warnings", "model", "file", "read_ms", "infer_ms", "region_outlines", "region_area", "region_strongest", "error",
 )  # fmt: skip
 
 
 def _show_text(answer: Prediction | Failure) -> None:
+    from pneumo_edge.bundle import LABELS
     from pneumo_edge.classifier import Failure
+    from pneumo_edge.region import NO_REGION
 
     if isinstance(answer, Failure):
         print(f"{answer.path}: error: {answer.error}", flush=True)
@@ -152,6 +171,8 @@ def _show_text(answer: Prediction | Failure) -> None:
         verdict = f"no verdict ({'; '.join(answer.warnings)})"
     else:
         verdict = f"{answer.label:<9}  pneumonia {share:>6}  (from {answer.threshold:.1%}: {answer.operating_point})"
+        if answer.label == LABELS[1] and answer.region is not None and not answer.region.polygons:
+            verdict += f"; {NO_REGION}"
         verdict += "".join(f"; warning: {w}" for w in answer.warnings)
     print(f"{answer.path}: {verdict}", flush=True)
 
@@ -164,6 +185,10 @@ def _show_csv(answer: Prediction | Failure) -> None:
     record = answer.record()
     times = record.pop("milliseconds", {})
     record |= {"read_ms": times.get("read"), "infer_ms": times.get("infer")}
+    region = record.pop("region", None)
+    if region is not None:
+        record |= {f"region_{name}": region[name] for name in ("area", "strongest")}
+        record["region_outlines"] = len(region["polygons"])
     record["warnings"] = " | ".join(record.get("warnings", ()))
     _write_csv([record.get(column) for column in _CSV_COLUMNS])
 

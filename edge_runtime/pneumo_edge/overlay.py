@@ -1,4 +1,7 @@
-"""The film with its heatmap: where the model found evidence for pneumonia, as a picture for a doctor."""
+"""The film and what the model says of it, as a picture for a doctor: the region that stands out, outlined.
+
+A model without a local map has no region: there the heatmap lies over the film in colours.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,17 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from pneumo_edge.atomic import replacing_file
+from pneumo_edge.bundle import LABELS
 from pneumo_edge.classifier import Prediction
-from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.preprocess import Source, read_film
+from pneumo_edge.region import NO_REGION, Region, local_logits
+from pneumo_edge.words import Words
 
 _LONG_SIDE = 720
+
+_LETTERS = Path(__file__).with_name("letters.ttf")
+"""Roboto Regular (Apache License 2.0), the letters of Western Europe alone: Pillow's own font has no accents."""
+
 _STOPS = np.array([(0, 0, 0), (120, 28, 109), (214, 66, 44), (251, 155, 6), (252, 255, 164)])
 """Dark violet to light yellow, perceptually even, also for colour-blind eyes (five stops of the map "inferno")."""
 
@@ -33,18 +42,28 @@ _LINE_FROM = 64
 """Of 255. Where evidence is weaker everywhere, a line around the strongest part would only mislead."""
 
 
-def draw_overlay(source: Source, prediction: Prediction) -> Image.Image:
-    """Draws film, colour-coded evidence with a contour at half of its peak, legend, verdict and the warning.
+_LINE = (255, 176, 0)
+"""Of a region: amber, which no grey hides and colour-blind eyes see."""
+
+_LINE_WIDTH = 2
+"""Pixels of a screen."""
+
+_FINE = 3
+"""Lines are drawn so many times larger and then made smaller: smooth without a library for that."""
+
+
+def draw_overlay(source: Source, prediction: Prediction, *, glow: bool = False) -> Image.Image:
+    """Draws the film, what `mark_layer` lays over it, legend, verdict and the warning.
 
     Args:
         source: The film that was judged; it is decoded again at the size of a screen.
         prediction: What `Classifier.predict` gave for it.
+        glow: With the local probability in colours.
 
     Raises:
         ImageError: The film cannot be read any more.
     """
-    grey = screen_film(source, prediction.path)
-    return with_captions(colour_heatmap(grey, prediction.heatmap), prediction)
+    return with_captions(mark(screen_film(source, prediction.path), prediction, glow=glow), prediction, glow=glow)
 
 
 def screen_film(source: Source, name: str) -> Image.Image:
@@ -59,17 +78,68 @@ def screen_film(source: Source, name: str) -> Image.Image:
     return Image.fromarray(film.pixels[:, :, 0]).resize(size, Image.Resampling.BICUBIC)
 
 
-def save_overlay(path: Path, source: Source, prediction: Prediction) -> None:
+def save_overlay(path: Path, source: Source, prediction: Prediction, *, glow: bool = False) -> None:
     """Writes `draw_overlay` as PNG, atomically."""
-    picture = draw_overlay(source, prediction)
+    picture = draw_overlay(source, prediction, glow=glow)
     with replacing_file(path) as temporary:
         picture.save(temporary, format="PNG")
 
 
+def mark(grey: Image.Image, prediction: Prediction, *, glow: bool = False) -> Image.Image:
+    """Lays `mark_layer` over a grey picture of any size; where nothing is drawn, the film stays as it is."""
+    return _laid_over(grey, mark_layer(grey.size, prediction, glow=glow))
+
+
+def mark_layer(size: tuple[int, int], prediction: Prediction, *, glow: bool = False) -> Image.Image:
+    """Returns what is laid over a picture of `size` (width, height), RGBA and clear elsewhere.
+
+    With a region: a thin line around it, and the local probability in colours if `glow`. Without one: `heatmap_layer`.
+    """
+    if prediction.region is None:
+        return heatmap_layer(size, prediction.heatmap)
+    # Clear, and of the line's own colour: a smooth line has no dark seam then.
+    layer = _glow(size, prediction.heatmap) if glow else Image.new("RGBA", size, (*_LINE, 0))
+    layer.paste((*_LINE, 255), mask=_outline(size, prediction.region))
+    return layer
+
+
+def glow_layer(size: tuple[int, int], prediction: Prediction) -> Image.Image:
+    """Returns the colours alone, as `mark_layer` has them: local probability, or evidence where there is no region."""
+    return heatmap_layer(size, prediction.heatmap) if prediction.region is None else _glow(size, prediction.heatmap)
+
+
+def _outline(size: tuple[int, int], region: Region) -> Image.Image:
+    """Returns the lines around a region in a picture of `size` (width, height), mode L."""
+    fine, film = (_FINE * size[0], _FINE * size[1]), (region.width, region.height)
+    lines = Image.new("L", fine)
+    draw = ImageDraw.Draw(lines)
+    # A line along the edge of the film stays in the picture.
+    edge = _FINE * _LINE_WIDTH / 2
+    for polygon in region.polygons:
+        points = [
+            tuple(min(max(place / of * to, edge), to - edge) for place, of, to in zip(point, film, fine, strict=True))
+            for point in polygon
+        ]
+        draw.line([*points, *points[:2]], fill=255, width=_FINE * _LINE_WIDTH, joint="curve")
+    return lines.resize(size, Image.Resampling.BOX)
+
+
+def _glow(size: tuple[int, int], logits: npt.NDArray[np.float32]) -> Image.Image:
+    """Returns the local probability in colours, RGBA: opaque to the degree that it is probable."""
+    width, height = size
+    with np.errstate(over="ignore"):
+        probability = 1 / (1 + np.exp(-local_logits(logits, height, width)))
+    levels = np.rint(255 * probability).astype(np.uint8)
+    return Image.fromarray(np.dstack([_COLOURS[levels], _OPACITY[levels]]))
+
+
+def _laid_over(grey: Image.Image, layer: Image.Image) -> Image.Image:
+    return Image.composite(layer.convert("RGB"), grey.convert("RGB"), layer.getchannel("A"))
+
+
 def colour_heatmap(grey: Image.Image, heatmap: npt.NDArray[np.float32]) -> Image.Image:
     """Lays a heatmap (h, w; positive is evidence for pneumonia, in logits) over a grey picture of any size."""
-    layer = heatmap_layer(grey.size, heatmap)
-    return Image.composite(layer.convert("RGB"), grey.convert("RGB"), layer.getchannel("A"))
+    return _laid_over(grey, heatmap_layer(grey.size, heatmap))
 
 
 def heatmap_layer(size: tuple[int, int], heatmap: npt.NDArray[np.float32]) -> Image.Image:
@@ -86,44 +156,86 @@ def heatmap_layer(size: tuple[int, int], heatmap: npt.NDArray[np.float32]) -> Im
     return Image.fromarray(layer)
 
 
+def legend_layer() -> Image.Image:
+    """Returns what `glow_layer` lays over a film, RGBA, 256 x 1: nothing at the left, the strongest at the right."""
+    return Image.fromarray(np.column_stack([_COLOURS, _OPACITY])[np.newaxis])
+
+
 def _tinted(grey: Image.Image, levels: npt.NDArray[np.uint8]) -> Image.Image:
     opacity = Image.fromarray(_OPACITY[levels])
     return Image.composite(Image.fromarray(_COLOURS[levels]), grey.convert("RGB"), opacity)
 
 
-def with_captions(picture: Image.Image, prediction: Prediction) -> Image.Image:
-    """Sets a picture on a sheet with verdict, warnings and the note, and with the legend if the picture has colours."""
+def region_words(prediction: Prediction) -> tuple[str, ...]:
+    """Returns what is said of the region, nothing where none is shown of a film that is not called PNEUMONIA."""
+    region = prediction.region
+    if region is None or not (region.polygons or prediction.label == LABELS[1]):
+        return ()
+    if not region.polygons:
+        return (NO_REGION,)
+    return (f"outlined: {region.area:.1%} of the film; strongest local probability {region.strongest:.0%}",)
+
+
+def with_captions(
+    picture: Image.Image, prediction: Prediction, *, glow: bool = False, words: Words | None = None
+) -> Image.Image:
+    """Sets a picture on a sheet with verdict, region, warnings and the note, and with the legend of its colours.
+
+    Args:
+        picture: In mode L for the film alone; otherwise what `mark` gave.
+        prediction: Of the film.
+        glow: As `mark` was told.
+        words: In which language; English by default.
+    """
+    words = words or Words()
     width, height = picture.size
-    coloured = picture.mode == "RGB"
+    marked = picture.mode == "RGB"
+    probability = prediction.region is not None
+    coloured = marked and (glow or not probability)
     if prediction.label is None:
-        title, about = "NO VERDICT", prediction.model
+        title, about = words("withheld").upper(), prediction.model
     else:
-        title = f"{prediction.label}   probability of pneumonia {prediction.probability:.1%}"
-        about = f"{prediction.operating_point}: pneumonia from {prediction.threshold:.1%} | {prediction.model}"
-    details = [line for text in (about, *prediction.warnings) for line in textwrap.wrap(text, 86)][:8]
+        verdict, share = words(prediction.label).upper(), words.percent(prediction.probability)
+        title = words("picture.says", verdict=verdict, share=share)
+        point, threshold = words.point(prediction.operating_point), words.percent(prediction.threshold)
+        about = words("picture.cut", point=point, threshold=threshold, model=prediction.model)
+    said = region_words(prediction) if marked else ()
+    remarks = map(words.sentence, (*said, *prediction.warnings))
+    details = [line for text in (about, *remarks) for line in textwrap.wrap(text, 86)][:8]
 
     bar, foot = 116 * coloured, 76 + 22 * len(details)
     # A narrow film gets a sheet on which the words have room all the same.
     sheet = Image.new("RGB", (max(width + bar, 640), max(height, 240) + foot), (18, 18, 18))
     sheet.paste(picture, (0, 0))
     draw = ImageDraw.Draw(sheet)
-    large, small, tiny = (ImageFont.load_default(size) for size in (22, 14, 12))
+    large, small, tiny = (ImageFont.truetype(_LETTERS, size) for size in (22, 14, 12))
 
     if coloured:
         # The legend is tinted grey as the film is, so that a colour means the same in both.
         left, top, bottom = width + 14, 46, max(height, 240) - 76
         steps = np.rint(np.linspace(255, 0, bottom - top)).astype(np.uint8)[:, np.newaxis].repeat(18, axis=1)
         sheet.paste(_tinted(Image.new("L", (18, bottom - top), 110), steps), (left, top))
-        draw.text((left, 8), "evidence for\npneumonia", font=tiny, fill=(220, 220, 220))
-        for y, text in ((top, "strong"), (bottom - 16, "none")):
+        # What goes from none to full, what stands at its ends, and what the line is.
+        what, ends, colour, meaning = (
+            ("picture.local", ("100 %", "0 %"), _LINE, "picture.region")
+            if probability
+            else (
+                "picture.evidence",
+                (words("evidence.strong"), words("evidence.none")),
+                (255, 255, 255),
+                "picture.half",
+            )
+        )
+        draw.text((left, 8), textwrap.fill(words(what), 14), font=tiny, fill=(220, 220, 220))
+        for y, text in zip((top, bottom - 16), ends, strict=True):
             draw.text((left + 24, y), text, font=small, fill=(220, 220, 220))
-        draw.line((left, bottom + 18, left + 18, bottom + 18), fill=(255, 255, 255))
-        draw.text((left + 24, bottom + 10), "half of the\nstrongest", font=tiny, fill=(220, 220, 220))
+        draw.line((left, bottom + 18, left + 18, bottom + 18), fill=colour)
+        draw.text((left + 24, bottom + 10), textwrap.fill(words(meaning), 12), font=tiny, fill=(220, 220, 220))
 
     y = max(height, 240) + 8
     draw.text((12, y), title, font=large, fill=(255, 255, 255))
     for line in details:
         y += 22
         draw.text((12, y + 10), line, font=small, fill=(200, 200, 200))
-    draw.text((12, y + 36), NOT_A_DIAGNOSIS, font=small, fill=(255, 190, 90))
+    draw.text((12, y + 36), words("note"), font=small, fill=(255, 190, 90))
     return sheet

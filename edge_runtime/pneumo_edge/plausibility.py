@@ -27,8 +27,8 @@ size lie between 1.15 and 1.78; the training copies are square whatever they wer
 
 
 def objections(film: Film) -> tuple[str, ...]:
-    """Returns one sentence for each sign that the picture is no chest film; empty if there is none."""
-    found = []
+    """Returns one sentence for each sign that the picture is no chest film to be judged; empty if there is none."""
+    found = list(film.doubts)
     if film.chroma > MAX_CHROMA:
         found.append("the picture is in colour, an X-ray is grey")
     if _contrast(film.pixels) < MIN_CONTRAST:

@@ -11,7 +11,9 @@ import io
 import logging
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -20,8 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from pneumo_edge.dicom import MAX_PIXELS, is_dicom, read_dicom
+from pneumo_edge.dicom import read_deep_dicom, read_dicom
+from pneumo_edge.dicom.tags import MAX_PIXELS, is_dicom
 from pneumo_edge.errors import ImageError, one_line
+from pneumo_edge.levels import DeepFilm
 
 Source: TypeAlias = str | Path | bytes
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -51,6 +55,8 @@ _PLUGINS = (
 """First bytes -> module and class of Pillow that reads what begins so. `Image.open` imports five modules before it
 looks at the file, and all forty for WebP and TIFF: up to 0.1 s of the first film. It would also try EPS (a program for
 Ghostscript) and dozens more that no X-ray comes in."""
+
+_JPEGS = ("JPEG", "MPO")
 
 _TURNED_BY = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
 """Entries of `Image.info` that can hold an orientation; in a TIFF it is a tag. Looking into a picture that has none of
@@ -86,6 +92,8 @@ class Film:
     chroma: float
     """Mean distance of the colours from grey, 0 to 255; 0 for a grey picture."""
     warnings: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
+    """Why no verdict should be given on the picture at all."""
 
 
 def read_film(source: Source, size: int, name: str | None = None) -> Film:
@@ -102,6 +110,29 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
         ImageError: The file is missing, no picture, damaged, or larger than `MAX_PIXELS` or `MAX_BYTES`.
         MissingExtraError: It is a DICOM file and the extra `dicom` is not installed.
     """
+    data, name = _bytes_of(source, name)
+    if is_dicom(data[:512]):
+        dicom = read_dicom(data, name)
+        height, width = dicom.grey.shape
+        return Film(_squash(Image.fromarray(dicom.grey), size), width, height, 0.0, dicom.warnings, dicom.doubts)
+    return _decode(data, size, name)
+
+
+def read_deep_film(source: Source, name: str | None = None) -> DeepFilm:
+    """Reads a picture in its own size and with all its grey levels, upright, for people to look at.
+
+    Args:
+        source: A path, or the bytes of a file.
+        name: What errors call the picture; its path by default.
+
+    Raises:
+        ImageError, MissingExtraError: As `read_film` does.
+    """
+    data, name = _bytes_of(source, name)
+    return read_deep_dicom(data, name) if is_dicom(data[:512]) else _decode_deep(data, name)
+
+
+def _bytes_of(source: Source, name: str | None) -> tuple[bytes, str]:
     if isinstance(source, bytes):
         data, name = source, name or "the image"
     else:
@@ -109,11 +140,7 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
         data = read_bytes(source, name)
     if len(data) > MAX_BYTES:
         raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB, no film is: give the picture itself")
-    if is_dicom(data[:512]):
-        dicom = read_dicom(data, name)
-        height, width = dicom.grey.shape
-        return Film(_squash(Image.fromarray(dicom.grey), size), width, height, 0.0, dicom.warnings)
-    return _decode(data, size, name)
+    return data, name
 
 
 def is_film(head: bytes) -> bool:
@@ -162,6 +189,36 @@ def _squash(
 
 
 def _decode(data: bytes, size: int, name: str) -> Film:
+    with _opened(data, name) as picture:
+        width, height = picture.size
+        remarks = ("the file holds several pictures; only the first was read",) if _has_more(picture) else ()
+        box = _decode_smaller(picture, size) if picture.format in _JPEGS else None
+        picture.load()
+        grey, chroma = _to_grey(picture, name)
+        # Only now: Pillow turns a TIFF by itself while loading it, and then takes the tag away.
+        orientation = _orientation(picture)
+        if orientation >= 5:
+            width, height = height, width
+        return Film(_squash(grey, size, box, orientation), width, height, chroma, remarks)
+
+
+def _decode_deep(data: bytes, name: str) -> DeepFilm:
+    with _opened(data, name) as picture:
+        picture.load()
+        if picture.mode.startswith(("I", "F")):
+            found = _from_own_levels(np.array(picture, dtype=np.float64), name)
+        else:
+            found = DeepFilm(np.asarray(_to_grey(picture, name)[0]), 255, 0.0, 255.0)
+        orientation = _orientation(picture)
+    # The same turns as in `_UPRIGHT`, which Pillow does not do with 16 bits.
+    values = found.values.T if orientation >= 5 else found.values
+    values = values[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+    return replace(found, values=values)
+
+
+@contextmanager
+def _opened(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
+    """Opens a picture that is worth decoding; what goes wrong in the block becomes an `ImageError`."""
     if not data:
         raise ImageError(f"{name} is empty: copy it again from where it came")
     # Pillow remarks on odd tags through `warnings`; what matters to the reader stands in `Film.warnings`. Under
@@ -178,19 +235,9 @@ def _decode(data: bytes, size: int, name: str) -> Film:
                     f"{name} claims {width} x {height} pixels, more than any X-ray detector has: "
                     f"scale it down to {MAX_PIXELS // 1_000_000} million"
                 )
-            remarks = ("the file holds several pictures; only the first was read",) if _has_more(picture) else ()
-            box = None
-            if picture.format in {"JPEG", "MPO"}:
-                if width * height * data.count(b"\xff\xda") > _MAX_SCANNED_PIXELS:
-                    raise ImageError(f"{name} is a JPEG of too many scans: save it again as a plain one")
-                box = _decode_smaller(picture, size)
-            picture.load()
-            grey, chroma = _to_grey(picture, name)
-            # Only now: Pillow turns a TIFF by itself while loading it, and then takes the tag away.
-            orientation = _orientation(picture)
-            if orientation >= 5:
-                width, height = height, width
-            return Film(_squash(grey, size, box, orientation), width, height, chroma, remarks)
+            if picture.format in _JPEGS and width * height * data.count(b"\xff\xda") > _MAX_SCANNED_PIXELS:
+                raise ImageError(f"{name} is a JPEG of too many scans: save it again as a plain one")
+            yield picture
     except ImageError:
         raise
     except MemoryError:
@@ -283,3 +330,18 @@ def _from_own_range(values: npt.NDArray[np.float64], name: str) -> Image.Image:
     if high > low:
         values *= 255.0 / (high - low)
     return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
+
+
+def _from_own_levels(values: npt.NDArray[np.float64], name: str) -> DeepFilm:
+    """The same range, black to white, in up to 65,536 levels; whole numbers that fit keep each its own."""
+    if not np.isfinite(values).all():
+        raise ImageError(f"{name} has pixels that are not numbers: export it again as 8 or 16 bits")
+    low, high = float(values.min()), float(values.max())
+    values -= low
+    levels = min(max(round(high - low), 1), 65535)
+    if high - low > levels or not np.array_equal(values, np.rint(values)):
+        levels = 65535
+        values *= levels / (high - low)
+    np.rint(values, out=values)
+    whole = values.astype(np.uint8) if levels < 256 else values.astype(np.uint16)
+    return DeepFilm(whole, levels, 0.0, float(levels))

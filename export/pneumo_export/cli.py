@@ -32,7 +32,10 @@ PACKAGES = {"sklearn": "scikit-learn"}
 @app.command(epilog=NOT_A_DIAGNOSIS)
 def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that pneumo-train wrote.")],
-    data: Annotated[Path | None, typer.Option(help="Where the films are, if they have moved since the run.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SITE=]PATH", help="Where each data set is, if the films have moved since the run."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Bundle to make; by default RUN/bundle.")] = None,
     int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Make int8 files beside the float ones.")] = True,
     formats: Annotated[str, typer.Option(help="onnx, tflite or both, with a comma.")] = "onnx,tflite",
@@ -65,7 +68,7 @@ def export(
     exported = export_run(
         run_folder,
         output or run_folder / "bundle",
-        data=data,
+        data=data or (),
         int8=int8,
         formats=wanted,
         max_drop=max_drop,

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from pneumo_edge.backends import OUTPUTS
+from pneumo_export.standard import sort_nodes
 
 OPSET = 17
 """From 18 on, tf2onnx writes global average pooling as Transpose and ReduceMean, which runtimes do not fuse."""
@@ -104,7 +105,4 @@ def _pool_before_relu(graph: Any) -> None:
         graph.node.remove(pad)
         if users[pad.input[1]] == 1:
             graph.initializer.remove(stored[pad.input[1]])
-        # Nodes stand in the order in which they are computed.
-        behind = helper.make_node("Relu", list(relu.input), list(relu.output), name=relu.name)
-        graph.node.remove(relu)
-        graph.node.insert(list(graph.node).index(pool) + 1, behind)
+    sort_nodes(graph)

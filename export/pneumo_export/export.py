@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from pneumo_edge.atomic import replacing_folder, write_json, write_text
-from pneumo_edge.backends import Backend, open_backend
 from pneumo_edge.bundle import (
-    ENGINE_OF_SUFFIX,
     FORMAT_VERSION,
     LABELS,
     Calibration,
@@ -28,28 +23,21 @@ from pneumo_edge.bundle import (
     ModelFile,
     OperatingPoint,
     Provenance,
+    Reference,
+    Site,
+    from_json,
     write_description,
 )
-from pneumo_edge.classifier import usable_cores
-from pneumo_edge.command_line import say, tracked
+from pneumo_edge.command_line import say
 from pneumo_edge.errors import RunError, UsageError
 from pneumo_edge.preprocess import Pixels
 from pneumo_export.card import model_card
-from pneumo_export.gate import (
-    SIZE_SHARE,
-    Candidate,
-    Judged,
-    accuracy_failures,
-    intervals,
-    judge,
-    run_timed,
-    too_few,
-)
-from pneumo_export.quantise import Block, float_share, onnx_quantiser, tflite_quantiser
+from pneumo_export.gate import SIZE_SHARE, Gate, accuracy_failures, too_few
+from pneumo_export.quantise import Block, onnx_quantiser, tflite_quantiser
 from pneumo_export.repair import JudgedFile, layers_of, repair
-from pneumo_train.calibrate import Labels
+from pneumo_export.standard import standard_failures
 from pneumo_train.perturb import perturb_all
-from pneumo_train.run import Config, Films, RunFilms, load_films, model_path, read_config, read_metrics
+from pneumo_train.run import Config, Films, RunFilms, load_films, load_model, model_path, read_config, read_metrics
 from pneumo_train.split import TEST, TRAIN, VALIDATION
 from pneumo_train.train import versions
 
@@ -57,8 +45,6 @@ NOVELTY_FILMS = 1000
 """Training films, at most, that the statistics of novelty are fitted on, each as it is and perturbed."""
 
 DEFAULT_POINT = "balanced"
-
-KAGGLE_NAME = r"person\d+_(bacteria|virus)_\d+(_\d+)?\.jpeg|(NORMAL2-)?IM-\d+-\d+(-\d+)?\.jpeg"
 
 
 @dataclass(frozen=True)
@@ -76,7 +62,7 @@ def export_run(
     run: Path,
     output: Path,
     *,
-    data: Path | None = None,
+    data: Sequence[str] = (),
     int8: bool = True,
     formats: tuple[str, ...] = ("onnx", "tflite"),
     max_drop: float = 0.5,
@@ -88,7 +74,7 @@ def export_run(
     Args:
         run: Folder of a finished run.
         output: Bundle folder to make.
-        data: Where the films are now; where they were at training by default.
+        data: Where the data sets are now, in the order of the run; where they were at training by default.
         int8: Make int8 files too.
         formats: "onnx", "tflite" or both.
         max_drop: See `pneumo_export.gate.judge`.
@@ -98,8 +84,8 @@ def export_run(
     Raises:
         RunError, UsageError, MissingExtraError: One sentence each; nothing is written.
     """
-    from pneumo_export.graph import quantisable_blocks
-    from pneumo_train.batches import PREDICT_BATCH, logits
+    from pneumo_export.graph import outputs_of, quantisable_blocks
+    from pneumo_train.explain import explained
 
     config, metrics = read_config(run), read_metrics(run)
     if output.exists() and not force:
@@ -118,19 +104,17 @@ def export_run(
 
     say("building the graph")
     reference, model = _build(path, config, train)
-    judged_films = np.concatenate([validation.pixels, perturb_all(validation.pixels, validation.paths)])
-    starts = range(0, len(judged_films), PREDICT_BATCH)
-    parts = [
-        logits(reference, judged_films[i : i + PREDICT_BATCH]) for i in tracked(starts, "judging Keras", len(starts))
-    ]
-    gate = _Gate(
-        judged_films,
-        np.concatenate(parts),
-        validation.labels,
-        validation.patients,
+    perturbed = perturb_all(validation.pixels, validation.paths)
+    answers = outputs_of(explained(reference), np.concatenate([validation.pixels, perturbed]), what="judging Keras")
+    gate = Gate(
+        validation,
+        perturbed,
+        answers["logit"][:, 0],
+        answers["heatmap"],
         Calibration(**metrics["calibration"]),
         metrics["operating_points"][DEFAULT_POINT]["threshold"],
-        config,
+        config.head,
+        config.size,
         max_drop,
     )
     blocks = quantisable_blocks(model, config.backbone)
@@ -138,6 +122,9 @@ def export_run(
     records: dict[str, Any] = {}
     for form in formats:
         made = _make(form, model, blocks if int8 else [], train.pixels[chosen], gate)
+        if form == "onnx":
+            for file in made.values():
+                file.record["failures"] += standard_failures(file.content, validation.pixels[0])
         files |= {name: file.content for name, file in made.items()}
         records |= {name: file.record for name, file in made.items()}
     refused = [name for name, record in records.items() if record["failures"]]
@@ -168,11 +155,9 @@ def _describe_data(films: RunFilms, config: Config) -> str:
     readable = [f for f, part in zip(films.files, films.split, strict=True) if part in {TRAIN, VALIDATION, TEST}]
     sizes = []
     for film in readable[:: max(1, len(readable) // 200)]:
-        with contextlib.suppress(OSError), Image.open(films.root / film.path) as picture:
+        with contextlib.suppress(OSError), Image.open(films.path_of(film)) as picture:
             sizes.append(picture.size)
     name = config.data_name
-    if "phantom" not in name and all(re.match(KAGGLE_NAME, film.path.split("/")[-1]) for film in readable):
-        name = "chest-xray-pneumonia (Kermany et al., Cell 2018, CC BY 4.0)"
     if not sizes:
         return name
     width, height = np.median(sizes, axis=0).astype(int)
@@ -181,14 +166,9 @@ def _describe_data(films: RunFilms, config: Config) -> str:
 
 def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
     """Returns the Keras model as trained, and the same as it will run on devices."""
-    import keras
-
     from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of
 
-    try:
-        reference = keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        raise RunError(f"{path} cannot be loaded ({type(error).__name__}): train the run again") from error
+    reference = load_model(path)
     shapes = [tuple(tensor.shape[1:]) for tensor in (*reference.inputs, *reference.outputs)]
     if shapes != [(config.size, config.size, 1), (1,)]:
         raise RunError(f"{path} has other inputs or outputs than config.json says: train the run again")
@@ -223,7 +203,8 @@ def check_apart(films: RunFilms, run: Path) -> None:
 
 def _identities(films: RunFilms, i: int) -> dict[str, str]:
     file = films.files[i]
-    return {"path": file.path, "bytes": films.prepared.sha256[i], "patient": file.patient}
+    patient = f"{'' if file.patient_known else file.site}:{file.patient}"
+    return {"path": f"{file.source}:{file.path}", "bytes": films.prepared.sha256[i], "patient": patient}
 
 
 def calibration_choice(train: Films, count: int, seed: int) -> list[int]:
@@ -234,51 +215,7 @@ def calibration_choice(train: Films, count: int, seed: int) -> list[int]:
     return sorted(int(i) for mine in of_class for i in mine[:each])
 
 
-@dataclass(frozen=True)
-class _Gate:
-    """What all files of one export are judged by."""
-
-    films: Pixels
-    """uint8 (2 N, S, S): the validation films, then the same perturbed."""
-    keras: npt.NDArray[np.float32]
-    """(2 N,), logits of the Keras model as trained, before anything was folded."""
-    labels: Labels
-    """(N,)"""
-    patients: Sequence[str]
-    """N names."""
-    calibration: Calibration
-    threshold: float
-    config: Config
-    max_drop: float
-
-    def open(self, name: str, content: bytes) -> Backend:
-        return open_backend(ENGINE_OF_SUFFIX[Path(name).suffix], content, self.config.size, usable_cores(), name)
-
-    def judge(
-        self, name: str, precision: str, content: bytes, fp32: Judged | None, fp32_size: int
-    ) -> tuple[dict[str, Any], Judged]:
-        outputs, milliseconds = run_timed(self.open(name, content), self.films, f"judging {name}")
-        found = Judged(outputs.logit, outputs.novelty)
-        record = judge(
-            Candidate(precision, len(content), float_share(content, name)),
-            found,
-            self.keras,
-            fp32 or found,
-            fp32_size,
-            self.labels,
-            self.calibration,
-            self.threshold,
-            self.config.head,
-            self.max_drop,
-        )
-        return record | {
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "milliseconds": milliseconds,
-            "intervals": intervals(found.logit, self.labels, self.patients, self.calibration, self.threshold),
-        }, found
-
-
-def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: _Gate) -> dict[str, JudgedFile]:
+def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: Gate) -> dict[str, JudgedFile]:
     """Makes and judges the files of one format.
 
     Args:
@@ -297,7 +234,7 @@ def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: _
     plain, small = f"model.{form}", f"model.int8.{form}"
     say(f"converting to {form}")
     content = convert(model)
-    record, fp32 = gate.judge(plain, "fp32", content, None, len(content))
+    record, fp32 = gate.judge_file(plain, "fp32", content, None, len(content))
     made = {plain: JudgedFile(content, record)}
     if not blocks:
         return made
@@ -305,7 +242,7 @@ def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: _
     quantise = quantiser(content, films)
 
     def judge_file(quantised: bytes) -> dict[str, Any]:
-        return gate.judge(small, "int8", quantised, fp32, len(content))[0]
+        return gate.judge_file(small, "int8", quantised, fp32, len(content))[0]
 
     first = quantise(layers_of(blocks))
     file = JudgedFile(first, judge_file(first))
@@ -321,7 +258,7 @@ def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: _
             lambda quantised: gate.open(small, quantised),
             judge_file,
             max_drop=gate.max_drop,
-            max_bytes=SIZE_SHARE[gate.config.head] * len(content),
+            max_bytes=SIZE_SHARE[gate.head] * len(content),
         )
         file.record["repair"] = report
     return made | {small: file}
@@ -356,6 +293,19 @@ def _write(
     return Exported(output if passed else None, aside if refused else None, parity)
 
 
+def _sites(config: Config, metrics: dict[str, Any]) -> tuple[Site, ...]:
+    """Returns whom the model knows: the sites whose films it has learned from."""
+    sites: tuple[Site, ...] = from_json(
+        tuple[Site, ...],
+        [
+            {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")} | known
+            for name, known in metrics["sites"].items()
+            if name != config.left_out
+        ],
+    )
+    return sites
+
+
 def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], files: dict[str, bytes]) -> Description:
     return Description(
         format_version=FORMAT_VERSION,
@@ -376,6 +326,8 @@ def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], f
             weights=config.started_from,
             trained=config.trained,
             versions=config.versions | parity["versions"],
+            sites=_sites(config, metrics),
+            licence="; ".join(f"films of {site}: {terms}" for site, terms in config.licences.items()),
         ),
         files={
             name: ModelFile(
@@ -383,6 +335,8 @@ def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], f
                 len(content),
                 parity["files"][name]["sha256"],
                 parity["files"][name]["novelty_limit"],
+                region_threshold=parity["files"][name]["region_threshold"],
+                reference=from_json(Reference | None, parity["files"][name]["reference"]),
             )
             for name, content in files.items()
         },

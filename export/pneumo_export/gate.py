@@ -6,22 +6,28 @@ collected, then reported at once.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pneumo_edge.backends import Backend, Outputs
-from pneumo_edge.bundle import Calibration
+from pneumo_edge.backends import Backend, Outputs, open_backend
+from pneumo_edge.bundle import ENGINE_OF_SUFFIX, LABELS, Calibration
+from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
 from pneumo_edge.preprocess import Pixels
+from pneumo_export.quantise import float_share
 from pneumo_train.calibrate import Floats, Labels, probabilities
 from pneumo_train.measure import measure, weighted_auc
+from pneumo_train.pointing import choose_region_threshold, points_into_a_box
+from pneumo_train.run import Films
 
 FP32_LOGIT = 1e-3
 AUC_DROP = 0.002
@@ -30,8 +36,10 @@ DISTINCT_FILMS = 0.5
 """Distinct scores that the judged films must have at least, as a share of them: a network that answers the same for all
 has nothing that int8 could lose."""
 WITHHELD_POINTS = 1.0
+POINTING_DROP = 0.01
+"""Share of the films with boxes."""
 FLOAT_SHARE = 0.1
-SIZE_SHARE = {"gap": 0.30, "flatten": 0.35}
+SIZE_SHARE = {"local": 0.30, "gap": 0.30, "flatten": 0.35}
 FREE_FLIPS = 2
 """Films that may change in any case: in a small set one film is more than a point."""
 
@@ -48,6 +56,8 @@ class Judged:
     """(2 N,): the clean films, then the perturbed."""
     novelty: npt.NDArray[np.float32]
     """(2 N,)"""
+    heatmap: npt.NDArray[np.float32]
+    """(2 N, h, w)"""
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,149 @@ class Candidate:
     """"fp32" or "int8"."""
     size: int
     """Bytes."""
+    fp32_size: int
+    """Bytes of the float file of its format."""
     float_share: float
     """Of the convolution weights, how much is not int8; 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What all files of one export are judged by."""
+
+    validation: Films
+    """N films."""
+    perturbed: Pixels
+    """uint8 (N, S, S): the same under the site perturbation."""
+    logit: npt.NDArray[np.float32]
+    """(2 N,), of the Keras model as trained, before anything was folded: the films as they are, then perturbed."""
+    heatmap: npt.NDArray[np.float32]
+    """(2 N, h, w), likewise."""
+    calibration: Calibration
+    """Of the run."""
+    threshold: float
+    """Of the default operating point, on the calibrated probability."""
+    head: str
+    size: int
+    """Side of the films in pixels."""
+    max_drop: float
+    """Percentage points of right verdicts that each class may lose, beyond `FREE_FLIPS` films."""
+
+    def open(self, name: str, content: bytes) -> Backend:
+        """Opens a file as a device does."""
+        return open_backend(ENGINE_OF_SUFFIX[Path(name).suffix], content, self.size, usable_cores(), name)
+
+    def judge_file(
+        self, name: str, precision: str, content: bytes, fp32: Judged | None, fp32_size: int
+    ) -> tuple[dict[str, Any], Judged]:
+        """Runs all films through a file; returns its entry in `parity.json`, and what it put out.
+
+        Args:
+            name: Of the file.
+            precision: "fp32" or "int8".
+            content: Its bytes.
+            fp32: What the float file of the same format puts out; None where this is it.
+            fp32_size: Bytes of that float file.
+        """
+        films = np.concatenate([self.validation.pixels, self.perturbed])
+        outputs, milliseconds = run_timed(self.open(name, content), films, f"judging {name}")
+        found = Judged(outputs.logit, outputs.novelty, outputs.heatmap)
+        candidate = Candidate(precision, len(content), fp32_size, float_share(content, name))
+        record = self.judge(candidate, found, fp32 or found)
+        record |= {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "milliseconds": milliseconds,
+            "intervals": self._intervals(found.logit),
+        }
+        return record, found
+
+    def judge(self, candidate: Candidate, found: Judged, fp32: Judged) -> dict[str, Any]:
+        """Compares what a file puts out with the Keras model, and lists every way in which it fails.
+
+        Args:
+            candidate: The file.
+            found: What it puts out.
+            fp32: What the float file of the same format puts out.
+
+        Returns:
+            The file's entry in `parity.json`; `failures` is empty where it passed.
+        """
+        labels, n = self.validation.labels, len(self.validation.labels)
+        limit, reference_limit = novelty_limit(found.novelty), novelty_limit(fp32.novelty)
+        record: dict[str, Any] = {
+            "precision": candidate.precision,
+            "bytes": candidate.size,
+            "size_share_of_fp32": candidate.size / candidate.fp32_size,
+            "novelty_limit": limit,
+            "logit_difference": _difference(found.logit, self.logit),
+            "heatmap_difference": _difference(found.heatmap, self.heatmap),
+            "distinct_scores": len(np.unique(found.logit)),
+            "distinct_scores_fp32": len(np.unique(fp32.logit)),
+            "float_share_of_convolution_weights": candidate.float_share,
+            "probability_difference": _difference(
+                probabilities(found.logit, self.calibration), probabilities(self.logit, self.calibration)
+            ),
+            "withheld": float(np.mean(found.novelty > limit)),
+            "reference": reference(found.logit[:n], found.novelty[:n], self.validation.sites),
+            # Each at its own limit, which is a percentile: the shares alone would always agree.
+            "withheld_otherwise": int(np.sum((found.novelty > limit) != (fp32.novelty > reference_limit))),
+            "region_threshold": None,
+            "pointing": None,
+        }
+        if self.head == "local":
+            record |= self._local(np.nan_to_num(found.heatmap[:n]))
+        for part, films in (("clean", slice(0, n)), ("perturbed", slice(n, 2 * n))):
+            record[part] = self._compare(found.logit[films], self.logit[films], labels)
+        record["pooled"] = self._compare(found.logit, self.logit, np.concatenate([labels, labels]))
+        record["failures"] = _failures(candidate, record, self.head, self.max_drop)
+        return record
+
+    def _local(self, heatmap: Floats) -> dict[str, Any]:
+        """Chooses the threshold of a region by the file's own maps, and counts where they point."""
+        boxes = [film.boxes for film in self.validation.files]
+        chosen = choose_region_threshold(heatmap, boxes, self.validation.labels)
+        boxed = [i for i, film in enumerate(boxes) if film]
+        if not boxed:
+            return {"region_threshold": chosen}
+        hits, of_keras = (points_into_a_box(maps[boxed], [boxes[i] for i in boxed]) for maps in (heatmap, self.heatmap))
+        pointing = {"films": len(boxed), "hits": int(hits.sum()), "hits_keras": int(of_keras.sum())}
+        return {"region_threshold": chosen, "pointing": pointing}
+
+    def _compare(self, logit: Floats, reference: Floats, labels: Labels) -> dict[str, Any]:
+        everyone = np.ones((1, len(labels)))
+        right = (probabilities(logit, self.calibration) >= self.threshold) == (labels == 1)
+        was_right = (probabilities(reference, self.calibration) >= self.threshold) == (labels == 1)
+        lost, won = int(np.sum(was_right & ~right)), int(np.sum(right & ~was_right))
+        return {
+            "films": len(labels),
+            "auc": float(weighted_auc(labels, np.nan_to_num(logit), everyone)[0]),
+            "auc_keras": float(weighted_auc(labels, reference, everyone)[0]),
+            "auc_drop": _auc_drop(np.nan_to_num(logit), reference, labels),
+            "accuracy": float(right.mean()),
+            "accuracy_keras": float(was_right.mean()),
+            "sensitivity": float(right[labels == 1].mean()),
+            "specificity": float(right[labels == 0].mean()),
+            "flips": {"lost": lost, "won": won, "mcnemar_p": mcnemar(lost, won)},
+            "net_loss": {
+                name: {
+                    "films": int(np.sum(labels == label)),
+                    "lost": int(np.sum(was_right[labels == label])) - int(np.sum(right[labels == label])),
+                }
+                for label, name in enumerate(LABELS)
+            },
+        }
+
+    def _intervals(self, logit: Floats) -> dict[str, dict[str, dict[str, float]]]:
+        """Returns, for clean and perturbed films, AUC, accuracy, sensitivity and specificity with 95 % intervals."""
+        labels, n = self.validation.labels, len(self.validation.labels)
+        found = {}
+        for part, films in (("clean", slice(0, n)), ("perturbed", slice(n, 2 * n))):
+            p = probabilities(np.nan_to_num(logit[films]), self.calibration)
+            measured = measure(labels, p, self.validation.patients, {"default": self.threshold})
+            at = measured["operating_points"]["default"]
+            shares = {name: at[name] for name in ("accuracy", "sensitivity", "specificity")}
+            found[part] = {"auc": measured["auc"]} | shares
+        return found
 
 
 def run_backend(backend: Backend, films: Pixels, name: str) -> Outputs:
@@ -95,59 +246,27 @@ def novelty_limit(novelty: Floats) -> float:
     return float(np.quantile(novelty, 0.99)) * 1.1
 
 
-def judge(
-    candidate: Candidate,
-    found: Judged,
-    keras: Floats,
-    fp32: Judged,
-    fp32_size: int,
-    labels: Labels,
-    calibration: Calibration,
-    threshold: float,
-    head: str,
-    max_drop: float,
-) -> dict[str, Any]:
-    """Compares one file with the Keras model and lists every way in which it fails.
+def reference(logit: Floats, novelty: Floats, sites: Sequence[str]) -> dict[str, Any] | None:
+    """Returns what `pneumo_edge.bundle.Reference` holds, None where an answer is no number.
 
     Args:
-        candidate: The file.
-        found: What it puts out.
-        keras: (2 N,), logits of the Keras model as trained, before anything was folded.
-        fp32: What the float file of the same format puts out.
-        fp32_size: Bytes of that float file.
-        labels: (N,) of the validation films.
-        calibration: Of the run.
-        threshold: Of the default operating point, on the calibrated probability.
-        head: Of the run.
-        max_drop: Percentage points of right verdicts that each class may lose, beyond two films.
-
-    Returns:
-        The file's entry in `parity.json`; `failures` is empty where it passed.
+        logit: (N,), of the validation films as they are.
+        novelty: (N,), of the same.
+        sites: N names: each site weighs the same, however many films it has.
     """
-    y = np.concatenate([labels, labels])
-    limit, reference_limit = novelty_limit(found.novelty), novelty_limit(fp32.novelty)
-    record: dict[str, Any] = {
-        "precision": candidate.precision,
-        "bytes": candidate.size,
-        "size_share_of_fp32": candidate.size / fp32_size,
-        "novelty_limit": limit,
-        "logit_difference": _difference(found.logit, keras),
-        "distinct_scores": len(np.unique(found.logit)),
-        "distinct_scores_fp32": len(np.unique(fp32.logit)),
-        "float_share_of_convolution_weights": candidate.float_share,
-        "probability_difference": _difference(
-            probabilities(found.logit, calibration), probabilities(keras, calibration)
-        ),
-        "withheld": float(np.mean(found.novelty > limit)),
-        # Each at its own limit, which is a percentile: the shares alone would always agree.
-        "withheld_otherwise": int(np.sum((found.novelty > limit) != (fp32.novelty > reference_limit))),
-    }
-    n = len(labels)
-    for part, films in (("clean", slice(0, n)), ("perturbed", slice(n, 2 * n))):
-        record[part] = _compare(found.logit[films], keras[films], labels, calibration, threshold)
-    record["pooled"] = _compare(found.logit, keras, y, calibration, threshold)
-    record["failures"] = _failures(candidate, record, head, max_drop)
-    return record
+    if not (np.isfinite(logit).all() and np.isfinite(novelty).all()):
+        return None
+    _, site, films = np.unique(np.asarray(sites), return_inverse=True, return_counts=True)
+    weights = 1 / films[site]
+
+    def quantiles(values: Floats) -> list[float]:
+        # The smallest value that at least this share of the weight does not exceed: a value that did occur.
+        order = np.argsort(values, kind="stable")
+        reached = np.cumsum(weights[order])
+        places = np.searchsorted(reached, np.linspace(0, 1, 101) * reached[-1] * (1 - 1e-12))
+        return [float(value) for value in values[order][places]]
+
+    return {"films": len(logit), "logit": quantiles(logit), "novelty": quantiles(novelty)}
 
 
 def _failures(candidate: Candidate, record: Mapping[str, Any], head: str, max_drop: float) -> list[str]:
@@ -161,6 +280,10 @@ def _failures(candidate: Candidate, record: Mapping[str, Any], head: str, max_dr
         largest = record["logit_difference"]["max"]
         if not largest <= FP32_LOGIT:
             failures.append(f"the logit differs from Keras by up to {largest:.2g}, allowed are {FP32_LOGIT:g}")
+        # The map of `flatten` jumps where a hidden unit is at its kink; that of `local` is made of logits as well.
+        largest = record["heatmap_difference"]["max"]
+        if head == "local" and not largest <= FP32_LOGIT:
+            failures.append(f"the heatmap differs from Keras by up to {largest:.2g}, allowed are {FP32_LOGIT:g}")
         return failures
     failures += accuracy_failures(record, max_drop)
     if candidate.float_share > FLOAT_SHARE:
@@ -196,6 +319,14 @@ def accuracy_failures(record: Mapping[str, Any], max_drop: float) -> list[str]:
                 failures.append(
                     f"{lost['lost']} right verdicts on {part} {label} films are lost, allowed are {allowed:.1f}"
                 )
+    if record["pointing"] is not None:
+        pointing = record["pointing"]
+        lost, allowed = pointing["hits_keras"] - pointing["hits"], max(FREE_FLIPS, POINTING_DROP * pointing["films"])
+        if lost > allowed:
+            failures.append(
+                f"the heatmap points into a box in {pointing['hits']} of {pointing['films']} films, that of Keras in "
+                f"{pointing['hits_keras']}: allowed are {allowed:.1f} fewer"
+            )
     share = record["distinct_scores"] / record["distinct_scores_fp32"]
     if share < DISTINCT_SHARE:
         failures.append(f"it has {share:.0%} of the distinct scores of fp32, at least {DISTINCT_SHARE:.0%} are wanted")
@@ -213,33 +344,6 @@ def _difference(a: Floats, b: Floats) -> dict[str, float]:
     # JSON knows no NaN: a model whose answer is no number differs by as much as can be written.
     away = np.where(np.isfinite(away), away, _NO_NUMBER)
     return {"mean": float(away.mean()), "max": float(away.max())}
-
-
-def _compare(
-    logit: Floats, reference: Floats, labels: Labels, calibration: Calibration, threshold: float
-) -> dict[str, Any]:
-    everyone = np.ones((1, len(labels)))
-    right = (probabilities(logit, calibration) >= threshold) == (labels == 1)
-    was_right = (probabilities(reference, calibration) >= threshold) == (labels == 1)
-    lost, won = int(np.sum(was_right & ~right)), int(np.sum(right & ~was_right))
-    return {
-        "films": len(labels),
-        "auc": float(weighted_auc(labels, np.nan_to_num(logit), everyone)[0]),
-        "auc_keras": float(weighted_auc(labels, reference, everyone)[0]),
-        "auc_drop": _auc_drop(np.nan_to_num(logit), reference, labels),
-        "accuracy": float(right.mean()),
-        "accuracy_keras": float(was_right.mean()),
-        "sensitivity": float(right[labels == 1].mean()),
-        "specificity": float(right[labels == 0].mean()),
-        "flips": {"lost": lost, "won": won, "mcnemar_p": mcnemar(lost, won)},
-        "net_loss": {
-            name: {
-                "films": int(np.sum(labels == label)),
-                "lost": int(np.sum(was_right[labels == label])) - int(np.sum(right[labels == label])),
-            }
-            for label, name in enumerate(("NORMAL", "PNEUMONIA"))
-        },
-    }
 
 
 def _auc_drop(logit: Floats, reference: Floats, labels: Labels) -> dict[str, float]:
@@ -277,25 +381,3 @@ def too_few(labels: Labels, auc: Mapping[str, float]) -> str | None:
         f"{100 / counts.min():.1f} points of its class, and the AUC of {auc['value']:.4f} may be anything from "
         f"{auc['low']:.4f} to {auc['high']:.4f}, so the gate can see large losses only"
     )
-
-
-def intervals(
-    logit: Floats, labels: Labels, patients: Sequence[str], calibration: Calibration, threshold: float
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns, for clean and perturbed films, AUC, accuracy, sensitivity and specificity with their 95 % intervals.
-
-    Args:
-        logit: (2 N,): the clean films, then the perturbed.
-        labels: (N,)
-        patients: N names: their films are resampled together.
-        calibration: Of the run.
-        threshold: Of the default operating point.
-    """
-    n = len(labels)
-    found = {}
-    for part, films in (("clean", slice(0, n)), ("perturbed", slice(n, 2 * n))):
-        p = probabilities(np.nan_to_num(logit[films]), calibration)
-        measured = measure(labels, p, patients, {"default": threshold})
-        at = measured["operating_points"]["default"]
-        found[part] = {"auc": measured["auc"]} | {name: at[name] for name in ("accuracy", "sensitivity", "specificity")}
-    return found

@@ -17,7 +17,7 @@ from pneumo_edge.command_line import tracked
 from pneumo_edge.errors import RunError
 from pneumo_edge.preprocess import Pixels
 from pneumo_export.quantise import HIDDEN, Block
-from pneumo_train.backbones import FEATURES, find_backbone
+from pneumo_train.backbones import FEATURES, LOCAL_LAYERS, find_backbone
 from pneumo_train.explain import explained
 
 
@@ -93,6 +93,9 @@ def fold(model: keras.Model, backbone: str) -> keras.Model:
         if grey and layer.name == "normalise":
             return keras.layers.Rescaling(entry.scale, entry.offset[0], name=layer.name)
         config = layer.get_config()
+        if not isinstance(layer, keras.layers.Layer):
+            # Keras numbers operations anew in each process: those of the file must not meet those that are added here.
+            config["name"] = f"pool_{layer.name}"
         if layer.name in convolutions:
             config["use_bias"] = True
         return type(layer).from_config(config)
@@ -179,27 +182,34 @@ def deployed(plain: keras.Model, backbone: str, novelty: NoveltyStatistics) -> k
     return keras.Model(plain.input, {"logit": logit, "heatmap": seen.output["heatmap"], "novelty": distance})
 
 
-def outputs_of(model: keras.Model, films: Pixels, batch: int = 64) -> dict[str, npt.NDArray[np.float32]]:
-    """Returns the named outputs of a `deployed` or `feature_model` for films uint8 (N, S, S), in batches."""
+def outputs_of(
+    model: keras.Model, films: Pixels, batch: int = 64, what: str = "running Keras"
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns the named outputs of a model with several for films uint8 (N, S, S), in batches.
+
+    `what` is what the progress bar says.
+    """
     starts = range(0, len(films), batch)
     parts = [
         model.predict_on_batch(films[i : i + batch, ..., np.newaxis].astype(np.float32))
-        for i in tracked(starts, "running Keras", len(starts))
+        for i in tracked(starts, what, len(starts))
     ]
     return {name: np.concatenate([np.asarray(p[name]) for p in parts]) for name in parts[0]}
 
 
 def quantisable_blocks(model: keras.Model, backbone: str) -> list[Block]:
-    """Returns what of a `deployed` model becomes int8: the backbone, and the large matrix of `flatten`.
+    """Returns what of a `deployed` model becomes int8: the backbone, the large matrix of `flatten`, and of `local` what
+    stands between the backbone and its map.
 
     Normalisation and the backbone's `float_layers` in front, the last layer, heatmap and novelty stay float: they cost
     little, and scores do not collapse into a few values.
     """
     names = [layer.name for layer in model.layers]
     body = names[names.index("normalise") + 1 : names.index(FEATURES)]
+    body += [name for name in names[names.index(FEATURES) :] if name == HIDDEN or name in LOCAL_LAYERS]
     stays = re.compile(find_backbone(backbone).float_layers)
     blocks: list[Block] = []
-    for name in [*body, *(name for name in names if name == HIDDEN)]:
+    for name in body:
         layer = model.get_layer(name)
         # What batch-norm was is nothing now, and in ResNet50 it may stand behind another block's convolution.
         if name.startswith("novelty") or isinstance(layer, keras.layers.Identity) or stays.fullmatch(name):

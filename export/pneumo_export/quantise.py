@@ -22,6 +22,7 @@ from typing import Any
 from pneumo_edge.command_line import progress
 from pneumo_edge.errors import MissingExtraError
 from pneumo_edge.preprocess import Pixels
+from pneumo_export.standard import sort_nodes
 
 Quantise = Callable[[Collection[str]], bytes]
 """From the names of the layers to quantise, one or more, to the file."""
@@ -97,6 +98,7 @@ def onnx_quantiser(model: bytes, films: Pixels) -> Quantise:
                 extra_options={},
             )
             quantiser.quantize_model()
+        sort_nodes(quantiser.model.model.graph)
         data: bytes = quantiser.model.model.SerializeToString()
         return data
 

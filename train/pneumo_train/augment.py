@@ -8,11 +8,39 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from pneumo_edge.preprocess import Pixels
+from pneumo_train.films import Box
+
+_FINER = 8
+"""Boxes are drawn at so many times the resolution of the map, in each direction."""
+
+
+class Movement(NamedTuple):
+    """How a film is moved: the arguments of `move`."""
+
+    degrees: float
+    scale: float
+    aspect: float
+    shift: tuple[float, float]
+    mirror: bool
+
+
+def draw_movement(rng: np.random.Generator) -> Movement:
+    """Draws how `augment` moves a film: what it draws first from a generator in the same state."""
+    return Movement(
+        degrees=rng.uniform(-15, 15),
+        scale=math.exp(rng.uniform(-0.22, 0.22)),
+        aspect=math.exp(rng.uniform(-0.15, 0.15)),
+        shift=(rng.uniform(-0.08, 0.08), rng.uniform(-0.08, 0.08)),
+        mirror=bool(rng.random() < 0.5),
+    )
 
 
 def augment(film: Pixels, rng: np.random.Generator) -> Pixels:
@@ -26,14 +54,7 @@ def augment(film: Pixels, rng: np.random.Generator) -> Pixels:
         uint8 (S, S).
     """
     size = film.shape[0]
-    picture = move(
-        Image.fromarray(film),
-        degrees=rng.uniform(-15, 15),
-        scale=math.exp(rng.uniform(-0.22, 0.22)),
-        aspect=math.exp(rng.uniform(-0.15, 0.15)),
-        shift=(rng.uniform(-0.08, 0.08), rng.uniform(-0.08, 0.08)),
-        mirror=rng.random() < 0.5,
-    )
+    picture = move(Image.fromarray(film), **draw_movement(rng)._asdict())
     picture = tone(
         picture,
         gamma=math.exp(rng.uniform(-0.7, 0.7)),
@@ -53,6 +74,29 @@ def augment(film: Pixels, rng: np.random.Generator) -> Pixels:
     if rng.random() < 0.4:
         picture = recompress(picture, int(rng.integers(30, 95)))
     return np.asarray(picture)
+
+
+def box_coverage(boxes: Sequence[Box], movement: Movement, side: int) -> npt.NDArray[np.float32]:
+    """Returns how much of each cell of a moved film lies in a box; what leaves the film is cut off.
+
+    Args:
+        boxes: Shares of width and height of the film as it is.
+        movement: Of the film.
+        side: Cells of the map.
+
+    Returns:
+        float32 (side, side) in [0, 1].
+    """
+    fine = side * _FINER
+    picture = Image.new("L", (fine, fine))
+    draw = ImageDraw.Draw(picture)
+    for box in boxes:
+        # Pillow paints both corners: the last pixel that begins inside is one before the far edge.
+        left, top = round(box.x0 * fine), round(box.y0 * fine)
+        draw.rectangle((left, top, max(left, round(box.x1 * fine) - 1), max(top, round(box.y1 * fine) - 1)), fill=255)
+    moved = np.asarray(move(picture, **movement._asdict()), np.float32)
+    coverage: npt.NDArray[np.float32] = moved.reshape(side, _FINER, side, _FINER).mean(axis=(1, 3)) / 255
+    return coverage
 
 
 def move(

@@ -21,10 +21,19 @@ from pneumo_edge.errors import UsageError
 if TYPE_CHECKING:
     import keras
 
-HEADS = ("gap", "flatten")
+HEADS = ("local", "gap", "flatten")
 
 FEATURES = "features"
 """Name of the layer whose output is the final feature map, float of shape (N, S / 32, S / 32, C)."""
+
+LOCAL_LOGIT = "local_logit"
+"""Name of the layer of the `local` head whose output is the map of local evidence, (N, S / 16, S / 16, 1)."""
+
+LOCAL_LAYERS = ("local_coarse", "local_fine", "local_depthwise", "local_pointwise")
+"""The layers with weights between the backbone and that map."""
+
+_LOCAL_WIDTH = 96
+_SHARPNESS = 2.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class Backbone:
         default_epochs: Passes over the films where the user names none: enough for a few thousand films.
         learning_rate: Peak rate of AdamW for fine-tuning all layers that are not frozen.
         frozen_layers: Regular expression for whole layer names that keep their pretrained weights; empty for none.
+        fine_layer: Layer whose output, at a sixteenth of the image's side, the head ``local`` looks at beside the
+            features.
         novelty_layers: Layers whose globally averaged activations tell a chest film from other pictures: those in the
             upper middle. The last ones know little but the two classes, the first ones see exposure, not content.
         float_layers: Regular expression for names of layers that stay float in int8 files; empty for none. The
@@ -58,6 +69,7 @@ class Backbone:
     default_epochs: int
     learning_rate: float
     frozen_layers: str
+    fine_layer: str
     novelty_layers: tuple[str, ...]
     float_layers: str
     licence: str
@@ -159,6 +171,7 @@ BACKBONES: dict[str, Backbone] = {
             default_epochs=12,
             learning_rate=3e-4,
             frozen_layers="",
+            fine_layer="block5c_add",
             novelty_layers=("block5c_add", "block6d_add"),
             float_layers=r"stem_.*|block1a_.*",
             licence="EfficientNet-Lite0 ImageNet weights by Google, Apache-2.0.",
@@ -173,6 +186,7 @@ BACKBONES: dict[str, Backbone] = {
             default_epochs=12,
             learning_rate=3e-4,
             frozen_layers="",
+            fine_layer="block_12_add",
             novelty_layers=("block_12_add", "block_15_add"),
             float_layers=r"Conv1.*|bn_Conv1|expanded_conv_.*",
             licence="MobileNetV2 ImageNet weights by Google, Apache-2.0.",
@@ -187,6 +201,7 @@ BACKBONES: dict[str, Backbone] = {
             default_epochs=8,
             learning_rate=1e-4,
             frozen_layers=r"conv[1-4]_.*",
+            fine_layer="conv4_block6_out",
             novelty_layers=("conv3_block4_out", "conv4_block6_out"),
             float_layers=r"conv1_.*",
             licence="ResNet-50 ImageNet weights by Kaiming He et al., MIT.",
@@ -201,6 +216,7 @@ BACKBONES: dict[str, Backbone] = {
             default_epochs=8,
             learning_rate=5e-5,
             frozen_layers=r"block[1-3]_.*",
+            fine_layer="block5_conv3",
             novelty_layers=("block4_pool", "block5_pool"),
             float_layers="block1_conv1",
             licence="VGG16 ImageNet weights by the Visual Geometry Group, University of Oxford, CC BY 4.0.",
@@ -249,7 +265,8 @@ def build_model(backbone: str, head: str, size: int, *, dropout: float = 0.3) ->
 
     Args:
         backbone: A key of ``BACKBONES``.
-        head: ``gap``: global average pooling and one Dense; ``flatten``: a hidden layer of 256 on the whole map.
+        head: ``local``: a map of local logits at a sixteenth of the image's side, pooled to the film's logit;
+            ``gap``: global average pooling and one Dense; ``flatten``: a hidden layer of 256 on the whole map.
         size: Side of the image in pixels, a multiple of 32.
         dropout: Rate before the last layer, 0 <= dropout < 1.
 
@@ -265,7 +282,11 @@ def build_model(backbone: str, head: str, size: int, *, dropout: float = 0.3) ->
     image = layers.Input((size, size, 1), dtype="float32", name="image")
     x = layers.Concatenate(dtype="float32", name="grey_to_rgb")([image, image, image])
     x = layers.Rescaling(entry.scale, list(entry.offset), dtype="float32", name="normalise")(x)
-    x = layers.Identity(name=FEATURES)(entry.build(x))
+    features = entry.build(x)
+    fine = keras.Model(image, features).get_layer(entry.fine_layer).output
+    x = layers.Identity(name=FEATURES)(features)
+    if head == "local":
+        return keras.Model(image, _local_head(x, fine, dropout), name=f"{backbone}_{head}")
     if head == "gap":
         x = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
     else:
@@ -274,6 +295,44 @@ def build_model(backbone: str, head: str, size: int, *, dropout: float = 0.3) ->
     x = layers.Dropout(dropout, name="dropout")(x)
     logit = layers.Dense(1, dtype="float32", name="logit")(x)
     return keras.Model(image, logit, name=f"{backbone}_{head}")
+
+
+def _local_head(features: keras.KerasTensor, fine: keras.KerasTensor, dropout: float) -> keras.KerasTensor:
+    """Put a map of local logits on a backbone, and pool it to the film's logit.
+
+    What the top of the network knows (5 x 5 for a film of 160 pixels) is enlarged and joined with what it saw at twice
+    that resolution; each cell of the map then looks at its neighbours. The film's logit is a line in the map's soft
+    maximum: one strong cell is enough, and several weigh more. Pinheiro and Collobert, "From image-level to
+    pixel-level labeling with convolutional networks" (CVPR 2015).
+    """
+    from keras import layers
+
+    coarse = layers.Conv2D(_LOCAL_WIDTH, 1, name="local_coarse")(features)
+    coarse = layers.UpSampling2D(2, interpolation="bilinear", name="local_enlarged")(coarse)
+    fine = layers.Conv2D(_LOCAL_WIDTH, 1, name="local_fine")(fine)
+    x = layers.Concatenate(name="local_joined")([coarse, fine])
+    x = layers.ReLU(6.0, name="local_joined_activation")(x)
+    x = layers.DepthwiseConv2D(3, padding="same", name="local_depthwise")(x)
+    x = layers.Conv2D(_LOCAL_WIDTH, 1, name="local_pointwise")(x)
+    x = layers.ReLU(6.0, name="local_activation")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    x = layers.Conv2D(1, 1, dtype="float32", name=LOCAL_LOGIT)(x)
+    x = _log_mean_exp(x, _SHARPNESS)
+    return layers.Dense(1, kernel_initializer="ones", dtype="float32", name="logit")(x)
+
+
+def _log_mean_exp(x: keras.KerasTensor, sharpness: float) -> keras.KerasTensor:
+    """Make one number of a map, (N, h, w, 1) -> (N, 1): log(mean(exp(r x))) / r.
+
+    Between the mean (r -> 0) and the maximum (r -> infinity), whatever the size of the map. Operations of Keras alone,
+    so that the file of a model needs nothing of ours.
+    """
+    from keras import ops
+
+    # The largest value is taken out, so that no exponential overflows.
+    peak = ops.max(x, axis=(1, 2, 3), keepdims=True)
+    mean = ops.mean(ops.exp((x - peak) * sharpness), axis=(1, 2, 3), keepdims=True)
+    return ops.reshape(peak + ops.log(mean) / sharpness, (-1, 1))
 
 
 def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +18,10 @@ from PIL import Image
 from pneumo_edge.atomic import replacing_file
 from pneumo_edge.command_line import say, tracked
 from pneumo_edge.preprocess import Pixels
-from pneumo_train.augment import augment
+from pneumo_train.augment import augment, box_coverage, draw_movement
+from pneumo_train.backbones import LOCAL_LOGIT
 from pneumo_train.calibrate import Labels
+from pneumo_train.films import FilmFile, labels_of
 
 LABEL_SMOOTHING = 0.1
 PREDICT_BATCH = 64
@@ -39,15 +41,42 @@ class FitData:
     """What the loop learns from and is chosen by. Films are uint8 (N, S, S), labels int64 (N,)."""
 
     films: Pixels
-    """All films of the data set, a memory map; training films are taken from it by position."""
+    """All films of the data sets, a memory map; training films are taken from it by position."""
     train: npt.NDArray[np.int64]
     """Positions of the training films."""
-    labels: Labels
-    """Of all films."""
+    files: Sequence[FilmFile]
+    """All films: label, site, boxes."""
     validation: Pixels
     perturbed: Pixels
     """The validation films under the site perturbation."""
     validation_labels: Labels
+    validation_sites: Sequence[str]
+
+    @property
+    def labels(self) -> Labels:
+        """Of all films."""
+        return labels_of(self.files)
+
+    @property
+    def knows_where(self) -> bool:
+        """Whether radiologists' boxes teach a local map: some training film has one."""
+        return any(self.files[i].boxes for i in self.train)
+
+
+def film_weights(files: Sequence[FilmFile]) -> Floats:
+    """Returns how much each training film weighs, (N,) float32, 1 in the mean.
+
+    Within a site both classes weigh the same, so that where a film comes from says nothing about its class. A site
+    weighs as the square root of the number of its films: midway between each film alike, where the largest site speaks
+    for all, and each site alike, where a few films of a small one would be learned by heart.
+
+    A site with films of one class alone gives that class half of its weight; it cannot be balanced.
+    """
+    cells = Counter((film.site, film.label) for film in files)
+    sites = Counter(film.site for film in files)
+    weights = np.array([math.sqrt(sites[f.site]) / 2 / cells[f.site, f.label] for f in files])
+    scaled: Floats = (weights / weights.mean()).astype(np.float32)
+    return scaled
 
 
 def logits(model: keras.Model, films: Pixels) -> Floats:
@@ -56,12 +85,18 @@ def logits(model: keras.Model, films: Pixels) -> Floats:
 
 
 def predict(model: keras.Model, inputs: npt.NDArray[np.generic]) -> Floats:
-    """Returns what a model answers, float32, in batches small enough for any memory."""
-    parts = [
-        np.asarray(model.predict_on_batch(inputs[i : i + PREDICT_BATCH].astype(np.float32)), np.float32)
-        for i in range(0, len(inputs), PREDICT_BATCH)
-    ]
-    return np.concatenate(parts)
+    """Returns what a model answers, float32, in batches small enough for any memory; of several outputs the logit."""
+    return predict_all(model, inputs)["logit"]
+
+
+def predict_all(model: keras.Model, inputs: npt.NDArray[np.generic]) -> dict[str, Floats]:
+    """Returns what a model answers, float32, by output; the only output of a model with one is called "logit"."""
+    parts: dict[str, list[Floats]] = defaultdict(list)
+    for i in range(0, len(inputs), PREDICT_BATCH):
+        answer = model.predict_on_batch(inputs[i : i + PREDICT_BATCH].astype(np.float32))
+        for name, value in (answer if isinstance(answer, dict) else {"logit": answer}).items():
+            parts[name].append(np.asarray(value, np.float32))
+    return {name: np.concatenate(part) for name, part in parts.items()}
 
 
 def soft_targets(teachers: Sequence[keras.Model], films: Pixels) -> Floats:
@@ -98,8 +133,37 @@ def progressive_sizes(model: keras.Model, epochs: int) -> list[int]:
 
 def augmented(data: FitData, chosen: npt.NDArray[np.int64], seed: int, view: int) -> Pixels:
     """Returns films uint8 (N, S, S) as their view of that number shows them, whatever stands beside them."""
-    rngs = (np.random.default_rng([seed, view, int(i)]) for i in chosen)
-    return np.stack([augment(data.films[i], rng) for i, rng in zip(chosen, rngs, strict=True)])
+    return np.stack([augment(data.films[i], _rng(seed, view, i)) for i in chosen])
+
+
+def local_targets(
+    data: FitData, chosen: npt.NDArray[np.int64], seed: int, view: int, side: int
+) -> tuple[Floats, Floats]:
+    """Returns what a map of local evidence should say of the same films in the same view.
+
+    Args:
+        data: What is learned from.
+        chosen: Positions of films.
+        seed, view: As for `augmented`.
+        side: Cells of the map.
+
+    Returns:
+        Share of each cell that lies in a box, (N, side, side, 1) in [0, 1], and (N,) whether it is known: 1 for films
+        with boxes and for normal films, which have nowhere anything; 0 for pneumonias without boxes.
+    """
+    targets = np.zeros((len(chosen), side, side, 1), np.float32)
+    known = np.ones(len(chosen), np.float32)
+    for row, i in enumerate(chosen):
+        film = data.files[i]
+        if film.boxes:
+            targets[row, ..., 0] = box_coverage(film.boxes, draw_movement(_rng(seed, view, i)), side)
+        elif film.label == 1:
+            known[row] = 0
+    return targets, known
+
+
+def _rng(seed: int, view: int, film: int) -> np.random.Generator:
+    return np.random.default_rng([seed, view, int(film)])
 
 
 def split_at_learning(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
@@ -176,9 +240,9 @@ class FeatureViews:
         """Returns what the frozen layers make of films uint8 (N, S, S), as it is kept for training."""
         return _half(predict(self._front, films[..., np.newaxis]))
 
-    def read(self, epoch: int, chosen: npt.NDArray[np.int64]) -> tuple[Floats, Floats | None]:
-        """Returns the features, float32, and the teachers' targets of films by position, in the view of an epoch."""
-        features, soft = self._views[epoch % VIEWS]
+    def read(self, view: int, chosen: npt.NDArray[np.int64]) -> tuple[Floats, Floats | None]:
+        """Returns the features, float32, and the teachers' targets of films by position, in a view."""
+        features, soft = self._views[view]
         rows = self._row[chosen]
         return features[rows].astype(np.float32), None if soft is None else soft[rows]
 
@@ -188,10 +252,15 @@ def _half(features: Floats) -> npt.NDArray[np.float16]:
     return np.clip(features, -limit, limit).astype(np.float16)
 
 
+Answers = Floats | dict[str, Floats]
+"""Of a batch: the logits', or by output of the model."""
+
+
 class Batches:
     """Inputs, targets and weights, each batch a function of seed, epoch and step alone: a resumed run sees the same.
 
-    Targets are smoothed labels or, with teachers, what these say of the very same view.
+    Targets are smoothed labels or, with teachers, what these say of the very same view; and, for a model with a map of
+    local evidence, where the boxes lie.
     """
 
     def __init__(
@@ -202,17 +271,21 @@ class Batches:
         seed: int,
         balance: str,
         side: int,
+        map_side: int | None,
         teachers: Sequence[keras.Model],
         features: FeatureViews | None,
     ) -> None:
-        """Takes what `fit` has; `side` is that of the films that the model is shown."""
+        """Takes what `fit` has; `side` is that of the films that the model is shown, `map_side` that of its map.
+
+        `map_side` is None where the model has no map, or no boxes teach it.
+        """
         self._data, self._batch_size, self._seed = data, batch_size, seed
         self._balance, self._side, self._teachers, self._features = balance, side, teachers, features
-        labels = data.labels[data.train]
-        # Both classes weigh the same in the sum; the mean weight is 1.
-        self._class_weight = len(labels) / (2 * np.bincount(labels, minlength=2))
-        if balance == "sampling":
-            self._class_weight = np.ones(2)
+        self._map_side = map_side
+        self._labels = data.labels
+        self._weights = np.ones(len(data.files), np.float32)
+        if balance == "weights":
+            self._weights[data.train] = film_weights([data.files[i] for i in data.train])
         self.steps = math.ceil(len(self.order(0)) / batch_size)
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -221,19 +294,27 @@ class Batches:
         train = self._data.train
         if self._balance != "sampling":
             return rng.permutation(train)
-        # As many films of each class; those of the rarer one come round again, each as often as the others.
-        half = len(train) // 2
-        sides = [train[self._data.labels[train] == label] for label in (0, 1)]
-        drawn = [np.concatenate([rng.permutation(side) for _ in range(math.ceil(half / len(side)))]) for side in sides]
-        return rng.permutation(np.concatenate([side[:half] for side in drawn]))
+        # As many films of each site and class as `film_weights` lets them weigh; where there are fewer, they come round
+        # again, each as often as the others.
+        files = [self._data.files[i] for i in train]
+        weights = film_weights(files)
+        cells: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for row, film in enumerate(files):
+            cells[film.site, film.label].append(row)
+        drawn = []
+        for _, rows in sorted(cells.items()):
+            wanted = int(float(weights[rows].sum()))
+            rounds = [rng.permutation(train[rows]) for _ in range(math.ceil(wanted / len(rows)))]
+            drawn.append(np.concatenate(rounds)[:wanted])
+        return rng.permutation(np.concatenate(drawn))
 
-    def stream(self, epochs: Iterable[int]) -> Iterator[tuple[Floats, Floats, Floats]]:
+    def stream(self, epochs: Iterable[int]) -> Iterator[tuple[Floats, Answers, Answers]]:
         """Yields the batches of some epochs, a few made ahead by threads.
 
         Not a `keras.utils.PyDataset`: where one epoch of that ends and the next begins differs between backends.
         """
         with ThreadPoolExecutor(_WORKERS) as pool:
-            ahead: deque[Future[tuple[Floats, Floats, Floats]]] = deque()
+            ahead: deque[Future[tuple[Floats, Answers, Answers]]] = deque()
             try:
                 for epoch in epochs:
                     order = self.order(epoch)
@@ -248,18 +329,27 @@ class Batches:
                 for future in ahead:
                     future.cancel()
 
-    def make(self, epoch: int, chosen: npt.NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
-        """Returns inputs, targets (N, 1) and weights (N,) of films by position, as they are in an epoch."""
-        labels = self._data.labels[chosen]
+    def make(self, epoch: int, chosen: npt.NDArray[np.int64]) -> tuple[Floats, Answers, Answers]:
+        """Returns inputs, targets (N, 1) and weights (N,) of films by position, as they are in an epoch.
+
+        With a map, targets and weights are dictionaries by output: of the map (N, side, side, 1) and (N, 1, 1).
+        """
+        labels = self._labels[chosen]
+        view = epoch
         if self._features is None:
-            films = augmented(self._data, chosen, self._seed, epoch)
+            films = augmented(self._data, chosen, self._seed, view)
             inputs = resized(films, self._side)[..., np.newaxis].astype(np.float32)
             soft = soft_targets(self._teachers, films) if self._teachers else None
         else:
-            inputs, soft = self._features.read(epoch, chosen)
+            view = epoch % VIEWS
+            inputs, soft = self._features.read(view, chosen)
         targets = labels * (1 - LABEL_SMOOTHING) + LABEL_SMOOTHING / 2 if soft is None else soft
+        targets, weights = targets[:, np.newaxis].astype(np.float32), self._weights[chosen]
+        if self._map_side is None:
+            return inputs, targets, weights
+        local, known = local_targets(self._data, chosen, self._seed, view, self._map_side)
         return (
             inputs,
-            targets[:, np.newaxis].astype(np.float32),
-            self._class_weight[labels].astype(np.float32),
+            {"logit": targets, LOCAL_LOGIT: local},
+            {"logit": weights, LOCAL_LOGIT: (weights * known)[:, np.newaxis, np.newaxis]},
         )

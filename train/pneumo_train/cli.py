@@ -13,7 +13,7 @@ from pneumo_edge.command_line import NOT_A_DIAGNOSIS, print_version, run, say
 from pneumo_edge.errors import UsageError
 from pneumo_train.allocator import keep_freed_memory
 from pneumo_train.backbones import BACKBONES
-from pneumo_train.films import KAGGLE_PATIENT
+from pneumo_train.sources import KAGGLE_PATIENT
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -21,17 +21,35 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(epilog=NOT_A_DIAGNOSIS)
 def train(
     data: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Folder with train/ and test/, each NORMAL/ and PNEUMONIA/; "
-            "kaggle downloads chest-xray-pneumonia; phantom draws a small synthetic set."
+            metavar="[SITE=]PATH",
+            help="Folder with train/ and test/, each NORMAL/ and PNEUMONIA/, or a manifest (CSV or Parquet); "
+            "repeatable. kaggle downloads chest-xray-pneumonia; phantom draws a small synthetic set.",
         ),
+    ] = None,
+    leave_out: Annotated[
+        str | None, typer.Option(metavar="SITE", help="Learn nothing from this site's films: measure them at the end.")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=CLASS", help="Take films labelled NAME as NORMAL or PNEUMONIA; repeatable."),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SITE=TEXT", help="Say where the films of a site come from; repeatable."),
+    ] = None,
+    licence: Annotated[
+        list[str] | None, typer.Option(metavar="SITE=TEXT", help="State the terms of a site's films; repeatable.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder to make; by default runs/BACKBONE-HEAD-SIZE.")] = None,
     backbone: Annotated[str, typer.Option(help=f"Network: {', '.join(BACKBONES)}.")] = "efficientnet_lite0",
     head: Annotated[
-        str, typer.Option(help="gap: pooling and one unit; flatten: a hidden layer on the whole feature map.")
-    ] = "gap",
+        str,
+        typer.Option(
+            help="local: a map of local evidence, pooled; gap: pooling and one unit; flatten: a hidden layer."
+        ),
+    ] = "local",
     weights: Annotated[
         str, typer.Option(help="What the backbone starts from: imagenet, none, or a Keras .h5 file, full or partial.")
     ] = "imagenet",
@@ -88,7 +106,7 @@ def train(
     keep_freed_memory()
     from pneumo_train.train import measure_test, resume_run, start_run
 
-    if (data is None) == (resume is None):
+    if (not data) == (resume is None):
         raise UsageError("give --data to start a run, or --resume RUN to go on with one")
     if resume is not None:
         folder = resume
@@ -98,7 +116,11 @@ def train(
         folder = output or Path("runs") / f"{backbone}-{head}{side}"
         start_run(
             folder,
-            data=str(data),
+            data=data or (),
+            leave_out=leave_out,
+            labels=_pairs("--label", label),
+            sources=_pairs("--source", source),
+            licences=_pairs("--licence", licence),
             backbone=backbone,
             head=head,
             weights=weights,
@@ -118,6 +140,17 @@ def train(
         measure_test(folder)
     say(NOT_A_DIAGNOSIS)
     print(folder / "report.html")
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    """Splits NAME=VALUE."""
+    pairs = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"{option} {text}: give NAME=VALUE")
+        pairs[name] = value
+    return pairs
 
 
 def main() -> NoReturn:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from pneumo_train.backbones import FEATURES
+from pneumo_train.backbones import FEATURES, LOCAL_LOGIT
 
 
 def explained(model: keras.Model) -> keras.Model:
     """Builds the same network with a second output that says where the evidence lies.
 
-    For the `gap` head the map is CAM (Zhou et al., CVPR 2016): features times the last layer's weights. For the
+    For the `local` head the map is that of local logits, which the film's logit is pooled from. For the `gap` head it
+    is CAM (Zhou et al., CVPR 2016): features times the last layer's weights. For the
     `flatten` head it is HiResCAM (Draelos and Carin, 2020): features times the gradient of the logit, summed over
     channels. The gradient of that small network is written out: with U[p, j] = sum_c f[p, c] W[p, c, j] for each place
     p and hidden unit j, the hidden layer is z = sum_p U + b, and the map is sum_j U[p, j] w2[j] [z[j] > 0]. The large
@@ -24,10 +25,15 @@ def explained(model: keras.Model) -> keras.Model:
         Model with the same input and the outputs {"logit": (N, 1), "heatmap": (N, h, w)}, float32; the map is in
         logits: for `gap` its mean plus the bias is the logit.
     """
+    names = [layer.name for layer in model.layers]
+    if LOCAL_LOGIT in names:
+        local = model.get_layer(LOCAL_LOGIT).output
+        heatmap = keras.layers.Reshape(local.shape[1:3], name="heatmap")(local)
+        return keras.Model(model.input, {"logit": model.output, "heatmap": heatmap})
     features = model.get_layer(FEATURES).output
     kernel, bias = model.get_layer("logit").get_weights()
     _, height, width, channels = features.shape
-    if "hidden" not in [layer.name for layer in model.layers]:
+    if "hidden" not in names:
         # What is added here is float32 whatever the precision of the backbone.
         cam = keras.layers.Conv2D(1, 1, use_bias=False, dtype="float32", name="cam")
         heatmap = keras.layers.Reshape((height, width), name="heatmap")(cam(features))

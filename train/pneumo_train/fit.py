@@ -23,6 +23,7 @@ import numpy as np
 from pneumo_edge.atomic import replacing_file, write_text
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import RunError
+from pneumo_train.backbones import LOCAL_LOGIT
 from pneumo_train.batches import (
     VIEWS,
     Batches,
@@ -34,8 +35,8 @@ from pneumo_train.batches import (
     split_at_learning,
 )
 from pneumo_train.learner import arranged
-from pneumo_train.measure import weighted_auc
-from pneumo_train.run import write_rows
+from pneumo_train.measure import mean_auc
+from pneumo_train.run import load_model, write_rows
 
 WEIGHT_DECAY = 1e-2
 GRADIENT_NORM = 5.0
@@ -44,8 +45,8 @@ AVERAGED_SHARE = 1 / 6
 WARMUP_STEPS = 200
 
 HISTORY = (
-    "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "val_auc", "perturbed_loss", "perturbed_accuracy",
-    "perturbed_auc", "learning_rate", "seconds", "films_per_second",
+    "epoch", "loss", "map_loss", "accuracy", "val_loss", "val_accuracy", "val_auc", "perturbed_loss",
+    "perturbed_accuracy", "perturbed_auc", "learning_rate", "seconds", "films_per_second",
 )  # fmt: skip
 
 
@@ -74,10 +75,12 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Trains, and leaves the best model in `run/model.keras` and the history in `run/history.csv`.
 
-    Best means the largest AUC on the perturbed validation films. The weights that are judged and kept are averages
-    over training steps (exponential), unless batch-norm learns too. Where the first layers are frozen and there are
-    more epochs than views, those layers are computed once for each view (`pneumo_train.batches.FeatureViews`).
-    Elsewhere training begins with smaller films (`pneumo_train.batches.progressive_sizes`).
+    Best means the largest AUC on the perturbed validation films, in the mean over sites. The weights that are judged
+    and kept are averages over training steps (exponential), unless batch-norm learns too. Where the first layers are
+    frozen and there are more epochs than views, those layers are computed once for each view
+    (`pneumo_train.batches.FeatureViews`). Elsewhere training begins with smaller films
+    (`pneumo_train.batches.progressive_sizes`). A model with a map of local evidence learns from boxes too, where some
+    training film has one.
 
     Args:
         run: The run's folder.
@@ -110,18 +113,23 @@ def fit(
     while len(history) < settings.epochs and not _exhausted(history, settings.patience):
         learner, features = _without_frozen(model, run / "features", settings, data, teachers)
         until = settings.epochs
+        side = sizes[len(history)]
+        map_side = _map_side(model, side) if data.knows_where else None
+        if map_side is not None:
+            learner = _with_map(learner)
         if features is None:
-            learner = arranged(model, any_side=len(set(sizes)) > 1)
-            until = next((e for e in range(len(history), until) if sizes[e] != sizes[len(history)]), until)
+            learner = arranged(learner, any_side=len(set(sizes)) > 1)
+            until = next((e for e in range(len(history), until) if sizes[e] != side), until)
         # One optimiser for both: their weights that learn are the same, and the whole model is checkpointed.
-        learner.compile(model.optimizer, _loss(), metrics=[accuracy])
+        _compile_learner(learner, model.optimizer)
         each_epoch = _EachEpoch(run, settings, data, history, model, features)
         batches = Batches(
             data,
             batch_size=settings.batch_size,
             seed=settings.seed,
             balance=settings.balance,
-            side=sizes[len(history)],
+            side=side,
+            map_side=map_side,
             teachers=teachers,
             features=features,
         )
@@ -151,7 +159,7 @@ def _take_up(checkpoint: Path, settings: FitSettings, steps: int) -> tuple[keras
     """Reads the state after the last epoch that stands in the history."""
     try:
         history = json.loads((checkpoint / "history.json").read_text(encoding="utf-8"))
-        model = keras.saving.load_model(checkpoint / _state_name(history))
+        model = load_model(checkpoint / _state_name(history), compiled=True)
         stored = model.optimizer
         # Compiled anew, since a .keras file does not keep which weights are left out of the decay.
         _compile(model, settings, steps)
@@ -181,9 +189,13 @@ def _without_frozen(
 def _to_keep(model: keras.Model) -> keras.Model:
     """Returns the model uncompiled, since what is kept needs no optimiser, and in float32, since it must not round."""
     uncompiled = keras.Model(model.input, model.output, name=model.name)
-    copy = keras.models.clone_model(
-        uncompiled, clone_function=lambda layer: layer.__class__.from_config(layer.get_config() | {"dtype": "float32"})
-    )
+
+    def in_float32(layer: keras.layers.Layer | keras.Operation) -> keras.layers.Layer | keras.Operation:
+        # An operation, such as a maximum, computes in what it is given.
+        precision = {"dtype": "float32"} if isinstance(layer, keras.layers.Layer) else {}
+        return layer.__class__.from_config(layer.get_config() | precision)
+
+    copy = keras.models.clone_model(uncompiled, clone_function=in_float32)
     copy.set_weights(model.get_weights())
     return copy
 
@@ -215,6 +227,28 @@ def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(optimizer, _loss(), metrics=[accuracy])
+
+
+def _map_side(model: keras.Model, side: int) -> int | None:
+    """Returns how many cells a film of that side has in the model's map of local evidence; None without a map."""
+    if LOCAL_LOGIT not in [layer.name for layer in model.layers]:
+        return None
+    return int(side * model.get_layer(LOCAL_LOGIT).output.shape[1] // model.input.shape[1])
+
+
+def _with_map(model: keras.Model) -> keras.Model:
+    """Returns the same model with its map of local evidence as a second output."""
+    outputs = {"logit": model.output, LOCAL_LOGIT: model.get_layer(LOCAL_LOGIT).output}
+    return keras.Model(model.input, outputs, name=model.name)
+
+
+def _compile_learner(learner: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    if isinstance(learner.output, dict):
+        # Both losses are cross-entropies in nats, of the film and of a cell in the mean: they weigh the same.
+        losses = {name: _loss() for name in learner.output}
+        learner.compile(optimizer, losses, metrics={"logit": [accuracy]})
+    else:
+        learner.compile(optimizer, _loss(), metrics=[accuracy])
 
 
 def _loss() -> keras.losses.Loss:
@@ -277,7 +311,13 @@ class _EachEpoch(keras.callbacks.Callback):  # type: ignore[misc] # keras has no
         self._open.close()
         seconds = time.monotonic() - self._start
         logs = logs or {}
-        record: dict[str, Any] = {"epoch": epoch + 1, "loss": float(logs["loss"]), "accuracy": float(logs["accuracy"])}
+        film = "logit_" if "logit_loss" in logs else ""
+        record: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "loss": float(logs[f"{film}loss"]),
+            "map_loss": float(logs[f"{LOCAL_LOGIT}_loss"]) if film else "",
+            "accuracy": float(logs[f"{film}accuracy"]),
+        }
         average = None
         if self.model.optimizer.use_ema:
             average = keras.callbacks.SwapEMAWeights()
@@ -320,10 +360,10 @@ class _EachEpoch(keras.callbacks.Callback):  # type: ignore[misc] # keras has no
 
     def _judge(self) -> dict[str, float]:
         found = {}
-        labels = self._data.validation_labels
+        labels, sites = self._data.validation_labels, np.array(self._data.validation_sites)
         for name, inputs in self._inputs.items():
             scores = predict(self.model, inputs)[:, 0]
             found[f"{name}_loss"] = float(np.mean(np.logaddexp(0, np.where(labels == 1, -scores, scores))))
             found[f"{name}_accuracy"] = float(np.mean((scores >= 0) == (labels == 1)))
-            found[f"{name}_auc"] = float(weighted_auc(labels, scores, np.ones((1, len(labels))))[0])
+            found[f"{name}_auc"] = mean_auc(labels, scores, sites)
         return found

@@ -51,14 +51,14 @@ def _folds(layer: keras.layers.Layer) -> bool:
         and getattr(layer, "groups", 1) == 1
         and layer.activation is keras.activations.linear
     )
-    return plain and layer.compute_dtype == "float32" and len(layer._outbound_nodes) == 1
+    return plain and layer.compute_dtype in ("float32", "float64") and len(layer._outbound_nodes) == 1
 
 
 class _FoldedConvolution(keras.layers.Layer):  # type: ignore[misc] # keras has no types
     """A convolution and the frozen batch-norm behind it, gamma * (x - mean) / sqrt(variance + epsilon) + beta."""
 
     def __init__(self, convolution: keras.layers.Layer, norm: keras.layers.BatchNormalization) -> None:
-        super().__init__(name=convolution.name)
+        super().__init__(name=convolution.name, dtype=convolution.dtype_policy)
         self.convolution, self.norm = convolution, norm
         self.built = True
 

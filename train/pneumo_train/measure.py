@@ -7,8 +7,8 @@ Wilson's interval, which counts films, stands beside it for comparison with what
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,18 @@ from pneumo_train.calibrate import Floats, Labels
 REPLICATES = 2000
 PREVALENCES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 ECE_BINS = 15
+
+Statistic = Callable[[Floats], Floats]
+"""Film weights (B, N) -> (B,) values, one for each replicate; NaN where it says nothing."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Films that were judged: labels (N,), probabilities (N,) in [0, 1], and N names of patients."""
+
+    labels: Labels
+    probabilities: Floats
+    patients: Sequence[str]
 
 
 def measure(
@@ -49,14 +61,12 @@ def measure(
     """
     if set(labels.tolist()) != {0, 1}:
         raise DataError("films of one class only: a measurement needs both, NORMAL and PNEUMONIA")
-    weights = _bootstrap_weights(patients, seed)
+    weights = bootstrap_weights(patients, seed)
     y = labels.astype(np.float64)
     p = probabilities.astype(np.float64)
 
-    def interval(statistic: Any) -> dict[str, float]:
-        value, spread = statistic(np.ones((1, len(y)))), statistic(weights)
-        low, high = np.nanpercentile(spread, [2.5, 97.5])
-        return asdict(Interval(float(value[0]), float(low), float(high)))
+    def interval(statistic: Statistic) -> dict[str, float]:
+        return mean_interval([statistic], [weights])
 
     points = {}
     for name, threshold in thresholds.items():
@@ -66,15 +76,94 @@ def measure(
         "n": len(y),
         "patients": len(set(patients)),
         "prevalence": float(y.mean()),
-        "auc": interval(lambda w: weighted_auc(y, p, w)),
-        "average_precision": interval(lambda w: _average_precision(y, p, w)),
-        "brier": interval(lambda w: w @ (p - y) ** 2 / w.sum(axis=1)),
-        "ece": interval(lambda w: _ece(y, p, w)),
+        **{name: interval(statistic) for name, statistic in _scores(y, p).items()},
         "operating_points": points,
     }
 
 
-def _at_threshold(y: Floats, called: Floats, interval: Any) -> dict[str, Any]:
+def measure_mean(samples: Sequence[Sample], thresholds: dict[str, float], seed: int = 0) -> dict[str, Any]:
+    """Measures several sets of films, each with the same say: the mean over sites.
+
+    Patients are resampled within each set, apart from the others, and each replicate is the mean over the sets.
+
+    Args:
+        samples: One or more, each of both classes.
+        thresholds: Operating point -> threshold.
+        seed: Of the bootstrap.
+
+    Returns:
+        auc, average_precision, brier, ece, and for each operating point accuracy, sensitivity, specificity: value, low,
+        high.
+    """
+    weights = [bootstrap_weights(sample.patients, (seed, number)) for number, sample in enumerate(samples)]
+    ys = [sample.labels.astype(np.float64) for sample in samples]
+    ps = [sample.probabilities.astype(np.float64) for sample in samples]
+
+    def over(statistics: Sequence[dict[str, Statistic]]) -> dict[str, dict[str, float]]:
+        return {name: mean_interval([each[name] for each in statistics], weights) for name in statistics[0]}
+
+    return over([_scores(y, p) for y, p in zip(ys, ps, strict=True)]) | {
+        "operating_points": {
+            name: over([_shares(y, p >= threshold) for y, p in zip(ys, ps, strict=True)])
+            for name, threshold in thresholds.items()
+        }
+    }
+
+
+def mean_interval(statistics: Sequence[Statistic], weights: Sequence[Floats]) -> dict[str, float]:
+    """Returns the mean of statistics of independent sets of films, with its 95 % interval: value, low, high.
+
+    Args:
+        statistics: One for each set.
+        weights: (REPLICATES, N) for each set, from `bootstrap_weights`.
+    """
+    pairs = list(zip(statistics, weights, strict=True))
+    value = float(np.mean([statistic(np.ones((1, w.shape[1])))[0] for statistic, w in pairs]))
+    spread = np.mean([statistic(w) for statistic, w in pairs], axis=0)
+    known = spread[~np.isnan(spread)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (value, value)
+    return asdict(Interval(value, float(low), float(high)))
+
+
+def mean_of(values: Floats, weights: Floats) -> dict[str, float]:
+    """Returns the mean of a value of each film, with its 95 % interval by patient; NaN is left out.
+
+    Args:
+        values: (N,), at least one of them a number.
+        weights: (REPLICATES, N), from `bootstrap_weights`.
+    """
+    known = ~np.isnan(values)
+    return mean_interval([lambda w: _ratio(w[:, known] @ values[known], w[:, known].sum(axis=1))], [weights])
+
+
+def _ratio(top: Floats, bottom: Floats) -> Floats:
+    # A replicate without a film in the denominator says nothing: NaN, which the interval passes over.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        quotient: Floats = top / bottom
+    return quotient
+
+
+def _scores(y: Floats, p: Floats) -> dict[str, Statistic]:
+    """What is measured without a threshold, of labels and probabilities (N,)."""
+    return {
+        "auc": lambda w: weighted_auc(y, p, w),
+        "average_precision": lambda w: _average_precision(y, p, w),
+        "brier": lambda w: w @ (p - y) ** 2 / w.sum(axis=1),
+        "ece": lambda w: _ece(y, p, w),
+    }
+
+
+def _shares(y: Floats, called: npt.NDArray[np.bool_]) -> dict[str, Statistic]:
+    """The shares of right verdicts: of all films, of those with label 1, of those with label 0."""
+    right = (called == (y == 1)).astype(np.float64)
+    return {
+        "accuracy": lambda w: w @ right / w.sum(axis=1),
+        "sensitivity": lambda w: _ratio(w @ (right * y), w @ y),
+        "specificity": lambda w: _ratio(w @ (right * (1 - y)), w @ (1 - y)),
+    }
+
+
+def _at_threshold(y: Floats, called: Floats, interval: Callable[[Statistic], dict[str, float]]) -> dict[str, Any]:
     """All measures of a 2 x 2 table; `interval` turns a function of film weights (B, N) into value, low, high."""
     cells = {
         "tp": y * called,
@@ -83,10 +172,8 @@ def _at_threshold(y: Floats, called: Floats, interval: Any) -> dict[str, Any]:
         "fn": y * (1 - called),
     }
 
-    def ratio(numerator: Any, denominator: Any) -> dict[str, float]:
-        # A replicate without a film in the denominator says nothing: NaN, which the interval passes over.
-        with np.errstate(invalid="ignore"):
-            shares: dict[str, float] = interval(lambda w: numerator(w) / denominator(w))
+    def ratio(numerator: Statistic, denominator: Statistic) -> dict[str, float]:
+        shares: dict[str, float] = interval(lambda w: _ratio(numerator(w), denominator(w)))
         return shares
 
     def share(numerator: str, denominator: str) -> dict[str, float]:
@@ -98,12 +185,12 @@ def _at_threshold(y: Floats, called: Floats, interval: Any) -> dict[str, Any]:
         return ratio(lambda w: w @ top, lambda w: w @ bottom) | {"wilson_low": low, "wilson_high": high}
 
     def found(w: Floats) -> Floats:
-        return (w @ cells["tp"]) / (w @ (cells["tp"] + cells["fn"]))
+        return _ratio(w @ cells["tp"], w @ (cells["tp"] + cells["fn"]))
 
     def spared(w: Floats) -> Floats:
-        return (w @ cells["tn"]) / (w @ (cells["tn"] + cells["fp"]))
+        return _ratio(w @ cells["tn"], w @ (cells["tn"] + cells["fp"]))
 
-    def held(verdicts: Floats, right: Any, wrong: Any) -> tuple[float, float]:
+    def held(verdicts: Floats, right: Statistic, wrong: Statistic) -> tuple[float, float]:
         """The interval of right / (right + wrong); anything is possible of a verdict that was never given."""
         if not verdicts.any():
             return 0.0, 1.0
@@ -130,7 +217,7 @@ def _at_threshold(y: Floats, called: Floats, interval: Any) -> dict[str, Any]:
     }
 
 
-def _bootstrap_weights(patients: Sequence[str], seed: int) -> npt.NDArray[np.float64]:
+def bootstrap_weights(patients: Sequence[str], seed: int | Sequence[int] = 0) -> npt.NDArray[np.float64]:
     """Returns (REPLICATES, N): how often each film counts when the patients are drawn with replacement."""
     _, patient = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     count = int(patient.max()) + 1
@@ -154,6 +241,27 @@ def weighted_auc(y: Floats | Labels, scores: Floats, weights: Floats) -> npt.NDA
     with np.errstate(invalid="ignore", divide="ignore"):
         area: npt.NDArray[np.float64] = (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
     return area
+
+
+def mean_auc(labels: Labels, scores: Floats, sites: npt.NDArray[np.str_]) -> float:
+    """Returns the mean over sites of the area under the ROC curve; sites without one of the classes do not count.
+
+    Args:
+        labels: (N,), 0 or 1.
+        scores: (N,)
+        sites: (N,)
+
+    Raises:
+        DataError: No site has films of both classes.
+    """
+    areas = []
+    for site in np.unique(sites):
+        here = sites == site
+        if set(labels[here].tolist()) == {0, 1}:
+            areas.append(float(weighted_auc(labels[here], scores[here], np.ones((1, int(here.sum()))))[0]))
+    if not areas:
+        raise DataError("no site has films of both classes: an area under the ROC curve needs both")
+    return float(np.mean(areas))
 
 
 def _average_precision(y: Floats, scores: Floats, weights: Floats) -> npt.NDArray[np.float64]:

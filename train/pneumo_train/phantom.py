@@ -25,6 +25,7 @@ from pneumo_edge.errors import DataError, UsageError
 # Raise it with every change of a drawn pixel: a folder drawn by another version is not the same set.
 _VERSION = 2
 _MARK = "PHANTOM.json"
+SOURCE = "phantoms (synthetic drawings, no real films)"
 _NOTE = "These are synthetic drawings: no patients, and never a substitute for real films."
 _MIN_FILMS = 20
 
@@ -108,7 +109,9 @@ def draw_phantoms(
         raise UsageError(f"A phantom set needs at least {_MIN_FILMS} films, received {films}: ask for more.")
     if seed < 0:
         raise UsageError(f"The seed of a phantom set cannot be negative, received {seed}: give 0 or more.")
-    mark: dict[str, str | int] = {"note": _NOTE, "films": films, "seed": seed, "version": _VERSION}
+    mark: dict[str, str | int] = {
+        "source": SOURCE, "note": _NOTE, "films": films, "seed": seed, "version": _VERSION,
+    }  # fmt: skip
     if folder.exists() or folder.is_symlink():
         return _reuse(folder, mark)
 

@@ -25,8 +25,18 @@ from pneumo_edge.overlay import FULL_EVIDENCE, colour_heatmap
 from pneumo_train.augment import augment
 from pneumo_train.measure import ECE_BINS, wilson
 from pneumo_train.perturb import perturb
-from pneumo_train.run import Config, Films, RunFilms, load_films, model_path, read_config, read_metrics, read_rows
-from pneumo_train.split import DUPLICATE, TEST, TRAIN, UNREADABLE, UNUSED, VALIDATION
+from pneumo_train.run import (
+    Config,
+    Films,
+    RunFilms,
+    load_films,
+    load_model,
+    model_path,
+    read_config,
+    read_metrics,
+    read_rows,
+)
+from pneumo_train.split import LEFT_ASIDE, LEFT_OUT, TEST, TRAIN, UNREADABLE, VALIDATION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -360,7 +370,7 @@ class _Mistakes:
 
         from pneumo_train.explain import explained
 
-        model = explained(keras.saving.load_model(model_path(run)))
+        model = explained(load_model(model_path(run)))
         chosen = films.pixels[self.shown][..., np.newaxis].astype(np.float32)
         heatmaps = keras.ops.convert_to_numpy(model.predict_on_batch(chosen)["heatmap"])
         for i, heatmap in zip(self.shown, heatmaps, strict=True):
@@ -556,7 +566,7 @@ def _predictive(judged: _Part) -> str:
 
 def _make_up(films: RunFilms) -> str:
     rows = []
-    for part in [p for p in (TRAIN, VALIDATION, TEST, DUPLICATE, UNREADABLE, UNUSED) if p in films.split]:
+    for part in [p for p in (TRAIN, VALIDATION, TEST, LEFT_OUT, *LEFT_ASIDE) if p in films.split]:
         chosen = [films.files[i] for i in films.positions(part)]
         ill = sum(f.label for f in chosen)
         share = f"<small>{_percent(ill / len(chosen))}</small>"

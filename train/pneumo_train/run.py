@@ -1,7 +1,7 @@
 """The folder of a training run: its settings, and what stands in it.
 
 config.json       every setting, the seed, versions, where the data lay and their hash
-split.csv         path, label, patient, split of every film
+split.csv         path, label, patient, split, site, ... of every film
 model.keras       the best model
 history.csv       one row an epoch
 predictions.csv   split, path, label, logit, probability
@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,12 +27,25 @@ from pneumo_edge.bundle import from_json
 from pneumo_edge.errors import DataError, RunError
 from pneumo_edge.preprocess import Pixels
 from pneumo_train.calibrate import Labels
-from pneumo_train.films import FilmFile, PreparedFilms, find_root, index_hash, labels_of, prepare
+from pneumo_train.films import FilmFile, PreparedFilms, index_hash, labels_of, prepare
+from pneumo_train.sources import root_of
 from pneumo_train.split import read_split
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    import keras
 
-METRICS = ("films", "calibration", "operating_points", "validation", "validation_perturbed", "test")
+FORMAT_VERSION = 2
+
+METRICS = (
+    "films",
+    "sites",
+    "calibration",
+    "operating_points",
+    "validation",
+    "validation_perturbed",
+    "left_out",
+    "test",
+)
 """What `metrics.json` holds."""
 
 
@@ -41,12 +54,18 @@ class Config:
     """`config.json`: enough to make the run again."""
 
     format_version: int
-    data: str
-    """Folder that holds `train/`, absolute."""
-    data_name: str
-    """What reports call the data."""
+    data: tuple[str, ...]
+    """Folders and manifests as they were given, SITE= in front where a site was named; absolute."""
+    sources: dict[str, str]
+    """Site -> where its films come from, in words: as the data say or the user said, never guessed."""
+    licences: dict[str, str]
+    """Site -> terms of its films, likewise."""
+    labels: dict[str, str]
+    """Other names of classes: name -> NORMAL or PNEUMONIA."""
+    left_out: str | None
+    """Site whose films were for the final measure only."""
     data_hash: str
-    """SHA-256 over paths, labels and contents."""
+    """SHA-256 over sites, paths, labels and contents."""
     patient_rule: str
     backbone: str
     head: str
@@ -69,6 +88,11 @@ class Config:
     versions: dict[str, str]
     trained: str
     """Day, ISO 8601."""
+
+    @property
+    def data_name(self) -> str:
+        """What reports call the data."""
+        return "; ".join(self.sources.values())
 
 
 def write_config(run: Path, config: Config) -> None:
@@ -108,6 +132,20 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return parsed
 
 
+def load_model(path: Path, *, compiled: bool = False) -> keras.Model:
+    """Reads a .keras file.
+
+    Raises:
+        RunError: The file cannot be read.
+    """
+    import keras
+
+    try:
+        return keras.saving.load_model(path, compile=compiled)
+    except Exception as error:
+        raise RunError(f"{path} cannot be loaded ({type(error).__name__}): train the run again") from error
+
+
 def model_path(run: Path) -> Path:
     """Returns the path of the best model.
 
@@ -132,23 +170,33 @@ class Films:
 
     @property
     def paths(self) -> list[str]:
-        """Relative to the data set."""
+        """Relative to their data sets."""
         return [film.path for film in self.files]
 
     @property
     def patients(self) -> list[str]:
-        """Whose film each is."""
-        return [film.patient for film in self.files]
+        """Whose film each is; a name read off a file is the same patient within its site alone."""
+        return [f"{'' if film.patient_known else film.site}:{film.patient}" for film in self.files]
+
+    @property
+    def sites(self) -> list[str]:
+        """Where each was taken."""
+        return [film.site for film in self.files]
 
 
 @dataclass(frozen=True)
 class RunFilms:
-    """All films of a run's data set and what each was used for."""
+    """All films of a run's data sets and what each was used for."""
 
-    root: Path
+    roots: tuple[Path, ...]
+    """Folder of each data set, by `FilmFile.source`."""
     files: list[FilmFile]
     split: list[str]
     prepared: PreparedFilms
+
+    def path_of(self, film: FilmFile) -> Path:
+        """Returns where a film lies."""
+        return self.roots[film.source] / film.path
 
     def positions(self, part: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Returns where the films of a split stand in `files`."""
@@ -161,29 +209,47 @@ class RunFilms:
         return Films(files, self.prepared.pixels[chosen], labels_of(files))
 
 
-def load_films(run: Path, config: Config, data: Path | None = None) -> RunFilms:
-    """Reads the split of a run and its films, decoded at the run's size.
+def find_roots(run: Path, config: Config, data: Sequence[str] = ()) -> tuple[Path, ...]:
+    """Returns the folder of each data set of a run.
 
     Args:
         run: The run's folder.
         config: What `read_config` gave for it.
-        data: Where the films are now; where they were at training by default.
+        data: Where its data sets are now, in the order in which they were given; where they were at training by
+            default.
+
+    Raises:
+        RunError: They are not there.
+    """
+    places = tuple(data) or config.data
+    if len(places) != len(config.data):
+        raise RunError(f"{run} was trained on {len(config.data)} data sets, not {len(places)}: give each with --data")
+    try:
+        return tuple(root_of(place) for place in places)
+    except DataError:
+        where = ", ".join(places)
+        raise RunError(f"the films of {run} are not in {where}: say where they are with --data") from None
+
+
+def load_films(run: Path, config: Config, data: Sequence[str] = ()) -> RunFilms:
+    """Reads the split of a run and its films, decoded at the run's size.
+
+    Args:
+        run, config, data: As for `find_roots`.
 
     Raises:
         RunError: The films are gone, or are not the ones that the run has seen.
     """
     files, split = read_split(run / "split.csv")
-    try:
-        root = find_root(data or Path(config.data))
-    except DataError:
-        raise RunError(f"the films of {run} are not in {data or config.data}: say where they are with --data") from None
-    missing = next((f.path for f in files if not (root / f.path).is_file()), None)
+    roots = find_roots(run, config, data)
+    missing = next((roots[f.source] / f.path for f in files if not (roots[f.source] / f.path).is_file()), None)
     if missing is not None:
-        raise RunError(f"{root / missing}, a film of {run}, is missing: say where the films are with --data")
-    prepared = prepare(root, files, config.size)
+        raise RunError(f"{missing}, a film of {run}, is missing: say where the films are with --data")
+    prepared = prepare(roots, files, config.size)
     if index_hash(files, prepared.sha256) != config.data_hash:
-        raise RunError(f"the films in {root} are not those that {run} has seen: give the right ones with --data")
-    return RunFilms(root, files, split, prepared)
+        where = ", ".join(str(root) for root in roots)
+        raise RunError(f"the films in {where} are not those that {run} has seen: give the right ones with --data")
+    return RunFilms(roots, files, split, prepared)
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

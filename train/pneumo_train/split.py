@@ -6,6 +6,7 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,15 @@ import numpy as np
 from pneumo_edge.atomic import write_text
 from pneumo_edge.bundle import LABELS
 from pneumo_edge.errors import DataError, RunError
-from pneumo_train.films import FilmFile, PreparedFilms, labels_of
+from pneumo_train.films import Box, FilmFile, PreparedFilms, labels_of
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-UNREADABLE, DUPLICATE, UNUSED = "unreadable", "duplicate", "unused"
-"""Why a film is in no split: it cannot be read; its bytes or its patient stand nearer to the test; `--limit`."""
+LEFT_OUT = "left_out"
+"""Films of a site that is left out of training: only measured, to see how the model does where it has not been."""
+UNREADABLE, DUPLICATE, CONTRADICTION, UNUSED = "unreadable", "duplicate", "contradiction", "unused"
+"""Why a film is in no split: it cannot be read; its bytes or its patient stand nearer to the test; the same bytes stand
+under both labels; `--limit`."""
+LEFT_ASIDE = (DUPLICATE, CONTRADICTION, UNREADABLE, UNUSED)
 
 USABLE_VALIDATION = 100
 """Films that `val/` must hold to be used as it is. Kaggle's holds 16, which can choose nothing."""
@@ -31,17 +36,25 @@ another without having seen what the other is judged by."""
 
 
 def split_films(
-    films: Sequence[FilmFile], prepared: PreparedFilms, *, seed: int = SPLIT_SEED, limit: int | None = None
+    films: Sequence[FilmFile],
+    prepared: PreparedFilms,
+    *,
+    leave_out: str | None = None,
+    seed: int = SPLIT_SEED,
+    limit: int | None = None,
 ) -> list[str]:
-    """Decides for every film: "train", "validation", "test", or why it is left out.
+    """Decides for every film: "train", "validation", "test", "left_out", or why it is left out.
 
-    `val/` is the validation set where it holds at least `USABLE_VALIDATION` films; otherwise its films join `train/`,
-    and about a tenth of the patients, stratified by label, is cut from both. Films with the same bytes count as films
-    of one patient; where the same bytes stand on both sides of given folders, the copy nearer to training is left out.
+    In each site `val/` is the validation set where it holds at least `USABLE_VALIDATION` films; otherwise its films
+    join `train/`, and about a tenth of the patients, stratified by label, is cut from both. Films with the same bytes
+    count as films of one patient; where the same bytes stand on both sides of given folders, the copy nearer to
+    training is left out, and so is a training film whose patient, if known by name, stands in the test split. Films
+    with the same bytes under both labels are left out altogether.
 
     Args:
-        films: As `index_films` gives them.
+        films: As `pneumo_train.sources.gather` gives them.
         prepared: The same films, decoded.
+        leave_out: Site whose films are for a final measure only.
         seed: Of the cut.
         limit: Use about so many films of training and validation together, whole patients, both classes.
 
@@ -49,25 +62,31 @@ def split_films(
         DataError: A class would have no film in training or validation.
     """
     split = [UNREADABLE if i in prepared.errors else film.folder for i, film in enumerate(films)]
-    own_validation = split.count("val") >= USABLE_VALIDATION
-    split = [(VALIDATION if own_validation else TRAIN) if s == "val" else s for s in split]
+    _leave_out_contradictions(split, films, prepared.sha256)
+    sites = [film.site for film in films]
+    for i, site in enumerate(sites):
+        if site == leave_out and split[i] in {TRAIN, "val"}:
+            split[i] = LEFT_OUT
+    to_cut = _take_given_validation(split, sites)
     # Before copies are left out: what they say about who is who still holds.
     groups = _patient_groups(films, prepared.sha256, _in(split, TRAIN, VALIDATION))
-    _leave_out_duplicates(split, prepared.sha256, groups)
+    _leave_out_duplicates(split, films, prepared.sha256, groups)
     pool = _in(split, TRAIN, VALIDATION)
     missing = _missing_class(films, pool)
     if missing:
         raise DataError(f"no {missing} film can be used: what there is cannot be read, or is a copy of a test film")
     if limit is not None:
-        # A given validation set keeps its share, and with it both classes.
-        for part in (TRAIN, VALIDATION):
-            members = _in(split, part)
+        # A given validation set keeps its share, and each site its own, and with it both classes.
+        for part, site in product((TRAIN, VALIDATION), dict.fromkeys(sites)):
+            members = [i for i in _in(split, part) if sites[i] == site]
             kept = _limited(members, groups, labels_of(films), limit * len(members) / len(pool), seed)
             for i in set(members) - kept:
                 split[i] = UNUSED
-    if not own_validation:
-        for i in _cut(films, groups, _in(split, TRAIN), seed):
+    for site in to_cut:
+        members = [i for i in _in(split, TRAIN) if sites[i] == site]
+        for i in _cut(films, groups, members, seed):
             split[i] = VALIDATION
+    _keep_patients_apart(split, groups)
     for part in (TRAIN, VALIDATION):
         missing = _missing_class(films, _in(split, part))
         if missing:
@@ -84,16 +103,50 @@ def _missing_class(films: Sequence[FilmFile], members: Sequence[int]) -> str | N
     return next((name for label, name in enumerate(LABELS) if label not in present), None)
 
 
-def _leave_out_duplicates(split: list[str], sha256: Sequence[str], groups: dict[int, str]) -> None:
+def _take_given_validation(split: list[str], sites: Sequence[str]) -> list[str]:
+    """Puts the films of each site's `val/` where they belong; returns the sites whose validation has to be cut."""
+    to_cut = []
+    for site in dict.fromkeys(sites):
+        given = [i for i in _in(split, "val") if sites[i] == site]
+        usable = len(given) >= USABLE_VALIDATION
+        for i in given:
+            split[i] = VALIDATION if usable else TRAIN
+        if not usable:
+            to_cut.append(site)
+    return to_cut
+
+
+def _leave_out_contradictions(split: list[str], films: Sequence[FilmFile], sha256: Sequence[str]) -> None:
+    """Marks films whose bytes stand under both labels: one of the two is wrong, and nobody knows which."""
+    labels: dict[str, set[int]] = defaultdict(set)
+    for film, content in zip(films, sha256, strict=True):
+        labels[content].add(film.label)
+    for i, content in enumerate(sha256):
+        if content and len(labels[content]) > 1:
+            split[i] = CONTRADICTION
+
+
+def _leave_out_duplicates(
+    split: list[str], films: Sequence[FilmFile], sha256: Sequence[str], groups: dict[int, str]
+) -> None:
     """Marks a film whose bytes stand in a split nearer to the test, or whose patient stands in validation too."""
-    nearness = {TRAIN: 0, VALIDATION: 1, TEST: 2}
+    nearness = {TRAIN: 0, VALIDATION: 1, LEFT_OUT: 2, TEST: 2}
     nearest: dict[str, int] = defaultdict(int)
     for part, content in zip(split, sha256, strict=True):
         if part in nearness:
             nearest[content] = max(nearest[content], nearness[part])
+    tested = {films[i].patient for i in _in(split, TEST, LEFT_OUT) if films[i].patient_known}
     for i, (part, content) in enumerate(zip(split, sha256, strict=True)):
-        if part in nearness and nearness[part] < nearest[content]:
+        if part not in {TRAIN, VALIDATION}:
+            continue
+        known = films[i].patient_known and films[i].patient in tested
+        if known or nearness[part] < nearest[content]:
             split[i] = DUPLICATE
+    _keep_patients_apart(split, groups)
+
+
+def _keep_patients_apart(split: list[str], groups: dict[int, str]) -> None:
+    """Marks the training films whose patient stands in validation too."""
     held = {groups[i] for i in _in(split, VALIDATION)}
     for i in _in(split, TRAIN):
         if groups[i] in held:
@@ -110,24 +163,29 @@ def _patient_groups(films: Sequence[FilmFile], sha256: Sequence[str], pool: Sequ
             x = parent[x]
         return x
 
+    # A name read off a file says who it is within its site alone.
+    names = {i: f"patient {'' if films[i].patient_known else films[i].site} {films[i].patient}" for i in pool}
     for i in pool:
-        parent[root(f"patient {films[i].patient}")] = root(f"bytes {sha256[i]}")
-    return {i: root(f"patient {films[i].patient}") for i in pool}
+        parent[root(names[i])] = root(f"bytes {sha256[i]}")
+    return {i: root(names[i]) for i in pool}
 
 
 def _cut(films: Sequence[FilmFile], groups: dict[int, str], pool: Sequence[int], seed: int) -> list[int]:
     from sklearn.model_selection import StratifiedGroupKFold
 
+    if not pool:
+        return []
     labels = [films[i].label for i in pool]
     patients = [groups[i] for i in pool]
-    rarest = min(len({g for g, y in zip(patients, labels, strict=True) if y == label}) for label in (0, 1))
+    classes = sorted(set(labels))
+    rarest = min(len({g for g, y in zip(patients, labels, strict=True) if y == label}) for label in classes)
     parts = min(_PARTS, rarest)
     if parts < 2:
         raise DataError("one class has films of a single patient: a validation set by patient needs two or more")
     folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     # In a small set one part may have films of one class only: the first that serves is taken.
     for learned, chosen in folds.split(np.zeros(len(pool)), labels, patients):
-        if all({labels[i] for i in side} == {0, 1} for side in (learned, chosen)):
+        if all({labels[i] for i in side} == set(classes) for side in (learned, chosen)):
             return [pool[i] for i in chosen]
     raise DataError("no cut by patient leaves films of both classes on both sides: more patients are needed")
 
@@ -150,13 +208,40 @@ def _limited(pool: Sequence[int], groups: dict[int, str], labels: np.ndarray, li
     return kept
 
 
+_COLUMNS = (
+    "path", "label", "patient", "split", "folder", "site", "source", "patient_known", "age", "sex", "view", "licence",
+    "boxes",
+)  # fmt: skip
+
+
 def write_split(path: Path, films: Sequence[FilmFile], split: Sequence[str]) -> None:
-    """Writes `split.csv`: path, label, patient, split; one row a film, those left out too."""
+    """Writes `split.csv`: one row a film, those left out too, with all that a manifest said of it.
+
+    Boxes stand in one cell, "x0 y0 x1 y1" each, several apart by semicolons.
+    """
+    others = sorted({name for film in films for name, _ in film.other} - set(_COLUMNS))
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "label", "patient", "split"))
+    rows = csv.DictWriter(text, (*_COLUMNS, *others), restval="", lineterminator="\n")
+    rows.writeheader()
     for film, part in zip(films, split, strict=True):
-        rows.writerow((film.path, LABELS[film.label], film.patient, part))
+        rows.writerow(
+            {name: value for name, value in film.other if name in others}
+            | {
+                "path": film.path,
+                "label": LABELS[film.label],
+                "patient": film.patient,
+                "split": part,
+                "folder": film.folder,
+                "site": film.site,
+                "source": film.source,
+                "patient_known": int(film.patient_known),
+                "age": "" if film.age is None else f"{film.age:g}",
+                "sex": film.sex,
+                "view": film.view,
+                "licence": film.licence,
+                "boxes": ";".join(" ".join(f"{side:.6g}" for side in box) for box in film.boxes),
+            }
+        )
     write_text(path, text.getvalue())
 
 
@@ -169,12 +254,28 @@ def read_split(path: Path) -> tuple[list[FilmFile], list[str]]:
     try:
         with path.open(encoding="utf-8", newline="") as text:
             rows = list(csv.DictReader(text))
-        films = [
-            FilmFile(row["path"], LABELS.index(row["label"]), row["patient"], row["path"].split("/")[0]) for row in rows
-        ]
+        films = [_film(row) for row in rows]
         split = [row["split"] for row in rows]
-        if not films or not set(split) <= {TRAIN, VALIDATION, TEST, UNREADABLE, DUPLICATE, UNUSED}:
+        if not films or not set(split) <= {TRAIN, VALIDATION, TEST, LEFT_OUT, *LEFT_ASIDE}:
             raise ValueError
-    except (OSError, KeyError, ValueError, AttributeError, csv.Error):
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error):
         raise RunError(f"{path} is missing or damaged: train again") from None
     return films, split
+
+
+def _film(row: dict[str, str]) -> FilmFile:
+    return FilmFile(
+        path=row["path"],
+        label=LABELS.index(row["label"]),
+        patient=row["patient"],
+        folder=row["folder"],
+        site=row["site"],
+        source=int(row["source"]),
+        patient_known=row["patient_known"] == "1",
+        age=float(row["age"]) if row["age"] else None,
+        sex=row["sex"],
+        view=row["view"],
+        licence=row["licence"],
+        other=tuple((name, value) for name, value in row.items() if name not in _COLUMNS),
+        boxes=tuple(Box(*map(float, box.split())) for box in row["boxes"].split(";") if box),
+    )

@@ -6,7 +6,7 @@ import datetime
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,10 +22,10 @@ from pneumo_edge.errors import DataError, MissingExtraError, RunError, UsageErro
 from pneumo_edge.preprocess import Pixels
 from pneumo_train.backbones import build_model, check_architecture, find_backbone, freeze
 from pneumo_train.calibrate import Floats, choose_thresholds, fit_calibration, probabilities
-from pneumo_train.films import KAGGLE_PATIENT, FilmFile, index_films, index_hash, labels_of, prepare
-from pneumo_train.measure import measure
+from pneumo_train.films import FilmFile, index_hash, prepare
 from pneumo_train.perturb import perturb_all
 from pneumo_train.phantom import draw_phantoms
+from pneumo_train.pointing import choose_region_threshold, measure_pointing
 from pneumo_train.pretrained import check_weights, load_weights
 from pneumo_train.run import (
     FORMAT_VERSION,
@@ -33,6 +33,7 @@ from pneumo_train.run import (
     Films,
     RunFilms,
     load_films,
+    load_model,
     model_path,
     read_config,
     read_metrics,
@@ -40,7 +41,9 @@ from pneumo_train.run import (
     write_config,
     write_rows,
 )
-from pneumo_train.split import TEST, TRAIN, VALIDATION, read_split, split_films, write_split
+from pneumo_train.sites import SHARES, describe_sites, measure_sites, probe_sites, site_weights
+from pneumo_train.sources import KAGGLE_PATIENT, absolute, gather
+from pneumo_train.split import LEFT_OUT, TEST, TRAIN, VALIDATION, read_split, split_films, write_split
 
 if TYPE_CHECKING:
     import keras
@@ -51,12 +54,13 @@ BALANCES = ("weights", "sampling")
 PATIENCE = 4
 PHANTOMS = 600
 KAGGLE_SET = "paultimothymooney/chest-xray-pneumonia"
+KERMANY = "chest-xray-pneumonia (Kermany et al., Cell 2018)"
 
 
 def start_run(
     run: Path,
     *,
-    data: str,
+    data: Sequence[str],
     backbone: str,
     head: str,
     weights: str,
@@ -70,13 +74,17 @@ def start_run(
     teachers: Sequence[Path] = (),
     mixed_precision: bool = False,
     patient_rule: str = KAGGLE_PATIENT,
+    leave_out: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
+    licences: Mapping[str, str] | None = None,
     test: bool = False,
 ) -> None:
     """Finds the films, cuts the validation set, trains and writes the run.
 
     Args:
         run: Folder to make; must not exist.
-        data: Folder in the Kaggle layout, or "kaggle", or "phantom".
+        data: Folders in the Kaggle layout or manifests, each with SITE= in front or not; "kaggle"; "phantom".
         backbone, head, weights, size: See `pneumo_train.backbones`; size None is the backbone's default.
         epochs, batch_size, learning_rate, seed: Of the training; None is the backbone's default.
         limit: About so many films of training and validation together; None for all.
@@ -84,6 +92,9 @@ def start_run(
         teachers: Finished runs whose models give the targets in place of the labels.
         mixed_precision: Multiply in bfloat16, which has the range of float32, so that no loss has to be scaled.
         patient_rule: Regular expression that finds the patient in a file name.
+        leave_out: Site whose films are for the final measure only.
+        labels: Other names of classes: name -> NORMAL or PNEUMONIA.
+        sources, licences: Site -> where its films come from, and their terms.
         test: Refuse data without a test split: `measure_test` is to follow.
 
     Raises:
@@ -99,24 +110,40 @@ def start_run(
     if run.exists():
         raise UsageError(f"{run} exists already: go on with --resume {run}, or give another --output")
     _need_training_packages()
-    folder, name = _locate(data, run.parent)
-    root, files = index_films(folder, patient_rule)
+    places, described = _locate(data, run.parent)
+    gathered = gather(
+        places, patient_rule=patient_rule, labels=labels, sources=described | dict(sources or {}), licences=licences
+    )
+    files, roots = gathered.films, gathered.roots
+    where = ", ".join(str(root) for root in roots)
+    for remark in gathered.remarks:
+        say(remark)
     if test and {f.label for f in files if f.folder == TEST} != {0, 1}:
-        raise DataError(f"{root} has no test split with both classes: leave out --test")
+        raise DataError(f"{where} has no test split with both classes: leave out --test")
+    if leave_out is not None and leave_out not in {f.site for f in files}:
+        known = ", ".join(dict.fromkeys(f.site for f in files))
+        raise DataError(f"--leave-out names the site {leave_out!r}, and no film is of it: there are {known}")
     # Built before the films are decoded, which may take long, and before anything is written.
     precision = "mixed_bfloat16" if mixed_precision else "float32"
     model, started_from = _build(backbone, head, side, weights, seed, precision)
-    prepared = prepare(root, files, side)
+    prepared = prepare(roots, files, side)
     for message in prepared.errors.values():
         say(f"skipped: {message}")
-    split = split_films(files, prepared, limit=limit)
+    split = split_films(files, prepared, leave_out=leave_out, limit=limit)
     _check_teachers(teachers, files, split)
-    counts = Counter(split)
-    say(f"{root}: {len(files)} films: " + ", ".join(f"{n} {part}" for part, n in sorted(counts.items())))
+    for site in dict.fromkeys(f.site for f in files):
+        counts = Counter(part for part, f in zip(split, files, strict=True) if f.site == site)
+        films = ", ".join(f"{n} {part}" for part, n in sorted(counts.items()))
+        say(f"{site}: {sum(counts.values())} films: {films}")
+        if len({f.label for part, f in zip(split, files, strict=True) if f.site == site and part == TRAIN}) == 1:
+            say(f"{site}: training films of one class alone: the site cannot be balanced, and may tell the class")
     config = Config(
         format_version=FORMAT_VERSION,
-        data=str(root.resolve()),
-        data_name=name,
+        data=tuple(absolute(place) for place in places),
+        sources=gathered.sources,
+        licences=gathered.licences,
+        labels=dict(labels or {}),
+        left_out=leave_out,
         data_hash=index_hash(files, prepared.sha256),
         patient_rule=patient_rule,
         backbone=backbone,
@@ -168,28 +195,31 @@ def measure_test(run: Path) -> None:
     Raises:
         RunError: The run is not finished, or its data set has no test split.
     """
-    from pneumo_train.batches import logits
     from pneumo_train.report import write_report
 
     config, metrics = read_config(run), read_metrics(run)
     films = load_films(run, config)
     test = films.part(TEST)
     if set(test.labels.tolist()) != {0, 1}:
-        raise RunError(f"{films.root} has no test split with both classes: --test has nothing to measure")
-    scores = logits(_load(run), test.pixels)
+        raise RunError(f"the films of {run} have no test split with both classes: --test has nothing to measure")
+    scores, maps = _look(load_model(model_path(run)), test.pixels)
     calibration = Calibration(**metrics["calibration"])
-    probability = probabilities(scores, calibration)
     thresholds = {name: point["threshold"] for name, point in metrics["operating_points"].items()}
+    if "pointing" not in metrics["validation"]:
+        raise RunError(
+            f"{run} was judged by an earlier pneumo: delete its metrics.json and judge it anew with --resume"
+        )
+    region = metrics["validation"]["pointing"]["region_threshold"]
     times = (metrics["test"] or {"measured": 0})["measured"] + 1
-    metrics["test"] = {"measured": times} | measure(test.labels, probability, test.patients, thresholds)
+    metrics["test"] = {"measured": times} | _judge(test, scores, maps, calibration, thresholds, region)
     predictions = [row for row in read_rows(run / "predictions.csv") if row["split"] != TEST]
-    predictions += _prediction_rows(TEST, test, scores, probability)
+    predictions += _prediction_rows(TEST, test, scores, probabilities(scores, calibration))
     write_rows(run / "predictions.csv", PREDICTIONS, predictions)
     write_json(run / "metrics.json", metrics)
     write_report(run)
 
 
-PREDICTIONS = ("split", "path", "label", "logit", "probability")
+PREDICTIONS = ("split", "site", "path", "label", "logit", "probability")
 
 
 def _build(backbone: str, head: str, size: int, weights: str, seed: int, precision: str) -> tuple[keras.Model, str]:
@@ -209,26 +239,18 @@ def _build(backbone: str, head: str, size: int, weights: str, seed: int, precisi
 
 def _check_teachers(teachers: Sequence[Path], files: Sequence[FilmFile], split: Sequence[str]) -> None:
     """Refuses a teacher that is not finished, or that has learned from films by which the student will be judged."""
-    judging = {film.path for film, part in zip(files, split, strict=True) if part in {VALIDATION, TEST}}
+    judges = {VALIDATION, TEST, LEFT_OUT}
+    judging = {(film.site, film.path) for film, part in zip(files, split, strict=True) if part in judges}
     for teacher in teachers:
         read_metrics(teacher)
         model_path(teacher)
-        learned = {film.path for film, part in zip(*read_split(teacher / "split.csv"), strict=True) if part == TRAIN}
+        seen = zip(*read_split(teacher / "split.csv"), strict=True)
+        learned = {(film.site, film.path) for film, part in seen if part == TRAIN}
         if learned & judging:
             raise UsageError(
                 f"{teacher} has learned from {len(learned & judging)} of the films that this run would be judged by: "
                 "give a teacher that was trained on the same data with the same --limit and --patient-regex"
             )
-
-
-def _load(run: Path) -> keras.Model:
-    import keras
-
-    path = model_path(run)
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        raise RunError(f"{path} cannot be loaded ({type(error).__name__}): train {run} again") from error
 
 
 def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model], *, resume: bool) -> None:
@@ -241,16 +263,19 @@ def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model
     data = FitData(
         films=films.prepared.pixels,
         train=films.positions(TRAIN),
-        labels=labels_of(films.files),
+        files=films.files,
         validation=validation.pixels,
         perturbed=perturbed,
         validation_labels=validation.labels,
+        validation_sites=validation.sites,
     )
     settings = FitSettings(
         config.epochs, config.batch_size, config.learning_rate, config.seed, PATIENCE, config.balance
     )
-    teachers = [_load(Path(teacher)) for teacher in config.teachers]
-    fit(run, settings, data, build, resume=resume, teachers=teachers)
+    teachers = [load_model(model_path(Path(teacher))) for teacher in config.teachers]
+    # The model is written when all epochs are done: a run that has one is judged anew, and not trained again.
+    if not (resume and (run / "model.keras").is_file()):
+        fit(run, settings, data, build, resume=resume, teachers=teachers)
     _evaluate(run, films, validation, perturbed)
     _report(run)
 
@@ -263,65 +288,122 @@ def _report(run: Path) -> None:
 
 
 def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) -> None:
-    """Calibrates, chooses the operating points, and measures validation; writes predictions.csv and metrics.json."""
-    from pneumo_train.batches import logits
-
-    model = _load(run)
-    clean, disturbed = logits(model, validation.pixels), logits(model, perturbed)
+    """Calibrates, chooses the operating points, and measures; writes predictions.csv and metrics.json."""
+    model = load_model(model_path(run))
+    clean, maps = _look(model, validation.pixels)
+    disturbed, disturbed_maps = _look(model, perturbed)
     labels = np.concatenate([validation.labels] * 2)
     pooled = np.concatenate([clean, disturbed])
-    calibration = fit_calibration(labels, pooled)
-    thresholds = choose_thresholds(labels, probabilities(pooled, calibration))
+    # Each site has the same say, however many films it has.
+    weights = np.concatenate([site_weights(validation.sites)] * 2)
+    calibration = fit_calibration(labels, pooled, weights)
+    thresholds = choose_thresholds(labels, probabilities(pooled, calibration), weights)
+    region = None
+    if read_config(run).head == "local":
+        region = choose_region_threshold(maps, [film.boxes for film in validation.files], validation.labels)
+    both = Films(validation.files * 2, np.concatenate([validation.pixels, perturbed]), labels)
+    pooled_measure = measure_sites(both, pooled, calibration, thresholds)
     p_clean, p_disturbed = probabilities(clean, calibration), probabilities(disturbed, calibration)
-    pooled_measure = measure(labels, np.concatenate([p_clean, p_disturbed]), validation.patients * 2, thresholds)
-    write_rows(
-        run / "predictions.csv",
-        PREDICTIONS,
-        [
-            *_prediction_rows(VALIDATION, validation, clean, p_clean),
-            *_prediction_rows(f"{VALIDATION}_perturbed", validation, disturbed, p_disturbed),
-        ],
+    rows = [
+        *_prediction_rows(VALIDATION, validation, clean, p_clean),
+        *_prediction_rows(f"{VALIDATION}_perturbed", validation, disturbed, p_disturbed),
+    ]
+    left_out, elsewhere = films.part(LEFT_OUT), None
+    if left_out.files:
+        scores, left_out_maps = _look(model, left_out.pixels)
+        rows += _prediction_rows(LEFT_OUT, left_out, scores, probabilities(scores, calibration))
+        elsewhere = _judge(left_out, scores, left_out_maps, calibration, thresholds, region)
+    write_rows(run / "predictions.csv", PREDICTIONS, rows)
+    probe = probe_sites(
+        validation.files, validation.labels, validation.patients, lambda: _features(model, validation.pixels)
     )
     write_json(
         run / "metrics.json",
         {
             "films": dict(Counter(f"{s}/{LABELS[f.label]}" for s, f in zip(films.split, films.files, strict=True))),
+            "sites": describe_sites(films),
             "calibration": asdict(calibration),
             "operating_points": {
                 name: {
                     "threshold": threshold,
-                    **{
-                        share: {k: pooled_measure["operating_points"][name][share][k] for k in ("value", "low", "high")}
-                        for share in ("sensitivity", "specificity")
-                    },
+                    **{share: pooled_measure["mean"]["operating_points"][name][share] for share in SHARES},
                 }
                 for name, threshold in thresholds.items()
             },
-            "validation": measure(validation.labels, p_clean, validation.patients, thresholds),
-            "validation_perturbed": measure(validation.labels, p_disturbed, validation.patients, thresholds),
+            "validation": _judge(validation, clean, maps, calibration, thresholds, region) | {"site_probe": probe},
+            "validation_perturbed": _judge(validation, disturbed, disturbed_maps, calibration, thresholds, region),
+            "left_out": elsewhere,
             "test": None,
         },
     )
 
 
+def _look(model: keras.Model, pixels: Pixels) -> tuple[Floats, Floats]:
+    """Returns logits (N,) and heatmaps (N, h, w) of films uint8 (N, S, S)."""
+    from pneumo_train.batches import predict_all
+    from pneumo_train.explain import explained
+
+    answers = predict_all(explained(model), pixels[..., np.newaxis])
+    return answers["logit"][:, 0], answers["heatmap"]
+
+
+def _features(model: keras.Model, pixels: Pixels) -> Floats:
+    """Returns (N, F): what the body of a network knows of each film, averaged over places."""
+    import keras
+
+    from pneumo_train.backbones import FEATURES
+    from pneumo_train.batches import predict
+
+    features = model.get_layer(FEATURES).output
+    return predict(keras.Model(model.input, keras.ops.mean(features, axis=(1, 2))), pixels[..., np.newaxis])
+
+
+def _judge(
+    films: Films,
+    scores: Floats,
+    maps: Floats,
+    calibration: Calibration,
+    thresholds: Mapping[str, float],
+    region: float | None,
+) -> dict[str, Any]:
+    """Measures verdicts and heatmaps of films: what `metrics.json` holds of a split."""
+    called = probabilities(scores, calibration) >= thresholds["balanced"]
+    boxes = [film.boxes for film in films.files]
+    return measure_sites(films, scores, calibration, dict(thresholds)) | {
+        "pointing": measure_pointing(maps, boxes, films.labels, called, films.patients, films.sites, region)
+    }
+
+
 def _prediction_rows(part: str, films: Films, scores: Floats, probability: Floats) -> list[dict[str, Any]]:
     return [
-        {"split": part, "path": path, "label": LABELS[label], "logit": f"{s:.6g}", "probability": f"{p:.6g}"}
-        for path, label, s, p in zip(films.paths, films.labels, scores, probability, strict=True)
+        {
+            "split": part,
+            "site": film.site,
+            "path": film.path,
+            "label": LABELS[film.label],
+            "logit": f"{s:.6g}",
+            "probability": f"{p:.6g}",
+        }
+        for film, s, p in zip(films.files, scores, probability, strict=True)
     ]
 
 
-def _locate(data: str, runs: Path) -> tuple[Path, str]:
-    """Returns the folder of the data and what reports call it."""
-    if data == "phantom":
-        folder = runs / "phantoms"
-        with progress("drawing phantoms", PHANTOMS) as show:
-            draw_phantoms(folder, films=PHANTOMS, progress=lambda done, _: show(done))
-        say(f"phantoms: {folder}: synthetic drawings, no patients, never a substitute for real films")
-        return folder, "phantoms (synthetic drawings, no real films)"
-    if data == "kaggle":
-        return _download(), "chest-xray-pneumonia (Kermany et al., Cell 2018)"
-    return Path(data), Path(data).resolve().name
+def _locate(data: Sequence[str], runs: Path) -> tuple[list[str], dict[str, str]]:
+    """Returns the data sets as `gather` takes them, and what is known of those that pneumo brings itself."""
+    places, described = [], {}
+    for text in data:
+        if text == "phantom":
+            folder = runs / "phantoms"
+            with progress("drawing phantoms", PHANTOMS) as show:
+                draw_phantoms(folder, films=PHANTOMS, progress=lambda done, _: show(done))
+            say(f"phantoms: {folder}: synthetic drawings, no patients, never a substitute for real films")
+            places.append(str(folder))
+        elif text == "kaggle":
+            places.append(f"kermany={_download()}")
+            described["kermany"] = KERMANY
+        else:
+            places.append(text)
+    return places, described
 
 
 def _download() -> Path:

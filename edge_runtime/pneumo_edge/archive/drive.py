@@ -154,6 +154,7 @@ def judge_archive(
             bundle_sha256=description.bundle_sha256,
             where=where,
             base=found.base,
+            regions=bundle.description.files[file].region_threshold is not None,
         )
         _check_workers(client, job)
         start = time.perf_counter()

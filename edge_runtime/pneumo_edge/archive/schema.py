@@ -1,7 +1,8 @@
 """The columns of the dataset: one row for each film, its verdict or why there is none.
 
 A row holds the fields of the JSON record of pneumo-infer, or its error; `part`, the number of the file it stands in;
-the manifest's other columns; and at the end what the film took, which alone differs when the same film is judged again.
+where the bundle outlines regions, what they are; the manifest's other columns; and at the end what the film took, which
+alone differs when the same film is judged again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ VERDICT = (
     ("error", pa.string()),
     ("part", pa.int64()),
 )
+REGION = (
+    ("region_outlines", pa.int64()),
+    ("region_area", pa.float64()),
+    ("region_strongest", pa.float64()),
+)
+"""Columns of a dataset whose bundle has a local map. One that was begun with another bundle is never continued with it,
+so that all parts of a dataset have them or none has."""
 TIMES = (("read_ms", pa.float64()), ("infer_ms", pa.float64()))
 
 PATH_BYTES = "path_bytes"
@@ -41,7 +49,7 @@ PATH_BYTES = "path_bytes"
 PLANNED = (("path", pa.string()), (PATH_BYTES, pa.binary()))
 """What the plan says of a film, before the manifest's other columns."""
 
-_TAKEN = {name for name, _ in (*VERDICT, *TIMES, *PLANNED)}
+_TAKEN = {name for name, _ in (*VERDICT, *REGION, *TIMES, *PLANNED)}
 
 
 def check_columns(columns: pa.Schema, where: str) -> None:
@@ -75,13 +83,14 @@ def part_number(file: str) -> int | None:
     return int(number) if suffix == "parquet" and stem != number and number.isdecimal() else None
 
 
-def to_table(records: Sequence[Mapping[str, Any]], part: int, columns: pa.Table) -> pa.Table:
+def to_table(records: Sequence[Mapping[str, Any]], part: int, columns: pa.Table, *, regions: bool = False) -> pa.Table:
     """Makes the rows of one part.
 
     Args:
         records: What `Prediction.record` and `Failure.record` give.
         part: Its number.
         columns: The manifest's other columns, a row for each record.
+        regions: The bundle has a local map.
     """
 
     rows = [_row(record, part) for record in records]
@@ -89,12 +98,17 @@ def to_table(records: Sequence[Mapping[str, Any]], part: int, columns: pa.Table)
     def arrays(kinds: Sequence[tuple[str, pa.DataType]]) -> dict[str, pa.Array]:
         return {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds}
 
-    return pa.table(arrays(VERDICT) | {name: columns[name] for name in columns.column_names} | arrays(TIMES))
+    own = VERDICT + REGION if regions else VERDICT
+    return pa.table(arrays(own) | {name: columns[name] for name in columns.column_names} | arrays(TIMES))
 
 
 def _row(record: Mapping[str, Any], part: int) -> dict[str, Any]:
     times = record.get("milliseconds", {})
     row = dict(record) | {"part": part, "read_ms": times.get("read"), "infer_ms": times.get("infer")}
+    region = record.get("region")
+    if region is not None:
+        row |= {"region_outlines": len(region["polygons"])}
+        row |= {f"region_{name}": region[name] for name in ("area", "strongest")}
     return row | {name: plain_text(row[name]) for name in ("path", "error") if name in row}
 
 

@@ -54,6 +54,8 @@ class Job:
     bundle_sha256: str
     where: str
     base: str
+    regions: bool = False
+    """The file has a local map."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def judge(job: Job, films: pa.Table) -> list[dict[str, Any]]:
 def write_part(job: Job, part: int, films: pa.Table, records: Sequence[dict[str, Any]]) -> pa.Table:
     """Writes the rows of a part in one step and returns them."""
     columns = films.drop_columns([name for name, _ in schema.PLANNED])
-    table = schema.to_table(records, part, columns)
+    table = schema.to_table(records, part, columns, regions=job.regions)
     facts = {"version": __version__, "file": job.file, "bundle_sha256": job.bundle_sha256}
     again = sum(record.get(_AGAIN, False) for record in records)
     Store(job.output).write(schema.part_name(part), schema.to_parquet(table, facts | {_AGAIN: str(again)}))

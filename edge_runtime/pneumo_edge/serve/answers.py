@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import unicodedata
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
@@ -36,10 +37,10 @@ from pydicom.valuerep import validate_value
 
 from pneumo_edge import __version__
 from pneumo_edge.classifier import Failure, Prediction
-from pneumo_edge.command_line import NOT_A_DIAGNOSIS
-from pneumo_edge.overlay import colour_heatmap, with_captions
+from pneumo_edge.overlay import mark, region_words, with_captions
 from pneumo_edge.serve.film import IDENTITY, MANUFACTURER, OF_THE_PIXELS, WHOSE, time_zone
 from pneumo_edge.serve.rules import REASONS, says_chest
+from pneumo_edge.words import Words
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -71,6 +72,9 @@ _THRESHOLD = sr.CodedConcept("threshold", _SCHEME, "Threshold: pneumonia from th
 _PREVALENCE = sr.CodedConcept("prevalence", _SCHEME, "Prevalence of pneumonia for which the probability holds")
 _PROCEDURE = sr.CodedConcept("363680008", "SCT", "Radiographic imaging procedure")
 
+_LANGUAGES = {"en": "English", "es": "Spanish", "fr": "French", "pt": "Portuguese"}
+"""RFC 5646 code -> meaning."""
+
 OUR_CODES = (
     *((each.value, each.meaning) for each in (_VERDICTS[None], _REASON, _PROBABILITY, _THRESHOLD, _PREVALENCE)),
     *REASONS.items(),
@@ -90,6 +94,7 @@ class Answer:
         *,
         screen: Image.Image | None = None,
         reason: str | None = None,
+        words: Words | None = None,
     ) -> None:
         """Takes together what the two objects need.
 
@@ -100,7 +105,9 @@ class Answer:
             device_uid: Of this device.
             screen: What `pneumo_edge.overlay.screen_film` gave.
             reason: Of `REASONS`, where there is no verdict.
+            words: The language of its sentences; English by default. Codes keep their meanings in English.
         """
+        self._words = words or Words()
         self._header, self._answer, self._classifier, self._device = header, answer, classifier, device_uid
         self._screen = screen
         self._reason = reason or ("unreadable" if isinstance(answer, Failure) else "unlike-training")
@@ -112,7 +119,7 @@ class Answer:
         self._says = self._fingerprint()
 
     def capture(self) -> bytes:
-        """Makes the Secondary Capture: the film with its heatmap, verdict and note in the picture itself.
+        """Makes the Secondary Capture: the film with what is marked in it, verdict and note in the picture itself.
 
         Where the verdict is withheld, the film has neither colours nor a probability beside it, but the reasons.
 
@@ -125,25 +132,23 @@ class Answer:
         prediction, screen = self._answer, self._screen
         if screen is None or isinstance(prediction, Failure):
             raise ValueError("a film that could not be read has no picture")
-        picture = screen if prediction.label is None else colour_heatmap(screen, prediction.heatmap)
+        picture = screen if prediction.label is None else mark(screen, prediction)
         capture = SCImage.from_ref_dataset(
             _evidence(self._header),
-            pixel_array=np.asarray(with_captions(picture, prediction)),
+            pixel_array=np.asarray(with_captions(picture, prediction, words=self._words)),
             photometric_interpretation="RGB",
             bits_allocated=8,
             coordinate_system="PATIENT",
             # That of the film, if it states one, comes below.
             patient_orientation=("L", "F"),
             series_number=9901,
-            series_description="pneumo: film with heatmap. Not a diagnosis.",
+            series_description=self._written(self._words("series.picture")),
             **self._made_by("capture"),
         )
         capture.PatientOrientation = []
         capture.ConversionType = "WSD"
-        capture.DerivationDescription = (
-            "Film with what a neural network takes for evidence of pneumonia, and its verdict"
-        )
-        capture.ImageComments = NOT_A_DIAGNOSIS
+        capture.DerivationDescription = self._written(self._words("series.derived"))
+        capture.ImageComments = self._written(self._words("note"))
         source = Dataset()
         source.ReferencedSOPClassUID = self._header.SOPClassUID
         source.ReferencedSOPInstanceUID = self._header.SOPInstanceUID
@@ -204,16 +209,20 @@ class Answer:
             ),
             procedure_reported=_PROCEDURE,
             imaging_measurements=[group],
+            language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
+                sr.CodedConcept(self._words.language, "RFC5646", _LANGUAGES[self._words.language])
+            ),
         )
         # In front of the container with the numbers: this is what most viewers show first.
         root = content[0].ContentSequence
-        for name, text in _sentences(answer, classifier):
-            root.insert(len(root) - 1, sr.TextContentItem(name, _plain(text), sr.RelationshipTypeValues.CONTAINS))
+        for name, text in _sentences(answer, classifier, self._words):
+            written = sr.TextContentItem(name, self._written(text), sr.RelationshipTypeValues.CONTAINS)
+            root.insert(len(root) - 1, written)
         report = sr.EnhancedSR(
             evidence=[_evidence(header)],
             content=content,
             series_number=9902,
-            series_description="pneumo: report. Not a diagnosis.",
+            series_description=self._written(self._words("series.report")),
             is_complete=True,
             coding_schemes=[
                 highdicom.coding_schemes.CodingSchemeIdentificationItem(_SCHEME, name="Codes of the software pneumo")
@@ -245,13 +254,22 @@ class Answer:
         study = [self._header[keyword].value for keyword in IDENTITY]
         judged_by = (self._device, sha256, classifier.operating_point, repr(classifier.prevalence), __version__)
         whose = [(element.keyword, str(element.value)) for element in self._whose]
-        said = json.dumps([study, judged_by, whose, record, self._reason], default=str)
+        said = json.dumps([study, judged_by, whose, record, self._reason, self._words.language], default=str)
         found = hashlib.sha256(said.encode("utf-8", "backslashreplace"))
         if self._screen is not None:
             found.update(self._screen.tobytes())
         if isinstance(self._answer, Prediction):
             found.update(self._answer.heatmap.tobytes())
         return found.hexdigest()
+
+    def _written(self, text: str) -> str:
+        """Returns a text as it can be written in the character set of the object, without accents where need be."""
+        stated = [each.value for each in self._whose if each.keyword == "SpecificCharacterSet" and each.value]
+        # A film that names none has nothing but ASCII, and the object is then of our own character set (`_file`).
+        encodings = _encodings(stated[0]) if stated else ["latin_1"]
+        if all(any(_can_write(letter, each) for each in encodings) for letter in text):
+            return text
+        return _plain("".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each)))
 
     def _file(self, made: Dataset) -> bytes:
         """Lays what stands in the film over what was made, and returns the bytes of a DICOM file."""
@@ -260,8 +278,11 @@ class Answer:
         for element in made:
             if element.VR in ("DA", "TM") and element.value and element.keyword not in WHOSE:
                 element.value = now.strftime("%Y%m%d" if element.VR == "DA" else "%H%M%S.%f")
+        made.SpecificCharacterSet = "ISO_IR 100"
         for element in self._whose:
             made[element.tag] = element
+        if not made.SpecificCharacterSet:
+            made.SpecificCharacterSet = "ISO_IR 100"
         return _bytes(made)
 
 
@@ -303,20 +324,25 @@ def _as_texts(items: Any) -> Iterator[Dataset]:
             yield from _as_texts(item.get("ContentSequence", ()))
 
 
-def _sentences(answer: Prediction | Failure, classifier: Classifier) -> list[tuple[Any, str]]:
+def _sentences(answer: Prediction | Failure, classifier: Classifier, words: Words) -> list[tuple[Any, str]]:
     """Returns the text of a report, each part with its name."""
     remarks: tuple[str, ...]
     if isinstance(answer, Failure):
-        said, remarks = "No verdict: the film cannot be judged.", (answer.error,)
+        said, remarks = words("report.failed"), (answer.error,)
     elif answer.label is None:
-        said, remarks = "No verdict: this does not look like what the model was made for.", answer.warnings
+        said, remarks = words("report.withheld"), answer.warnings
     else:
-        said = (
-            f"{answer.label}. Probability of pneumonia {answer.probability:.1%} where {classifier.prevalence:.1%} of "
-            f"films show pneumonia; PNEUMONIA from {answer.threshold:.1%} (operating point {answer.operating_point})."
+        said = words(
+            "report.says",
+            verdict=words(answer.label).upper(),
+            share=words.percent(answer.probability),
+            prevalence=words.percent(classifier.prevalence),
+            threshold=words.percent(answer.threshold),
+            point=words.point(answer.operating_point),
         )
-        remarks = answer.warnings
-    return [(codes.DCM.Summary, f"{said} {NOT_A_DIAGNOSIS}"), *((codes.DCM.Comment, remark) for remark in remarks)]
+        remarks = region_words(answer) + answer.warnings
+    comments = ((codes.DCM.Comment, words.sentence(remark)) for remark in remarks)
+    return [(codes.DCM.Summary, f"{said} {words('note')}"), *comments]
 
 
 def _evidence(header: Dataset) -> Dataset:

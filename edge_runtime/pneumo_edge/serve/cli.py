@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pneumo_edge.serve.peers import Destination
     from pneumo_edge.serve.rules import Rules
     from pneumo_edge.serve.tls import Identity
+    from pneumo_edge.words import Words
 
 T = TypeVar("T")
 
@@ -133,6 +134,10 @@ def serve(
         str | None,
         typer.Option(metavar="WHAT,...", help="Shown of DICOM films on the page: accession, patient-id. Never logged."),
     ] = None,
+    language: Annotated[
+        str,
+        typer.Option(metavar="en|es|fr|pt", help="Of what a PACS gets. The page speaks that of its reader's browser."),
+    ] = "en",
     keep_days: Annotated[
         int, typer.Option(min=1, help="Days of running until a film is deleted, unless its answer still waits.")
     ] = 30,
@@ -161,6 +166,7 @@ def serve(
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "serve", "pneumo-serve") from error
     from pneumo_edge.classifier import Classifier
+    from pneumo_edge.words import Words
 
     token = None if token_file is None else Token(token_file)
     if token is None and not is_loopback(host):
@@ -173,6 +179,7 @@ def serve(
         raise UsageError("--tls-key is for the certificate of --tls-certificate: give that as well")
     authorization = None if send_authorization is None else _read_line(send_authorization)
     rules = Rules(min_age, max_age, OtherParts(_one_of(list(OtherParts), other_parts, "--other-parts")))
+    words = Words(language)
     shown = [] if show is None else [_one_of(_SHOWN, each.strip(), "--show") for each in show.split(",")]
     _log_to_stderr()
     _serve(
@@ -184,6 +191,7 @@ def serve(
         identity,
         authorization,
         rules,
+        words,
         spool or _state_folder() / "spool",
         keep_days,
     )
@@ -208,6 +216,7 @@ def _serve(
     identity: Identity,
     authorization: str | None,
     rules: Rules,
+    words: Words,
     folder: Path,
     keep_days: int,
 ) -> None:
@@ -264,7 +273,7 @@ def _serve(
             )
         )
         signals = _stop_at_signals(server)
-        judge = Judge(classifier, inbox, send=send, rules=rules, keep_days=keep_days)
+        judge = Judge(classifier, inbox, send=send, rules=rules, words=words, keep_days=keep_days)
         judge.start()
         parts.callback(judge.stop)
         say(NOT_A_DIAGNOSIS)

@@ -6,7 +6,7 @@ import re
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from pneumo_edge.dicom import read_tags
+from pneumo_edge.dicom.tags import read_tags
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pneumo_edge.classifier import Failure, Prediction
 from pneumo_edge.errors import ImageError, MissingExtraError
-from pneumo_edge.overlay import heatmap_layer, screen_film
+from pneumo_edge.overlay import glow_layer, screen_film
 from pneumo_edge.serve.rules import Rules, header_of, withhold
 from pneumo_edge.serve.spool import ANSWER, CAPTURE, FILM, HEATMAP, OBJECTS, PICTURE, REPORT
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pneumo_edge.classifier import Classifier
     from pneumo_edge.serve.inbox import Inbox
     from pneumo_edge.serve.journal import Entry
+    from pneumo_edge.words import Words
 
 _MAX_BEGINNINGS = 5
 """A film that was being judged so often when the process ended is taken to be what ends it."""
@@ -46,6 +47,7 @@ class Judge:
         *,
         send: Mapping[str, Collection[str]] | None = None,
         rules: Rules | None = None,
+        words: Words | None = None,
         keep_days: float | None = None,
     ) -> None:
         """Prepares it; `start` begins.
@@ -55,11 +57,13 @@ class Judge:
             inbox: Holds the films, and is told what became of them.
             send: The objects ("sc", "sr") that each destination gets of a film that came over DICOM.
             rules: Which films get no verdict.
+            words: The language of what is written as DICOM; English by default.
             keep_days: Older films are deleted, except those that still wait for something; None for never.
         """
         self._classifier, self._inbox = classifier, inbox
         self._journal, self._spool = inbox.journal, inbox.spool
         self._send, self._rules, self._keep_days = send or {}, rules or Rules(), keep_days
+        self._words = words
         self._begun: tuple[str, int] | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="judge")
@@ -126,7 +130,7 @@ class Judge:
         files[ANSWER] = json.dumps(answer.record(), indent=2).encode()
         if screen is not None and isinstance(answer, Prediction):
             files[PICTURE] = _png(screen)
-            files[HEATMAP] = _png(heatmap_layer(screen.size, answer.heatmap))
+            files[HEATMAP] = _png(glow_layer(screen.size, answer))
         if film is not None:
             try:
                 self._spool.write(key, files)
@@ -156,7 +160,8 @@ class Judge:
         from pneumo_edge.serve.answers import Answer
 
         try:
-            made = Answer(header, answer, self._classifier, self._journal.device_uid, screen=screen, reason=reason)
+            device = self._journal.device_uid
+            made = Answer(header, answer, self._classifier, device, screen=screen, reason=reason, words=self._words)
             for keyword in made.left_out:
                 _log.warning("%s: its %s breaks the rules of DICOM and is left out of the answer", answer.path, keyword)
             files = {REPORT: made.report()}

@@ -16,7 +16,7 @@ from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
-from pneumo_edge.dicom import TRANSFER_SYNTAXES
+from pneumo_edge.dicom.decode import TRANSFER_SYNTAXES
 from pneumo_edge.serve.answers import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pneumo_edge.serve.film import KINDS
 from pneumo_edge.serve.inbox import STATUS, RefusedError

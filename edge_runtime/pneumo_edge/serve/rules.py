@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from pneumo_edge.dicom import _CHEST, _MODALITIES, is_dicom
+from pneumo_edge.dicom.remarks import _CHEST, _MODALITIES
+from pneumo_edge.dicom.tags import is_dicom
 from pneumo_edge.errors import UsageError
 from pneumo_edge.serve.film import age_in_years, read_header
 

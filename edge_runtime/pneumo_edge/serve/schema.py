@@ -25,6 +25,19 @@ class Milliseconds(BaseModel):
     infer: float
 
 
+class Outline(BaseModel):
+    """Where in the film the model sees what it takes for pneumonia."""
+
+    polygons: list[list[tuple[float, float]]] = Field(
+        description="Closed lines of x, y in pixels of the film, from its upper left; one inside another is a hole. "
+        "Empty where no region stands out, and for films that are not called PNEUMONIA."
+    )
+    area: float = Field(description="Enclosed share of the film.", ge=0, le=1, examples=[0.064])
+    strongest: float = Field(description="The largest local probability.", ge=0, le=1, examples=[0.93])
+    width: int = Field(description="Of the film, in pixels.", examples=[2048])
+    height: int = Field(examples=[1536])
+
+
 class Record(BaseModel):
     """What the model says of one film; the record of `pneumo-infer --format json`."""
 
@@ -37,10 +50,11 @@ class Record(BaseModel):
     )
     operating_point: str = Field(examples=["balanced"])
     novelty: float = Field(description="Distance from the films that the model has learned from.", ge=0, examples=[31])
-    in_distribution: bool = Field(description="false where the picture does not look like a frontal chest film.")
+    in_distribution: bool = Field(description="false where the picture is unlike what the model was made for.")
     warnings: list[str] = Field(examples=[["the picture is almost blank"]])
     model: str = Field(examples=["efficientnet_lite0-gap-160"])
     file: str = Field(examples=["model.int8.onnx"])
+    region: Outline | None = Field(description="null where the model has no local map.")
     milliseconds: Milliseconds
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import io
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -23,12 +26,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import StreamingResponse
 
 from pneumo_edge import __version__
 from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.errors import ImageError, MissingExtraError
-from pneumo_edge.preprocess import is_film
+from pneumo_edge.overlay import legend_layer
+from pneumo_edge.preprocess import is_film, read_deep_film
 from pneumo_edge.serve import stow
 from pneumo_edge.serve.film import IDENTITY, KINDS
 from pneumo_edge.serve.gate import Gate, as_json
@@ -55,11 +60,14 @@ from pneumo_edge.serve.schema import (
     errors,
 )
 from pneumo_edge.serve.spool import ANSWER, FILM, HEATMAP, OBJECTS, PICTURE
+from pneumo_edge.words import CATALOGUE
 
 if TYPE_CHECKING:
+    from PIL import Image
     from prometheus_client.metrics_core import Metric
 
     from pneumo_edge.classifier import Classifier, Prediction
+    from pneumo_edge.levels import DeepFilm
     from pneumo_edge.serve.inbox import Inbox, Limits
     from pneumo_edge.serve.journal import Entry, Journal, Sending
     from pneumo_edge.serve.spool import Spool
@@ -71,11 +79,12 @@ _REMEMBERED = 10_000
 """Films of which it is kept in memory whose they are."""
 
 _PAGE = Path(__file__).parent / "page"
-_ASSETS = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
 }
 
 
@@ -150,9 +159,11 @@ def make_app(
             raise HTTPException(503, "the disk is nearly full, no film is taken: make room")
         return as_json({"status": "ok"})
 
-    for path, (name, media_type) in _ASSETS.items():
-        asset = _asset((_PAGE / name).read_bytes(), media_type)
-        app.add_api_route(path, asset, methods=["GET", "HEAD"], include_in_schema=False)
+    assets = {file.name: (file.read_bytes(), _TYPES[file.suffix]) for file in (*_PAGE.iterdir(), CATALOGUE)}
+    assets[""] = assets.pop("index.html")
+    assets["legend.png"] = _png(legend_layer()), "image/png"
+    for name, (data, media_type) in assets.items():
+        app.add_api_route(f"/{name}", _asset(data, media_type), methods=["GET", "HEAD"], include_in_schema=False)
     return app
 
 
@@ -186,6 +197,7 @@ def _predicting(
 
 def _films(inbox: Inbox, intake: Intake, whose: Whose, shown: Telling, secret: bool) -> APIRouter:
     router = APIRouter(tags=["films"])
+    decoding = threading.Lock()
     journal, spool = inbox.journal, inbox.spool
 
     @router.post(
@@ -224,9 +236,12 @@ def _films(inbox: Inbox, intake: Intake, whose: Whose, shown: Telling, secret: b
             str | None,
             Query(max_length=64, description="How the key begins; with --show also a part of what is shown."),
         ] = None,
+        key: Annotated[
+            list[str] | None, Query(max_length=100, description="Of films that the search finds in any case.")
+        ] = None,
     ) -> Response:
         """Films that came here or over DICOM, with their state."""
-        keys = None if search is None else whose.search(search, journal)
+        keys = None if search is None else whose.search(search, journal) | set(key or ())
         chosen = Selection(limit, offset, sort == "probability", order == "asc", verdict, state, keys)
         entries, total = journal.select(chosen)
         return as_json({"films": shown(entries), "total": total})
@@ -260,6 +275,28 @@ def _films(inbox: Inbox, intake: Intake, whose: Whose, shown: Telling, secret: b
             return Response(png, media_type="image/png")
 
         return send_picture
+
+    @router.get(
+        "/v1/films/{key}/film.pgm",
+        summary="Show a film as it is",
+        response_class=Response,
+        responses=content("image/x-portable-graymap") | errors(404, 422, token=secret),
+    )
+    def show_film_as_it_is(key: Key) -> Response:
+        """In its own size and at its own depth, 8 or 16 bits, dark to light as an X-ray is viewed.
+
+        The comment `# window LOW HIGH` has the values that are black and white for the model.
+        """
+        entry = find(key)
+        film = None if entry.in_distribution is None else spool.read(key, FILM)
+        if film is None:
+            raise HTTPException(404, "there is no such picture: the film has not been judged, or could not be")
+        try:
+            # One after the other: the largest film takes half a gigabyte.
+            with decoding:
+                return _as_pgm(read_deep_film(film, f"film {key[:8]}"))
+        except (ImageError, MissingExtraError) as error:
+            raise HTTPException(422, str(error)) from None
 
     for name, summary in ((PICTURE, "Show a film at the size of a screen"), (HEATMAP, "Show the evidence in it")):
         router.add_api_route(
@@ -429,6 +466,22 @@ def _telling(
         return Response(prometheus_client.generate_latest(registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     return router
+
+
+def _as_pgm(film: DeepFilm) -> Response:
+    """Returns a portable graymap (P5), rows from the top, 16 bits with the high byte first."""
+    height, width = film.values.shape
+    head = f"P5\n# window {film.low:.6g} {film.high:.6g}\n{width} {height}\n{film.levels}\n".encode()
+    kind = film.values.dtype.newbyteorder(">")
+    rows = (film.values[top : top + 256].astype(kind).tobytes() for top in range(0, height, 256))
+    length = len(head) + film.values.nbytes
+    return StreamingResponse(chain([head], rows), 200, {"Content-Length": str(length)}, "image/x-portable-graymap")
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
 
 
 def _asset(data: bytes, media_type: str) -> Callable[[], Coroutine[Any, Any, Response]]:

@@ -1,0 +1,134 @@
+"""What the tags of a DICOM file say before any pixel is looked at: no film, or one that the model does not cover."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from pneumo_edge.dicom.tags import MAX_PIXELS, integer, numbers, text
+from pneumo_edge.errors import ImageError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+_MODALITIES = ("CR", "DX", "RG")
+"""Computed, digital and film radiography. Other projections (MG, IO, PX, RF, XA) are not of the chest, or no stills."""
+
+_MEANING = {
+    "CT": "computed tomography",
+    "DOC": "a document",
+    "ECG": "an electrocardiogram",
+    "IO": "X-ray of the teeth",
+    "MG": "mammography",
+    "MR": "magnetic resonance",
+    "NM": "nuclear medicine",
+    "OT": "something other than an X-ray",
+    "PR": "a presentation state",
+    "PT": "positron emission tomography",
+    "PX": "panoramic X-ray of the jaw",
+    "RF": "fluoroscopy",
+    "SR": "a report",
+    "US": "ultrasound",
+    "XA": "angiography",
+    "XC": "a photograph",
+}
+
+_VIEWS = {
+    **dict.fromkeys(("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT", "LEFT LATERAL", "RIGHT LATERAL"), "a lateral view"),
+    **dict.fromkeys(("LLD", "RLD"), "a view of a patient lying on the side"),
+    **dict.fromkeys(("LAO", "RAO", "LPO", "RPO", "LLO", "RLO"), "an oblique view"),
+}
+
+_CHEST = ("CHEST", "THORAX", "TORAX", "TORACE", "LUNG", "PULMO", "POUMON")
+
+_FOR_PROCESSING = tuple(f"1.2.840.10008.5.1.4.1.1.1.{n}.1" for n in (1, 2, 3))
+"""Classes of raw detector values: digital X-ray, mammography, teeth (PS3.4 B.5)."""
+
+
+def refuse(ds: Dataset, name: str) -> None:
+    """Raises `ImageError` for what is no single grey projection X-ray, before any pixel is decoded."""
+    modality = text(ds, "Modality")
+    if modality and modality not in _MODALITIES:
+        code = modality if re.fullmatch("[A-Z0-9]{2,16}", modality) else "(unreadable)"
+        meaning = f" ({_MEANING[code]})" if code in _MEANING else ""
+        raise ImageError(
+            f"{name} has the DICOM modality {code}{meaning}: give an X-ray of the chest, of modality CR, DX or RG"
+        )
+    if "PixelData" not in ds and ("FloatPixelData" in ds or "DoubleFloatPixelData" in ds):
+        raise ImageError(f"{name} has pixels that are fractions, which are not read here: export it with 16 bits")
+    if "PixelData" not in ds:
+        raise ImageError(
+            f"{name} is a DICOM file without pixel data: "
+            "give the file that holds the film, or copy it again if it was cut off"
+        )
+    frames = next(iter(numbers(ds, "NumberOfFrames")), None) or 1
+    if frames > 1:
+        raise ImageError(f"{name} has {frames:.0f} frames, a film has one: export the frame in question")
+    photometric = text(ds, "PhotometricInterpretation")
+    if integer(ds, "SamplesPerPixel", 1) != 1 or (photometric and not photometric.startswith("MONOCHROME")):
+        raise ImageError(f"{name} is a DICOM picture in colour, an X-ray is grey: give the film itself")
+    missing = [tag for tag in ("PhotometricInterpretation", "Rows", "Columns", "BitsAllocated") if ds.get(tag) is None]
+    if missing:
+        raise ImageError(f"{name} is a damaged DICOM file, it lacks {', '.join(missing)}: copy it again")
+    rows, columns = integer(ds, "Rows"), integer(ds, "Columns")
+    if min(rows, columns) < 1:
+        raise ValueError("no pixels")
+    if rows * columns > MAX_PIXELS:
+        raise ImageError(
+            f"{name} claims {columns} x {rows} pixels, more than any X-ray detector has: "
+            f"scale it down to {MAX_PIXELS // 1_000_000} million"
+        )
+    if integer(ds, "BitsStored", 1) > 16:
+        raise ImageError(f"{name} has more than 16 bits a pixel, an X-ray detector has fewer: export it again")
+
+
+def remarks_on(ds: Dataset) -> tuple[str, ...]:
+    """Returns a sentence for each thing that the tags say and the model has not seen."""
+    found = []
+    if text(ds, "NumberOfFrames") and numbers(ds, "NumberOfFrames")[0] is None:
+        found.append("the file's number of frames is no number; it was taken for a single film")
+    if not text(ds, "Modality"):
+        found.append("the file does not name its modality; the model has seen X-rays only")
+    age = _age(ds)
+    if age is not None:
+        found.append(f"the patient is {age} old; the model has seen children of 1 to 5 years only")
+    view = _VIEWS.get(text(ds, "ViewPosition"))
+    if view:
+        found.append(f"{view}; the model has seen frontal films only")
+    part = text(ds, "BodyPartExamined")
+    if part and not any(word in part for word in _CHEST):
+        named = part if re.fullmatch("[A-Z0-9_ ]{1,16}", part) else "another one than the chest"
+        found.append(f"the body part is {named}; the model has seen chest films only")
+    return tuple(found)
+
+
+def for_processing(ds: Dataset) -> bool:
+    """Tells whether the file holds what the detector measured and no picture for people (PS3.3 C.8.11.1.1.1)."""
+    intent = text(ds, "PresentationIntentType")
+    if intent:
+        return intent == "FOR PROCESSING"
+    return (text(ds, "SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID")) in _FOR_PROCESSING
+
+
+def _age(ds: Dataset) -> str | None:
+    """Returns the patient's age in words if it lies outside 1 to 5 years, None if it lies inside or is not stated."""
+    stated = re.fullmatch(r"(\d{1,3}) ?([DWMY]?)", text(ds, "PatientAge"))
+    if stated:
+        number, unit = int(stated[1]), stated[2] or "Y"
+    else:
+        try:
+            born, taken = (datetime.strptime(text(ds, tag), "%Y%m%d") for tag in ("PatientBirthDate", "StudyDate"))
+        except ValueError:
+            return None
+        number = taken.year - born.year - ((taken.month, taken.day) < (born.month, born.day))
+        unit = "Y"
+    years = number / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[unit]
+    if number < 0 or 1 <= years < 6:
+        return None
+    if years >= 90:
+        return "over 89 years"  # an exact one could identify the person
+    if unit == "Y" and number == 0:
+        return "less than 1 year"
+    word = {"D": "day", "W": "week", "M": "month", "Y": "year"}[unit]
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,0 +1,223 @@
+"""Manifests: a table with a row a film, and beside it a table with a row a box around an opacity."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pneumo_edge.bundle import LABELS
+from pneumo_edge.errors import DataError, MissingExtraError
+from pneumo_train.films import Box, FilmFile
+
+NAMES = ("films.csv", "films.parquet")
+"""A folder that holds one of these is read by it."""
+SUFFIXES = (".csv", ".parquet")
+BOXES = "boxes.csv"
+
+_REQUIRED = ("path", "label")
+_KNOWN = ("path", "label", "patient", "site", "split", "age", "sex", "view", "licence")
+_SPLITS = {"train": "train", "": "train", "val": "val", "validation": "val", "test": "test"}
+_BOX = ("path", "x0", "y0", "x1", "y1")
+
+
+def find_manifest(data: Path) -> Path | None:
+    """Returns the manifest that `data` is, or that stands in the folder `data`; None where there is none."""
+    if data.suffix.lower() in SUFFIXES and not data.is_dir():
+        if not data.is_file():
+            raise DataError(f"{data} is not there: give a manifest, or a folder of films")
+        return data
+    return next((data / name for name in NAMES if (data / name).is_file()), None)
+
+
+def read_manifest(path: Path, classes: Mapping[str, int], *, site: str = "") -> tuple[list[FilmFile], list[str]]:
+    """Reads the films of a manifest, in its order, with the boxes of `boxes.csv` beside it if there is one.
+
+    Columns `path` (relative to the manifest) and `label`; where known `patient`, `site`, `split` (train, val or test;
+    empty is train), `age` (years), `sex`, `view`, `licence`. Further columns are kept.
+
+    Args:
+        path: CSV with a header, UTF-8, or Parquet.
+        classes: Name of a label -> 0 or 1.
+        site: Name for films whose row states none; by default that of the manifest's folder.
+
+    Returns:
+        The films, and a sentence for each kind of row that is not used.
+
+    Raises:
+        DataError: With the number of the line: a missing column, a film that is not there, a label that is neither, a
+            film twice, a patient at two sites, an age that is no number, a box that fits nothing.
+    """
+    films: list[FilmFile] = []
+    lines: dict[str, int] = {}
+    site_of_patient: dict[str, tuple[str, int]] = {}
+    other_labels: Counter[str] = Counter()
+    default_site = site or path.resolve().parent.name
+    for line, row in _rows(path):
+        where = f"{path}, line {line}"
+        name, label = row["path"].replace("\\", "/"), row["label"]
+        if label not in classes:
+            if not label:
+                raise DataError(f"{where}: the label is empty: say {' or '.join(LABELS)}")
+            other_labels[label] += 1
+            continue
+        if name in lines:
+            raise DataError(f"{where}: {name} stands in line {lines[name]} already: keep one of the two rows")
+        _check_path(path.parent, name, where)
+        lines[name] = line
+        place = row.get("site", "") or default_site
+        patient = row.get("patient", "")
+        if patient:
+            known = site_of_patient.setdefault(patient, (place, line))
+            if known[0] != place:
+                raise DataError(
+                    f"{where}: the patient {patient} is at the site {place}, and in line {known[1]} at {known[0]}: "
+                    "give patients of two sites two names, or one site"
+                )
+        split = row.get("split", "").lower()
+        if split not in _SPLITS:
+            raise DataError(f"{where}: the split {row['split']!r} is none of train, val and test")
+        films.append(
+            FilmFile(
+                path=name,
+                label=classes[label],
+                patient=patient or f"{place}:{name}",
+                folder=_SPLITS[split],
+                site=place,
+                patient_known=bool(patient),
+                age=_age(row.get("age", ""), where),
+                sex=row.get("sex", ""),
+                view=row.get("view", ""),
+                licence=row.get("licence", ""),
+                other=tuple((k, v) for k, v in row.items() if k not in _KNOWN),
+            )
+        )
+    if not films:
+        raise DataError(f"{path} names no film with a label that is {' or '.join(LABELS)}")
+    remarks = [
+        f"{path}: not used: {count} films labelled {label}: take them with --label {label}=PNEUMONIA or NORMAL"
+        for label, count in sorted(other_labels.items())
+    ]
+    boxes = path.parent / BOXES
+    if boxes.is_file():
+        films, said = _with_boxes(films, boxes, lines)
+        remarks += said
+    return films, remarks
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields the number of each line and its cells by column, stripped."""
+    return _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path, _REQUIRED)
+
+
+def _csv_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text)
+            header = [cell.strip() for cell in next(reader, [])]
+            missing = [name for name in required if name not in header]
+            if missing:
+                raise DataError(
+                    f"{path} has no column {' and no column '.join(missing)}: its first line must name the columns, "
+                    f"{', '.join(required)} among them"
+                )
+            if len(set(header)) < len(header):
+                raise DataError(f"{path} has two columns of one name: {', '.join(header)}")
+            for cells in reader:
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: {len(cells)} cells where the header has {len(header)}"
+                    )
+                yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no UTF-8 text: save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise DataError(f"{path} is no CSV file that can be read ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "archive", f"reading {path}") from None
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no Parquet file that can be read: write it again, or give a CSV file") from error
+    missing = [name for name in _REQUIRED if name not in table.column_names]
+    if missing:
+        columns = ", ".join(table.column_names)
+        raise DataError(f"{path} has no column {' and no column '.join(missing)}: it has {columns}")
+    # A row's number in the file, counted as if the header were line 1: as in a CSV file.
+    for line, row in enumerate(table.to_pylist(), start=2):
+        yield line, {name: _cell(value) for name, value in row.items()}
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value).strip()
+
+
+def _check_path(root: Path, name: str, where: str) -> None:
+    if not name:
+        raise DataError(f"{where}: the path is empty")
+    if any(c in "\r\n" for c in name):
+        raise DataError(f"{where}: {name!r} has a line break in its name: rename it")
+    if not (root / name).is_file():
+        raise DataError(f"{where}: {root / name} is not there: paths are relative to the manifest")
+
+
+def _age(text: str, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        age = float(text)
+    except ValueError:
+        age = math.nan
+    if not 0 <= age <= 130:
+        raise DataError(f"{where}: the age {text!r} is no number of years from 0 to 130: leave it empty if unknown")
+    return age
+
+
+def _with_boxes(films: list[FilmFile], boxes: Path, lines: Mapping[str, int]) -> tuple[list[FilmFile], list[str]]:
+    """Gives the films their boxes.
+
+    Raises:
+        DataError: With the line: a box of a film that is not there or is labelled NORMAL, outside the film, or empty.
+    """
+    found: dict[str, list[Box]] = defaultdict(list)
+    label = {film.path: film.label for film in films}
+    passed_over: Counter[str] = Counter()
+    for line, row in _csv_rows(boxes, _BOX):
+        where = f"{boxes}, line {line}"
+        name = row["path"].replace("\\", "/")
+        if name not in lines:
+            if not (boxes.parent / name).is_file():
+                raise DataError(f"{where}: {name} is no film of the manifest and is not there: is it another set's?")
+            passed_over["boxes of films that the manifest does not use"] += 1
+            continue
+        if label[name] == 0:
+            raise DataError(
+                f"{where}: {name} has a box, and line {lines[name]} of the manifest labels it NORMAL: correct one of "
+                "the two"
+            )
+        try:
+            box = Box(*(float(row[side]) for side in _BOX[1:]))
+        except ValueError:
+            raise DataError(f"{where}: {', '.join(row[side] for side in _BOX[1:])} are no four numbers") from None
+        if not all(0 <= side <= 1 for side in box):
+            raise DataError(f"{where}: the box {tuple(box)} leaves the film: sides are shares of its width and height")
+        if not (box.x0 < box.x1 and box.y0 < box.y1):
+            raise DataError(f"{where}: the box {tuple(box)} has no area: x0 < x1 and y0 < y1 are wanted")
+        found[name].append(box)
+    remarks = [f"{boxes}: not used: {count} {what}" for what, count in passed_over.items()]
+    return [replace(film, boxes=tuple(found.get(film.path, ()))) for film in films], remarks
