@@ -259,8 +259,11 @@ class DicomLink:
         """See `Link`."""
         for association in self._entity.active_associations:
             association.abort(block=False)
+            association.join(_CUT / 2)
+            # One who hangs does not hang up either, and would be waited for.
+            association.dul.socket.close()
             # Its own thread ends, and would take what follows if it had not.
-            association.join(_CUT)
+            association.join(_CUT / 2)
             # Whoever waits for an answer waits at one of these two, and an abort alone would not wake him.
             association.dimse.msg_queue.put((None, None))
             association.dul.to_user_queue.put(None)

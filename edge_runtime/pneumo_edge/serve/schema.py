@@ -218,9 +218,9 @@ FILM_BODY: dict[str, Any] = {
 STOW_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "Films, as PS3.18 10.5 has it.",
+        "description": 'Films in a multipart/related; type="application/dicom" (PS3.18 10.5), or one as it is.',
         "content": {
-            'multipart/related; type="application/dicom"': {"schema": {"type": "string", "format": "binary"}},
+            "multipart/related": _BYTES,
             "application/dicom": _BYTES,
         },
     }
