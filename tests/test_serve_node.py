@@ -705,6 +705,27 @@ def test_a_withheld_verdict_is_told_with_the_reasons_and_without_a_probability(c
     assert np.ptp(picture, axis=2).max() == 0
 
 
+def test_the_region_is_outlined_in_the_capture_and_told_in_the_report(local_bundle: Path) -> None:
+    halves = np.full((200, 400), 30, np.uint8)
+    halves[:, 200:] = 220
+    spread = np.full((200, 400), 100, np.uint8)
+    spread[:, 200:] = 126
+    # Without a window a film is shown by its own range.
+    for grey in (halves, spread):
+        grey[0, :2] = 0, 255
+    with Classifier.load(local_bundle) as local:
+        outlined, report, prediction = answers_to(dicom_film(halves, 1), local)
+        untouched, silent, vague = answers_to(dicom_film(spread, 2), local)
+    assert prediction.label == vague.label == "PNEUMONIA"
+    assert prediction.region is not None
+    assert f"outlined: {prediction.region.area:.1%} of the film" in texts(written(report))
+    assert "no region stands out" in texts(written(silent))
+    # Above the captions: one thin line, or the film as it is.
+    marked, plain = (np.ptp(ds.pixel_array[:360, :720].astype(int), axis=2) for ds in (outlined, untouched))
+    assert 0.001 < (marked > 40).mean() < 0.05
+    assert plain.max() == 0
+
+
 def test_the_note_is_burned_into_the_picture(classifier: Classifier, film: bytes) -> None:
     capture, _, _ = answers_to(film, classifier)
     foot = capture.pixel_array[-60:].reshape(-1, 3).astype(int)
