@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 	$(BIN)/pneumo-train --data phantom --output $(DEMO) --size 96 --epochs 8 --test
 	@# A file that the gate refuses is an answer too; the demo goes on with those that passed.
 	$(BIN)/pneumo-export $(DEMO) --int8 || test -f $(DEMO)/bundle/model.json
-	$(BIN)/pneumo-infer runs/phantoms/test/NORMAL runs/phantoms/test/PNEUMONIA \
+	$(BIN)/pneumo-infer runs/phantoms/*/test/NORMAL runs/phantoms/*/test/PNEUMONIA \
 	    --model $(DEMO)/bundle --heatmap $(DEMO)/heatmaps > $(DEMO)/verdicts.txt
 	$(BIN)/pneumo-bench accuracy --model $(DEMO)/bundle --data runs/phantoms --output $(DEMO)/bench
 	$(BIN)/pneumo-bench latency --model $(DEMO)/bundle --rounds 2 --queries 200 --output $(DEMO)/bench

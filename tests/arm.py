@@ -167,9 +167,11 @@ def _choose_films(run_folder: Path | None, data: Path | None) -> tuple[list[Path
         drawn = draw_phantoms(WORK / "phantoms", films=5 * FILMS)
         films, source = sorted((drawn / "val").rglob("*.jpeg")), PHANTOMS
     else:
-        split = validation_split(run_folder, data)
-        films = [split.root / film.path for film in split.files]
-        source = f"{split.root.name}, validation films of the run {run_folder.resolve().name}"
+        split = validation_split(run_folder, [] if data is None else [str(data)])
+        films = [split.roots[film.source] / film.path for film in split.files]
+        source = (
+            f"{', '.join(root.name for root in split.roots)}, validation films of the run {run_folder.resolve().name}"
+        )
     count = min(FILMS, len(films))
     return [films[i * len(films) // count] for i in range(count)], source
 

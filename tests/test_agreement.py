@@ -65,9 +65,9 @@ def test_what_differs_is_counted_and_named(bundle: Path, phantoms: Path, monkeyp
 
     monkeypatch.setitem(agreement.WAYS, ".onnx", {"other": other, "garbled": garbled, "absent": absent})
     bundles = open_bundles([bundle])
-    record = agreement.compare_all(bundles, split_of_test(phantoms))
+    record = agreement.compare_all(bundles, split_of_test([str(phantoms)]))
     own = agreement._own(bundles["tiny"], "model.onnx", "tiny")
-    pixels = decode(split_of_test(phantoms), [32]).pixels[32]
+    pixels = decode(split_of_test([str(phantoms)]), [32]).pixels[32]
     logits = np.array([own(film[np.newaxis, ..., np.newaxis]) for film in pixels])
     p = 1 / (1 + np.exp(-(0.5 * logits + 0.25)))
     results = {result["way"]: result for result in record["results"]}

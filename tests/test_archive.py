@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator
@@ -129,11 +130,40 @@ def test_links_pipes_and_folders_that_cannot_be_read(tree: Path, capsys: pytest.
     shutil.rmtree(closed)
     assert [p for b in found for p in b["path"].to_pylist()] == sorted(f"{tree}/{n}" for n in [*FILMS, "dead.png"])
     assert source.unlisted == []
+    links = "links to folders, which are not followed: give those folders as a SOURCE of their own"
+    assert source.passed_over[links] == 1
+    assert source.passed_over["pipes and devices"] == 1
     capsys.readouterr()
     gone = open_source(f"{tree}/none/*.png")
     assert list(gone.batches) == []
     assert gone.unlisted == [f"{tree}/none"]
     assert "cannot be searched for films: No such file" in capsys.readouterr().err
+
+
+def test_what_is_not_listed_is_counted_by_its_ending(tmp_path: Path) -> None:
+    for name in (
+        "a.png",
+        "1.2.840.5",
+        "IM0001",
+        "b.txt",
+        "c.TXT",
+        "d/e.xml",
+        "DICOMDIR",
+        ".hidden.txt",
+        "__MACOSX/f.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = open_source(str(tmp_path))
+    assert sum(len(batch) for batch in source.batches) == 3
+    assert source.passed_over == {"files called *.txt": 2, "files called *.xml": 1, "files called DICOMDIR": 1}
+    for i in range(100):  # however many endings there are, few are told apart
+        (tmp_path / f"x.end{i:03d}").touch()
+    source = open_source(str(tmp_path))
+    assert sum(len(batch) for batch in source.batches) == 3
+    assert sum(source.passed_over.values()) == 104
+    assert len(source.passed_over) == 21
+    assert source.passed_over["files whose names are those of no film"] > 80
 
 
 PATTERNS = (
@@ -500,6 +530,34 @@ def test_films_are_fetched_with_the_words_of_pneumo_infer(tmp_path: Path, memory
     name.write_bytes(b"odd")
     assert fetch(str(name), "x") == fetch(f"file://{name}", "x") == b"odd"
     assert open_url("~/x")[1].endswith("/~/x")
+
+
+# That of FTP, made by half, raises as it is taken apart.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_every_file_system_of_fsspec_opens_or_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some want arguments that no URL holds, some ask a host when they are made, and each fails in its own way."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    refused = set()
+    for protocol in fsspec.available_protocols():
+        for url in (f"{protocol}://host/films", f"{protocol}://", f"{protocol}://*.jpeg::films.zip"):
+            try:
+                open_url(url)
+            except (UsageError, DataError) as error:
+                refused.add(protocol)
+                assert str(error).startswith(f"{url} cannot be opened")
+                assert "\n" not in str(error)
+    assert {"github", "zip", "reference", "ftp"} <= refused
+    with pytest.raises(UsageError, match=r"'org' and 'repo'.*FSSPEC_GITHUB_\.\.\.\), or copy the films to a folder"):
+        open_url("github://films")
+    with pytest.raises(
+        (DataError, UsageError), match=r"one file system within another \(::\) is not taken: unpack the films first"
+    ):
+        open_url("zip://*.jpeg::films.zip")
 
 
 # ------------------------------------------------------------------------------------------------------ the rows

@@ -641,6 +641,45 @@ def test_what_cannot_be_begun_is_one_sentence(
     assert not out.exists()
 
 
+def test_settings_of_dask_that_cannot_be_read_are_a_sentence(archive: Archive, films: Path, tmp_path: Path) -> None:
+    for text in ("distributed: [unclosed", "- no mapping"):
+        (tmp_path / "dask.yaml").write_text(text, encoding="utf-8")
+        done = archive(films, "--output", tmp_path / "out", env={"DASK_CONFIG": str(tmp_path / "dask.yaml")})
+        assert done.returncode == 2
+        line = done.stderr.splitlines()[-1]
+        assert line.startswith(f"pneumo-archive: A dask config file at '{tmp_path}/dask.yaml' is malformed")
+        assert line.endswith(": mend that file, or take it away")
+        assert no_traceback(done.stderr)
+
+
+def test_a_machine_that_does_not_reach_itself_is_told_so(archive_command: Command, films: Path, tmp_path: Path) -> None:
+    """In a network namespace of its own the loopback interface is down."""
+    apart = ["unshare", "--net", "--map-root-user"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespace can be made here")
+    line = [*apart, *archive_command(films, "--output", tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 2
+    assert "this machine does not reach itself at 127.0.0.1" in done.stderr.splitlines()[-1]
+    assert no_traceback(done.stderr)
+
+
+def test_a_user_without_home_is_served(archive: Archive, films: Path, tmp_path: Path) -> None:
+    """As in a container that runs under a number: HOME is not set, and no entry in the list of users says more."""
+    code = """
+import pwd, sys
+def nobody(_):
+    raise KeyError("uid not found")
+pwd.getpwuid = nobody
+from pneumo_edge.archive.cli import main
+main()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    line = [sys.executable, "-c", code, str(films), "--output", str(tmp_path / "out"), "--workers", "1"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert "written to" in done.stderr, done.stderr
+
+
 DEFAULT = Path(__file__).resolve().parents[1] / "edge_runtime" / "pneumo_edge" / "default_model"
 
 

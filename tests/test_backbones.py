@@ -22,7 +22,16 @@ import pytest
 
 from pneumo_edge.errors import DataError, MissingExtraError, UsageError
 from pneumo_train import pretrained
-from pneumo_train.backbones import BACKBONES, FEATURES, HEADS, backbone_layers, build_model, find_backbone, freeze
+from pneumo_train.backbones import (
+    BACKBONES,
+    FEATURES,
+    HEADS,
+    LOCAL_LOGIT,
+    backbone_layers,
+    build_model,
+    find_backbone,
+    freeze,
+)
 from pneumo_train.pretrained import LoadReport, load_weights
 
 if TYPE_CHECKING:
@@ -185,7 +194,7 @@ def test_other_sizes_are_refused_with_one_that_goes(size: int, nearest: int) -> 
 def test_unknown_names_are_refused_with_the_choices() -> None:
     with pytest.raises(UsageError, match=r"'resnet51'.*efficientnet_lite0, mobilenetv2, resnet50, vgg16"):
         build_model("resnet51", "gap", 64)
-    with pytest.raises(UsageError, match=r"'mlp'.*gap, flatten"):
+    with pytest.raises(UsageError, match=r"'mlp'.*local, gap, flatten"):
         build_model("vgg16", "mlp", 64)
     with pytest.raises(UsageError, match="'lite9'"):
         find_backbone("lite9")
@@ -200,6 +209,92 @@ def test_a_saved_model_answers_the_same(tmp_path: Path) -> None:
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(again(photo()), model(photo()), rtol=1e-5)
+
+
+# ---- the local head
+
+
+@cache
+def local_model_of(backbone: str) -> keras.Model:
+    """A network whose last line is not the one it starts with, so that a test sees it."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = build_model(backbone, "local", 64)
+    model.get_layer("logit").set_weights([np.array([[1.7]]), np.array([-0.4])])
+    model.get_layer(LOCAL_LOGIT).set_weights([2.0 * w + 0.1 for w in model.get_layer(LOCAL_LOGIT).get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_film_is_the_soft_maximum_of_its_map(backbone: str) -> None:
+    import keras
+
+    model = local_model_of(backbone)
+    assert model.output.shape[1:] == (1,)
+    parts = keras.Model(model.input, {"map": model.get_layer(LOCAL_LOGIT).output, "logit": model.output})
+    films = np.random.default_rng(0).uniform(0, 255, (3, 64, 64, 1)).astype(np.float32)
+    films[1, 20:40, 10:30] = 255
+    found = {name: np.asarray(value, np.float64) for name, value in parts(films).items()}
+    assert found["map"].shape == (3, 64 // 16, 64 // 16, 1)
+    assert np.ptp(found["map"][1]) > 0
+    pooled = np.log(np.exp(2.0 * found["map"]).mean(axis=(1, 2, 3))) / 2.0
+    expected = 1.7 * pooled - 0.4
+    # float32 has seven digits, and a mean of exponentials loses one of them.
+    assert found["logit"][:, 0] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_no_map_is_too_strong_to_be_pooled() -> None:
+    import keras
+
+    from pneumo_train.backbones import _log_mean_exp
+
+    image = keras.Input((4, 4, 1))
+    pool = keras.Model(image, _log_mean_exp(image, 2.0))
+    maps = np.zeros((4, 4, 4, 1), np.float32)
+    maps[1], maps[2], maps[3, 0, 0] = 1e4, -1e4, 1e4
+    expected = [0, 1e4, -1e4, 1e4 + np.log(1 / 16) / 2]
+    assert np.asarray(pool(maps))[:, 0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("size", [96, 160])
+def test_the_map_has_a_cell_for_sixteen_pixels(backbone: str, size: int) -> None:
+    if backbone != "efficientnet_lite0" and size != 96:
+        pytest.skip("one network at all sizes is enough")
+    model = build_model(backbone, "local", size)
+    assert model.get_layer(LOCAL_LOGIT).output.shape[1:] == (size // 16, size // 16, 1)
+    assert model.get_layer(find_backbone(backbone).fine_layer).output.shape[1:3] == (size // 16, size // 16)
+
+
+# Keras 3.15 hands numpy 2 its variables without the copy keyword.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet50"])
+def test_a_local_model_loads_where_nothing_of_ours_is_imported(backbone: str, tmp_path: Path) -> None:
+    model = local_model_of(backbone)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "film.npy", photo())
+    code = (
+        "import sys, keras, numpy; model = keras.saving.load_model(sys.argv[1])\n"
+        "assert not any(name.startswith('pneumo') for name in sys.modules)\n"
+        "print(float(model.predict_on_batch(numpy.load(sys.argv[2]))[0, 0]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model.keras"), str(tmp_path / "film.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) == pytest.approx(float(np.asarray(model(photo()))[0, 0]), rel=1e-3, abs=1e-3)
+
+
+def test_a_local_map_is_float32_under_mixed_precision() -> None:
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build_model("mobilenetv2", "local", 64)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert model.get_layer(LOCAL_LOGIT).output.dtype == model.output.dtype == "float32"
+    assert model.get_layer("local_pointwise").output.dtype == "bfloat16"
 
 
 def test_importing_loads_neither_keras_nor_h5py() -> None:
@@ -243,6 +338,69 @@ def test_the_file_of_a_whole_model_goes_too(tmp_path: Path) -> None:
     model = build_model("vgg16", "gap", 64)
     assert load_weights(model, "vgg16", str(path)).loaded == ("block1_conv1",)
     assert model.get_layer("block1_conv1").get_weights()[1][0] == 2
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_backbone_that_is_a_layer_of_the_saved_model_is_found(tmp_path: Path, deep: bool, trainable: bool) -> None:
+    """Transfer learning as it stands in the tutorials of Keras, saved as .h5."""
+    import keras
+
+    base = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(64, 64, 3))
+    rng = np.random.default_rng(0)
+    base.set_weights([rng.normal(size=w.shape) for w in base.get_weights()])
+    base.trainable = trainable
+    inner = keras.Sequential([base, keras.layers.GlobalAveragePooling2D()]) if deep else base
+    layers = [inner] if deep else [inner, keras.layers.GlobalAveragePooling2D()]
+    saved = keras.Sequential([keras.Input((64, 64, 3)), *layers, keras.layers.Dense(1, name="verdict")])
+    saved.save(tmp_path / "transfer.h5")
+    model = build_model("mobilenetv2", "gap", 64)
+    report = load_weights(model, "mobilenetv2", tmp_path / "transfer.h5")
+    assert report.random == ()
+    assert report.unused == ("verdict",)
+    for name in report.loaded:
+        for got, given in zip(model.get_layer(name).get_weights(), base.get_layer(name).get_weights(), strict=True):
+            np.testing.assert_array_equal(got, given, err_msg=name)
+
+
+def test_resnet50_with_the_names_of_old_keras_computes_what_it_computed_there(tmp_path: Path) -> None:
+    model = build_model("resnet50", "gap", 64)
+    rng = np.random.default_rng(0)
+    old: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for name, shapes in with_weights(model).items():
+        if name in {"conv1_conv", "conv1_bn"}:
+            old_name = {"conv1_conv": "conv1", "conv1_bn": "bn_conv1"}[name]
+        else:
+            stage, block, place, kind = re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", name).groups()  # type: ignore[union-attr]
+            branch = {"0": "1", "1": "2a", "2": "2b", "3": "2c"}[place]
+            old_name = f"{'res' if kind == 'conv' else 'bn'}{stage}{'abcdef'[int(block) - 1]}_branch{branch}"
+        old[old_name] = [rng.uniform(0.01, 1, shape).astype(np.float32) for shape in shapes]
+    assert {"res2a_branch1", "bn2a_branch2a", "res4f_branch2c", "bn5c_branch2b"} <= set(old)
+    report = load_weights(model, "resnet50", write_h5(tmp_path / "old.h5", old))
+    assert (report.random, report.unused) == ((), ())
+    assert report.source == "old.h5 (names of Keras before 2.3)"
+    np.testing.assert_array_equal(model.get_layer("conv3_block1_0_conv").get_weights()[0], old["res3a_branch1"][0])
+    x = rng.normal(size=(2, 4, 4, 128)).astype(np.float32)
+    gamma, beta, mean, variance = (array.astype(np.float64) for array in old["bn3b_branch2a"])
+    expected = gamma * (x - mean) / np.sqrt(variance + 1e-3) + beta  # 1e-3 was the epsilon there
+    # One batch-norm in float32: an error of a few units in the seventh digit, whatever the processor.
+    np.testing.assert_allclose(model.get_layer("conv3_block2_1_bn")(x), expected, atol=1e-4)
+
+
+def test_a_layer_that_a_file_has_twice_is_refused(tmp_path: Path) -> None:
+    import h5py
+
+    path = write_h5(tmp_path / "twice.h5", {"one": [], "two": []})
+    arrays = {"kernel:0": np.zeros((3, 3, 3, 64)), "bias:0": np.zeros(64)}
+    with h5py.File(path, "r+") as file:
+        for group in ("one", "two"):
+            names = [f"block1_conv1/{variable}" for variable in arrays]
+            for variable, array in arrays.items():
+                file[group][f"block1_conv1/{variable}"] = array
+            file[group]["other/kernel:0"] = np.zeros(1)
+            file[group].attrs["weight_names"] = [name.encode() for name in [*names, "other/kernel:0"]]
+    with pytest.raises(DataError, match=r"block1_conv1 have the shapes .*\(64,\).*\(64,\)"):
+        load_weights(model_of("vgg16"), "vgg16", path)
 
 
 def test_none_leaves_all_at_random() -> None:
@@ -309,7 +467,7 @@ def _other_network(path: Path) -> None:
         (_cut, "cannot be read as a Keras HDF5"),
         (_names_without_groups, "cannot be read as a Keras HDF5"),
         (_keras3, "without layer names"),
-        (_other_network, "no layer of vgg16_gap"),
+        (_other_network, "no layer of vgg16_gap, but for conv1_conv: choose"),
     ],
 )
 def test_what_is_no_weight_file_is_refused(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:

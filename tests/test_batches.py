@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pneumo_train.augment import box_coverage, draw_movement
+from pneumo_train.films import Box, FilmFile
 
 if TYPE_CHECKING:
     import keras
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs the train extra")
 
 SIZE = 32
+LOCAL_LOGIT = "local_logit"
 
 LOSSES: dict[str, list[float]] = {}
 """Of the runs that nothing interrupted, for those that something did."""
@@ -40,8 +47,9 @@ def data(module: Any) -> FitData:
     pixels = rng.normal(90, 25, (40, SIZE, SIZE))
     pixels[labels, 8:24] += 90
     films = np.clip(pixels, 0, 255).astype(np.uint8)
+    files = [FilmFile(f"{i}.png", int(label), f"p{i}", "train", "here") for i, label in enumerate(labels)]
     made: FitData = module.FitData(
-        films, np.arange(16, 40), labels.astype(np.int64), films[:8], films[8:16], labels[:8]
+        films, np.arange(16, 40), files, films[:8], films[8:16], labels[:8].astype(np.int64), ["here"] * 8
     )
     return made
 
@@ -60,6 +68,14 @@ def net(size: int = SIZE, *, learns: str = "all") -> keras.Model:
     return Model(image, layers.Dense(1, name="logit")(x), name="tiny")
 
 
+def judged_by_what_it_learns(data: FitData) -> FitData:
+    """The same training films, which validate too."""
+    own = data.films[16:]
+    return replace(
+        data, validation=own, perturbed=own, validation_labels=data.labels[16:], validation_sites=["here"] * len(own)
+    )
+
+
 Batch = tuple[npt.NDArray[np.float32], ...]
 
 
@@ -70,6 +86,7 @@ def batches(module: Any, data: FitData, epoch: int = 0, **options: Any) -> list[
         "seed": 5,
         "balance": "weights",
         "side": SIZE,
+        "map_side": None,
         "teachers": (),
         "features": None,
     } | options
@@ -125,8 +142,57 @@ def test_sampling_shows_the_rarer_class_more_often_and_weighs_all_the_same(
     assert np.unique(rare, return_counts=True)[1].tolist() == [2] * 6
 
 
+Cells = st.dictionaries(
+    st.tuples(st.sampled_from(["here", "there", "elsewhere"]), st.integers(0, 1)), st.integers(1, 60), min_size=1
+)
+
+
+def films_of(cells: dict[tuple[str, int], int]) -> list[FilmFile]:
+    """So many films of each site and class."""
+    return [
+        FilmFile(f"{site}{label}{i}.png", label, f"{site}{label}{i}", "train", site)
+        for (site, label), count in cells.items()
+        for i in range(count)
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(cells=Cells)
+def test_the_site_says_nothing_about_the_class_and_weighs_as_the_root_of_its_films(
+    module: Any, cells: dict[tuple[str, int], int]
+) -> None:
+    files = films_of(cells)
+    weights = module.film_weights(files)
+    assert weights.dtype == np.float32
+    assert weights.min() > 0
+    assert weights.mean() == pytest.approx(1, rel=1e-4)
+    sums = dict.fromkeys(cells, 0.0)
+    for film, weight in zip(files, weights, strict=True):
+        sums[film.site, film.label] += float(weight)
+    roots = {site: np.sqrt(sum(n for (s, _), n in cells.items() if s == site)) for site, _ in cells}
+    unit = {(site, label): total / roots[site] for (site, label), total in sums.items()}
+    # Each class of each site has the same share of the root of the site's films: half of it.
+    assert list(unit.values()) == pytest.approx([next(iter(unit.values()))] * len(unit), rel=1e-4)
+
+
+def test_sampling_shows_each_site_and_class_as_often_as_it_should_weigh(module: Any) -> None:
+    cells = {("here", 0): 60, ("here", 1): 40, ("there", 0): 5, ("there", 1): 20}
+    files = films_of(cells)
+    data = module.FitData(np.zeros((len(files), 8, 8), np.uint8), np.arange(len(files)), files, None, None, None, [])
+    settings = {
+        "batch_size": 8, "seed": 5, "side": 8, "map_side": None, "teachers": (), "features": None,
+    }  # fmt: skip
+    drawn = module.Batches(data, balance="sampling", **settings).order(0)
+    shown = Counter((files[i].site, files[i].label) for i in drawn)
+    # 100 films and 25: their roots are as 2 to 1, and 125 films are to be shown in all.
+    assert shown == {("here", 0): 42, ("here", 1): 42, ("there", 0): 21, ("there", 1): 21}
+    assert max(Counter(int(i) for i in drawn).values()) == 5  # 21 of 5 films: each comes round four times or five
+
+
 def test_batches_are_a_function_of_seed_and_epoch_however_many_were_made(module: Any, data: FitData) -> None:
-    settings = {"batch_size": 8, "seed": 5, "balance": "weights", "side": SIZE, "teachers": (), "features": None}
+    settings = {"batch_size": 8, "seed": 5, "balance": "weights", "side": SIZE, "map_side": None, "teachers": (),
+        "features": None,
+    }  # fmt: skip
     made = module.Batches(data, **settings)
     several = list(made.stream(range(4)))
     assert len(several) == 4 * made.steps
@@ -151,6 +217,66 @@ def test_what_goes_wrong_in_a_thread_is_not_lost(module: Any, data: FitData, mon
 def test_a_film_is_augmented_anew_at_each_epoch_and_each_time_it_is_sampled(module: Any, data: FitData) -> None:
     first, second = (batches(module, data, epoch, batch_size=24)[0][0] for epoch in (0, 1))
     assert not {film.tobytes() for film in first} & {film.tobytes() for film in second}
+
+
+# ------------------------------------------------------------------------------------------------------------ boxes
+
+
+@pytest.fixture(scope="module")
+def boxed(data: FitData) -> FitData:
+    """The same films: every pneumonia but the last has a box, where its light band is."""
+    ill = [i for i, film in enumerate(data.files) if film.label]
+    files = [replace(f, boxes=(BAND,)) if i in ill[:-1] else f for i, f in enumerate(data.files)]
+    return replace(data, files=files)
+
+
+BAND = Box(0.0, 0.25, 1.0, 0.75)
+SIDE = 4
+
+
+def test_the_map_is_taught_by_boxes_and_by_normal_films(module: Any, boxed: FitData) -> None:
+    ill = np.array([i for i, film in enumerate(boxed.files) if film.label])
+    targets, known = module.local_targets(boxed, ill, 5, 0, SIDE)
+    assert targets.shape == (len(ill), SIDE, SIDE, 1)
+    assert targets.dtype == known.dtype == np.float32
+    # Where nobody drew a box around a pneumonia, nobody knows where it is.
+    assert known.tolist() == [1.0] * (len(ill) - 1) + [0.0]
+    assert not targets[-1].any()
+    for target, i in zip(targets[:-1], ill, strict=False):
+        movement = draw_movement(np.random.default_rng([5, 0, i]))
+        assert np.array_equal(target[..., 0], box_coverage([BAND], movement, SIDE))
+        assert 0.2 < target.mean() < 0.8
+    targets, known = module.local_targets(boxed, np.setdiff1d(np.arange(40), ill), 5, 0, SIDE)
+    assert not targets.any()
+    assert known.all()
+
+
+def test_what_the_map_is_taught_is_where_the_films_of_the_batch_show_it(module: Any, boxed: FitData) -> None:
+    made = module.Batches(
+        boxed, batch_size=24, seed=5, balance="weights", side=SIZE, map_side=SIDE, teachers=(), features=None
+    )
+    [(inputs, targets, weights)] = made.stream([3])
+    chosen = made.order(3)
+    plain = batches(module, boxed, 3, batch_size=24)[0]
+    assert set(targets) == set(weights) == {"logit", LOCAL_LOGIT}
+    assert np.array_equal(inputs, plain[0])
+    assert np.array_equal(targets["logit"], plain[1])
+    assert np.array_equal(weights["logit"], plain[2])
+    expected, known = module.local_targets(boxed, chosen, 5, 3, SIDE)
+    assert np.array_equal(targets[LOCAL_LOGIT], expected)
+    assert np.array_equal(weights[LOCAL_LOGIT], (plain[2] * known)[:, None, None])
+    # The light band of each film lies where its target says.
+    lit = inputs.reshape(24, SIDE, SIZE // SIDE, SIDE, SIZE // SIDE).mean(axis=(2, 4))
+    for film, target in zip(lit, targets[LOCAL_LOGIT][..., 0], strict=True):
+        if target.any():
+            assert np.corrcoef(film.ravel(), target.ravel())[0, 1] > 0.5
+
+
+def test_boxes_teach_only_where_a_training_film_has_one(module: Any, boxed: FitData, data: FitData) -> None:
+    assert boxed.knows_where
+    assert not data.knows_where
+    files = [replace(film, boxes=(BAND,)) if i < 16 else film for i, film in enumerate(data.files)]
+    assert not replace(data, files=files).knows_where  # these only validate
 
 
 # --------------------------------------------------------------------------------------------------------- teachers
@@ -212,7 +338,7 @@ def test_sizes_change_in_the_middle_of_a_run(
 
     monkeypatch.setattr(fit, "progressive_sizes", lambda *_: [16, 16, SIZE, SIZE])
     settings = fit.FitSettings(epochs=4, batch_size=8, learning_rate=0.05, seed=5, patience=99)
-    data = replace(data, validation=data.films[16:], validation_labels=data.labels[16:], perturbed=data.films[16:])
+    data = judged_by_what_it_learns(data)
     sides = []
     real_make, real_end = module.Batches.make, fit._EachEpoch.on_epoch_end
 
@@ -326,7 +452,7 @@ def test_training_on_kept_features_leaves_the_whole_model(
     monkeypatch.setattr(module, "VIEWS", 2)
     monkeypatch.setattr(fit, "VIEWS", 2)
     settings = fit.FitSettings(epochs=6, batch_size=8, learning_rate=0.05, seed=5, patience=99)
-    data = replace(data, validation=data.films[16:], validation_labels=data.labels[16:], perturbed=data.films[16:])
+    data = judged_by_what_it_learns(data)
 
     def build() -> keras.Model:
         keras.utils.set_random_seed(3)

@@ -38,10 +38,11 @@ from pneumo_edge.classifier import Classifier, Prediction
 from pneumo_edge.errors import DataError, MissingExtraError, PneumoError, RunError, UsageError
 from pneumo_edge.overlay import draw_overlay
 from pneumo_train.backbones import BACKBONES
-from pneumo_train.films import KAGGLE_PATIENT, index_films
 from pneumo_train.measure import measure
 from pneumo_train.phantom import draw_phantoms
+from pneumo_train.run import FORMAT_VERSION as RUN_FORMAT
 from pneumo_train.run import METRICS, Config, read_config, write_config
+from pneumo_train.sources import KAGGLE_PATIENT, gather
 from pneumo_train.split import write_split
 
 SIZE = 32
@@ -121,11 +122,12 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path
     run = tmp_path_factory.mktemp("bench") / "run"
     run.mkdir()
     config = Config(
-        1, str(phantoms), "phantoms", "0" * 64, KAGGLE_PATIENT, "none", "gap", SIZE, "none", "none", 1, 1, 1e-3, 0,
+        RUN_FORMAT, (str(phantoms),), {"phantoms": "phantoms"}, {}, {}, None, "0" * 64, KAGGLE_PATIENT, "none", "gap",
+        SIZE, "none", "none", 1, 1, 1e-3, 0,
         "weights", (), "float32", None, {}, "2018-02-22",
     )  # fmt: skip
     write_config(run, config)
-    _, films = index_films(phantoms)
+    films = gather([str(phantoms)]).films
     write_split(run / "split.csv", films, ["validation" if film.folder == "val" else film.folder for film in films])
     return run
 
@@ -446,19 +448,19 @@ def test_a_film_that_cannot_be_read_is_named(bundle: Path, tmp_path: Path) -> No
 
 
 def test_the_test_films_need_no_training_films_beside_them(phantoms: Path, tmp_path: Path) -> None:
-    _, films = index_films(phantoms)
-    there = accuracy.test_split(phantoms)
+    films = gather([str(phantoms)]).films
+    there = accuracy.test_split([str(phantoms)])
     assert there.files == tuple(film for film in films if film.folder == "test")
     (tmp_path / "chest_xray").mkdir()
     with pytest.raises(DataError, match="holds no test/ folder"):
-        accuracy.test_split(tmp_path)
+        accuracy.test_split([str(tmp_path)])
     shutil.copytree(phantoms / "test", tmp_path / "chest_xray" / "test")
     litter = tmp_path / "chest_xray" / "test" / "NORMAL" / "__MACOSX"
     litter.mkdir()
     (litter / "film.jpeg").write_text("no film")
     (litter.parent / "._film.jpeg").write_text("no film")
-    alone = accuracy.test_split(tmp_path)
-    assert alone.root == tmp_path / "chest_xray"
+    alone = accuracy.test_split([str(tmp_path)])
+    assert alone.roots == (tmp_path / "chest_xray",)
     assert alone.files == there.files
 
 
@@ -611,7 +613,7 @@ def test_training_without_tensorflow_is_one_sentence(phantoms: Path, monkeypatch
 
 
 def test_the_films_are_spread_over_both_classes(phantoms: Path) -> None:
-    _, films = index_films(phantoms)
+    films = gather([str(phantoms)]).films
     train = [film for film in films if film.folder == "train"]
     chosen = training._spread(train, 12)
     assert len(chosen) == 12

@@ -121,7 +121,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for head in ("gap", "flatten"):
             start_run(
                 folder / head,
-                data=str(folder / "films"),
+                data=[str(folder / "films")],
                 backbone="tiny",
                 head=head,
                 weights="none",
@@ -236,7 +236,7 @@ def test_heatmap_is_features_times_gradient(head: str) -> None:
     plain = fold(model, "tiny")
     features = outputs_of(feature_model(plain, "tiny"), _films(64))["features"]
     films = _films(8)
-    found = outputs_of(deployed(plain, "tiny", fit_novelty(features)), films)
+    found = outputs_of(deployed(plain, "tiny", [fit_novelty(features)]), films)
     expected, logit = _maps_by_gradient(model, films)
     np.testing.assert_allclose(found["logit"], logit, atol=1e-4)
     np.testing.assert_allclose(found["heatmap"], expected, atol=1e-4)
@@ -274,6 +274,29 @@ def test_novelty_is_the_regularised_mahalanobis_distance() -> None:
     rest = np.sum(z**2, axis=1) - np.sum(y**2, axis=1)
     squares = (np.sum(y**2 / fitted.variances, axis=1) + rest / fitted.residual_variance) / 12
     assert squares.mean() == pytest.approx(1, abs=0.02)
+
+
+def test_novelty_is_the_distance_from_the_nearest_kind_of_training_films() -> None:
+    plain = fold(_random_model("tiny", "gap"), "tiny")
+    dark, light = _films(128)[:64] // 3, _films(128)[64:] // 3 + 150
+    kinds = [fit_novelty(outputs_of(feature_model(plain, "tiny"), films)["features"]) for films in (dark, light)]
+    both = outputs_of(deployed(plain, "tiny", kinds), np.concatenate([dark, light]))["novelty"]
+    alone = [outputs_of(deployed(plain, "tiny", [kind]), np.concatenate([dark, light]))["novelty"] for kind in kinds]
+    np.testing.assert_allclose(both, np.minimum(*alone), rtol=1e-4)
+    assert both[:64].mean() < alone[1][:64].mean() and both[64:].mean() < alone[0][64:].mean()
+
+
+def test_halves_of_a_film_are_told_apart() -> None:
+    plain = fold(_random_model("tiny", "gap"), "tiny")
+    film = _films(1)
+    upper, lower = film.copy(), film.copy()
+    upper[:, : SIZE // 2] = 0
+    lower[:, SIZE // 2 :] = 0
+    features = outputs_of(feature_model(plain, "tiny"), np.concatenate([film, upper, lower]))["features"]
+    width = plain.get_layer("relu2").output.shape[-1]
+    # Upper half, lower half: far from the cut each sees its own half alone.
+    changed = np.abs(features[1:] - features[0])[:, : 2 * width].reshape(2, 2, width).sum(axis=2)
+    assert changed[0, 0] > changed[0, 1] and changed[1, 1] > changed[1, 0]
 
 
 def test_float_files_answer_as_keras_and_keep_the_contract(exported: Exported) -> None:
@@ -337,7 +360,7 @@ def test_the_bundle_judges_films(runs: Path, exported: Exported) -> None:
 def test_the_bundle_says_what_its_files_answer_on_validation_films(engine: str, runs: Path, exported: Exported) -> None:
     bundle, name = read_bundle(exported.bundle or runs), f"model.{engine}"
     stated_of = bundle.description.files[name].reference
-    films = load_films(runs / "gap", read_config(runs / "gap"), None).part(VALIDATION).pixels
+    films = load_films(runs / "gap", read_config(runs / "gap")).part(VALIDATION).pixels
     found = open_backend(engine, bundle.read_file(name), SIZE, 1, name)
     answers = [found.run(film[np.newaxis, ..., np.newaxis]) for film in films]
     assert stated_of is not None
@@ -420,7 +443,7 @@ def test_films_that_have_moved(runs: Path, tmp_path: Path) -> None:
     try:
         with pytest.raises(RunError, match="--data"):
             export_run(runs / "gap", tmp_path / "bundle")
-        made = export_run(runs / "gap", tmp_path / "bundle", data=moved, int8=False, formats=("onnx",))
+        made = export_run(runs / "gap", tmp_path / "bundle", data=[str(moved)], int8=False, formats=("onnx",))
         assert made.bundle == tmp_path / "bundle"
     finally:
         moved.rename(runs / "films")

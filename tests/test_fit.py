@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from pneumo_edge.errors import RunError
+from pneumo_train.films import Box, FilmFile
 from pneumo_train.measure import weighted_auc
 
 if TYPE_CHECKING:
@@ -55,10 +56,11 @@ def data(fit: Any) -> FitData:
     made: FitData = fit.FitData(
         films=pixels,
         train=np.arange(16, 40),
-        labels=labels,
+        files=[FilmFile(f"{i}.png", int(label), f"p{i}", "train", "here") for i, label in enumerate(labels)],
         validation=validation,
         perturbed=np.asarray(255 - (255 - validation.astype(int)) * 0.8, np.uint8),
         validation_labels=validation_labels,
+        validation_sites=["here"] * len(validation),
     )
     return made
 
@@ -201,7 +203,7 @@ def scripted(fit: Any, monkeypatch: pytest.MonkeyPatch, areas: list[float]) -> l
 
     def judge(self: Any) -> dict[str, float]:
         judged.append([np.array(w) for w in self.model.get_weights()])
-        return dict.fromkeys(fit.HISTORY[3:9], 0.5) | {"perturbed_auc": areas[len(judged) - 1]}
+        return dict.fromkeys(fit.HISTORY[4:10], 0.5) | {"perturbed_auc": areas[len(judged) - 1]}
 
     monkeypatch.setattr(fit._EachEpoch, "_judge", judge)
     return judged
@@ -289,6 +291,145 @@ def test_the_model_loads_where_nothing_of_ours_is_imported(whole: Whole) -> None
     command = [sys.executable, "-c", code, str(whole.run / "model.keras")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(2, 1)"
+
+
+# ------------------------------------------------------------------------------------------------------------ boxes
+
+
+@pytest.fixture(scope="module")
+def tiny_backbone() -> Iterator[None]:
+    """A backbone of a few weights that the head `local` fits on; its first layer is frozen where it is loaded."""
+    from keras import layers
+
+    from pneumo_train.backbones import BACKBONES
+
+    def build(image: keras.KerasTensor) -> keras.KerasTensor:
+        x = layers.AveragePooling2D(4)(image)
+        x = layers.Conv2D(6, 3, 4, padding="same", activation="relu", name="tiny_fine")(x)
+        return layers.Conv2D(8, 3, 2, padding="same", activation="relu", name="tiny_top")(x)
+
+    entry = replace(
+        BACKBONES["mobilenetv2"], name="tiny", build=build, frozen_layers="tiny_fine", fine_layer="tiny_fine"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "tiny", entry)
+        yield
+
+
+MAP_SIZE = 128
+
+
+@pytest.fixture(scope="module")
+def boxed(fit: Any) -> FitData:
+    """64 films to learn from, half of class 1: a light square at any place, in a box; and eight to validate."""
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(90, 10, (72, MAP_SIZE, MAP_SIZE))
+    files = []
+    for i, film in enumerate(pixels):
+        boxes: tuple[Box, ...] = ()
+        if i % 2:
+            x, y = rng.integers(0, MAP_SIZE - 48, 2)
+            film[y : y + 48, x : x + 48] += 90
+            boxes = (Box(*(float(side) / MAP_SIZE for side in (x, y, x + 48, y + 48))),)
+        files.append(FilmFile(f"{i}.png", i % 2, f"p{i}", "train", "here", boxes=boxes if i < 64 else ()))
+    drawn = np.clip(pixels, 0, 255).astype(np.uint8)
+    made: FitData = fit.FitData(
+        drawn, np.arange(64), files, drawn[64:], drawn[64:], np.arange(64, 72) % 2, ["here"] * 8
+    )
+    return made
+
+
+def local(frozen: bool = False) -> keras.Model:
+    from pneumo_train.backbones import build_model, freeze
+
+    model = build_model("tiny", "local", MAP_SIZE)
+    freeze(model, "tiny", ["tiny_fine"] if frozen else [])
+    return model
+
+
+def maps_of(run: Path, films: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """The map of local evidence of each film, as the kept model gives it."""
+    import keras
+
+    model = keras.saving.load_model(run / "model.keras")
+    seen = keras.Model(model.input, model.get_layer("local_logit").output)
+    return np.asarray(seen.predict_on_batch(films[..., None].astype(np.float32)), np.float64)[..., 0]
+
+
+def pointing(maps: npt.NDArray[np.float64], data: FitData) -> float:
+    """Mean over films with boxes of the AUC of a cell's logit for lying in the box."""
+    from pneumo_train.augment import Movement, box_coverage
+
+    areas = []
+    for i in range(1, 64, 2):
+        inside = box_coverage(data.files[i].boxes, Movement(0, 1, 1, (0, 0), False), maps.shape[1]) > 0.5
+        areas.append(weighted_auc(inside.ravel().astype(int), maps[i].ravel(), np.ones((1, inside.size)))[0])
+    return float(np.mean(areas))
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+@pytest.mark.parametrize("frozen", [False, True], ids=["all layers learn", "frozen layers are computed once"])
+def test_boxes_teach_the_map(
+    fit: Any, boxed: FitData, settings: FitSettings, tmp_path: Path, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pneumo_train import batches
+
+    for module in (fit, batches):
+        monkeypatch.setattr(module, "VIEWS", 2)
+    sides = []
+    real = batches.Batches.make
+
+    def make(*arguments: Any) -> Any:
+        found: Any = real(*arguments)
+        sides.append((found[0].shape[1], found[1]["local_logit"].shape[1]))
+        return found
+
+    monkeypatch.setattr(batches.Batches, "make", make)
+    settings = replace(settings, epochs=12, learning_rate=0.02)
+    history = fit.fit(tmp_path, settings, boxed, lambda: local(frozen), resume=False)
+    # Small films first, and a map that is as small; what frozen layers make of films is of one size.
+    assert set(sides) == ({(8, 8)} if frozen else {(96, 6), (128, 8)})
+    assert history[-1]["map_loss"] < 0.7 * history[0]["map_loss"]
+    assert pointing(maps_of(tmp_path, boxed.films), boxed) > 0.85
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert float(rows[1].split(",")[2]) == history[0]["map_loss"]
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_without_any_box_the_map_is_taught_by_the_film_alone(
+    fit: Any, boxed: FitData, settings: FitSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = []
+    real = fit._compile_learner
+
+    def compiled(learner: keras.Model, optimizer: Any) -> None:
+        outputs.append(learner.output)
+        real(learner, optimizer)
+
+    monkeypatch.setattr(fit, "_compile_learner", compiled)
+    plain = replace(boxed, files=[replace(film, boxes=()) for film in boxed.files])
+    history = fit.fit(tmp_path, replace(settings, epochs=2), plain, local, resume=False)
+    assert not any(isinstance(output, dict) for output in outputs)
+    assert [record["map_loss"] for record in history] == ["", ""]
+    assert (tmp_path / "history.csv").read_text().splitlines()[1].split(",")[2] == ""
+    assert maps_of(tmp_path, plain.films[:2]).shape == (2, 8, 8)
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_resumed_run_with_boxes_is_the_run_that_was_not_interrupted(
+    fit: Any, boxed: FitData, settings: FitSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(settings, learning_rate=0.02)
+    expected = fit.fit(tmp_path / "whole", settings, boxed, local, resume=False)
+    with monkeypatch.context() as patch:
+        interrupt(patch, fit._EachEpoch, "on_train_batch_end", lambda self, *_: len(self._history) == 1)
+        with pytest.raises(KeyboardInterrupt):
+            fit.fit(tmp_path / "killed", settings, boxed, local, resume=False)
+    history = fit.fit(tmp_path / "killed", settings, boxed, never, resume=True)
+    for record, other in zip(history, expected, strict=True):
+        for name in set(fit.HISTORY) - {"seconds", "films_per_second"}:
+            assert record[name] == pytest.approx(other[name], abs=1e-4), name
+    assert same(weights_of(tmp_path / "killed" / "model.keras"), weights_of(tmp_path / "whole" / "model.keras"), 1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------- interruption

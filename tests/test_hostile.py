@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.errors import ImageError
@@ -354,3 +356,161 @@ def test_what_libraries_print_about_garbled_files_stays_off_the_terminal(infer: 
     assert len(done.stderr.splitlines()) == 2
     assert done.stderr.splitlines()[1].endswith(" of 300 images could not be judged")
     assert done.returncode == 1
+
+
+# ------------------------------------------------------------------------------------------------ of all formats
+
+FUZZ = int(os.environ.get("PNEUMO_FUZZ", "400"))
+"""Mutated files of the test below; 10,000 take some minutes."""
+
+JPEG_LS = base64.b64decode(
+    "/9j/9wALEAAMABABAREA//gADQH//wASAEMBFABA/9oACAEBAAAAAKf9/1/7+/3/H9/1/P8P3/b9f0/PACgFAIAwBgGAYDAYDAYDAwMDACAIGBf1"
+    "/X5AsHBwcHBw4cOAIAhw4cOGPn6/EJixYsWLAEAixYsWLFixR6+30hsePAIBHjx48ePPPPPOA4+XwgBAKaaaaaaaaaaZ550AgE888888888sssss"
+    "BID3ROWWWWWWWWWWtYDE6gADXu9kVnnnnnnve8Bgb3vUAAadTomZ573veAwN73ve9wABhzTec5zAgP/Z"
+)
+JPEG_LOSSLESS = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/wwALEAAMABABAREA/8QAFwABAQEBAAAAAAAAAAAAAAAACQgAEP/aAAgBAQABAADqAQBAEAQBAEAQBAEAQBAE"
+    "AQBAMgCAUAgCAIAgCAIAgCAIAgCAIBkAQBAEAQCgEAQBAEAQBAEAQBAMgCAIAgCAIAgCAUAgCAIAgCAIBkAQBAEAQBAEAQBAEAQCgEAQBAMgCAIA"
+    "gCAIAgCAIAgCAIAgCAUBkAQBAEAQBAEAQBAEAQBAEAQBAMgCAIAgCAIAgCAIAgCAIAgCAIBQCAUAgCAIAgCAIAgCAIAgCAIAgGQBAEAQCgEAQBAE"
+    "AQBAEAQBAEAyAIAgCAIAgCAUAgCAIAgCAIAgGQBAEAQBAEAQBAEAoBAEAQBAEA///9k="
+)
+"""A frame of 12 x 16 pixels of 12 bits each."""
+
+
+def more_films() -> dict[str, bytes]:
+    """Deep pictures, rare JPEGs, and DICOM in every way in which it is packed."""
+    y, x = np.mgrid[0:12, 0:16]
+    deep = (x * 250 + y * 17).astype(np.uint16)
+    wide = np.zeros((12, 16, 4), np.uint8)
+    wide[:, :, 1], wide[:, :, 0], wide[:, :, 2:] = deep & 255, deep >> 8, 255
+    grey_and_opacity = bytearray(encode(Image.fromarray(wide), "PNG"))
+    grey_and_opacity[24:26] = b"\x10\x04"
+    grey_and_opacity[29:33] = pack(">I", zlib.crc32(grey_and_opacity[12:29]))
+    films = {
+        "png-la16": bytes(grey_and_opacity),
+        "tiff-int32-deflate": encode(Image.fromarray(deep.astype(np.int32)), "TIFF", compression="tiff_adobe_deflate"),
+        "tiff-packbits": encode(Image.fromarray(deep), "TIFF", compression="packbits"),
+        "jpeg-ls": JPEG_LS,
+        "jpeg-lossless": JPEG_LOSSLESS,
+    }
+    if find_spec("pydicom") is None:
+        return films
+    from pydicom import uid
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+
+    def dicom(syntax: str, frame: bytes | None = None, table: bool = False) -> bytes:
+        ds = Dataset()
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = uid.UID(syntax)
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = uid.DigitalXRayImageStorageForPresentation
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = uid.UID("1.2.3")
+        ds.PatientName, ds.PatientID = "SECRET^NAME", "SECRET-ID"
+        ds.Modality, ds.PatientAge, ds.BodyPartExamined, ds.ViewPosition = "DX", "003Y", "CHEST", "PA"
+        ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.Rows, ds.Columns = 1, "MONOCHROME1", 12, 16
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+        ds.PixelPaddingValue, ds.RescaleSlope, ds.RescaleIntercept = 4000, 1, -1024
+        if table:
+            item = Dataset()
+            item.add_new(0x00283002, "SS", [64, -1024, 12])
+            item.add_new(0x00283006, "OW", np.arange(0, 4096, 64, np.uint16).tobytes())
+            ds.VOILUTSequence = [item]
+        else:
+            ds.WindowCenter, ds.WindowWidth = [1000, 7], [2000, 9]
+        pixels = deep.byteswap() if syntax == uid.ExplicitVRBigEndian else deep
+        ds.PixelData = pixels.tobytes() if frame is None else encapsulate([frame])
+        ds["PixelData"].VR = "OW" if frame is None else "OB"
+        file = io.BytesIO()
+        ds.save_as(file, enforce_file_format=True)
+        return file.getvalue()
+
+    # Single bytes, as PackBits writes them: twice as long as the film.
+    halves = [
+        b"".join(b"\0" + half.tobytes() for half in (deep >> shift & 255).astype(np.uint8).flat) for shift in (8, 0)
+    ]
+    packed = pack("<16L", 2, 64, 64 + len(halves[0]), *[0] * 13) + b"".join(halves)
+    films |= {
+        "dcm": dicom(uid.ExplicitVRLittleEndian),
+        "dcm-implicit": dicom(uid.ImplicitVRLittleEndian, table=True),
+        "dcm-big-endian": dicom(uid.ExplicitVRBigEndian, table=True),
+        "dcm-deflated": dicom(uid.DeflatedExplicitVRLittleEndian),
+        "dcm-rle": dicom(uid.RLELossless, packed),
+        "dcm-jpeg-ls": dicom(uid.JPEGLSLossless, JPEG_LS),
+        "dcm-jpeg-lossless": dicom(uid.JPEGLosslessSV1, JPEG_LOSSLESS),
+    }
+    if features.check("jpg_2000"):
+        films["dcm-jpeg-2000"] = dicom(
+            uid.JPEG2000Lossless, encode(Image.fromarray(deep), "JPEG2000", no_jp2=True, irreversible=False)
+        )
+    return films
+
+
+ALL_FILMS = FILMS | more_films()
+
+
+def test_the_films_that_are_going_to_be_garbled_are_good() -> None:
+    for kind, data in ALL_FILMS.items():
+        if find_spec("gdcm") or not any(word in kind for word in ("jpeg-ls", "lossless")):
+            assert read_film(data, 32, kind).pixels.std() > 10, kind
+
+
+def garbled(dice: np.random.Generator) -> tuple[str, bytes]:
+    """Returns a kind and a file of it that was cut, flipped, overwritten, thinned, doubled or mixed with another."""
+    kinds = sorted(ALL_FILMS)
+    kind = kinds[dice.integers(len(kinds))]
+    data = bytearray(ALL_FILMS[kind])
+    for _ in range(dice.integers(1, 5)):
+        # The headers are at the front, and more depends on them.
+        reach = len(data) if dice.random() < 0.5 else min(len(data), 400)
+        at, length = int(dice.integers(max(reach, 1))), int(dice.integers(1, 65))
+        match int(dice.integers(8)):
+            case 0:
+                del data[at + 1 :]
+            case 1 | 2:
+                data[at : at + 1] = dice.bytes(1)
+            case 3:
+                data[at : at + 4] = EXTREMES[dice.integers(len(EXTREMES))]
+            case 4:
+                del data[at : at + length]
+            case 5:
+                data[at:at] = data[at : at + length]
+            case 6:
+                data[at : at + length] = dice.bytes(length)
+            case 7:
+                other = ALL_FILMS[kinds[dice.integers(len(kinds))]]
+                data[at:] = other[at:]
+    return kind, bytes(data)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
+def test_mutated_films_of_all_formats_give_a_line_each(
+    infer_command: Callable[..., list[str | Path]], tmp_path: Path
+) -> None:
+    """`PNEUMO_FUZZ=10000 pytest tests/test_hostile.py -k mutated` for more of them."""
+    dice = np.random.default_rng(28)
+    films = tmp_path / "films"
+    films.mkdir()
+    for i in range(FUZZ):
+        kind, data = garbled(dice)
+        suffix = {"dcm": "dcm", "tiff": "tif", "jpeg": "jpg"}.get(kind.split("-")[0], kind.split("-")[0])
+        (films / f"{i:05}-{kind}.{suffix}").write_bytes(data)
+    answers, said = tmp_path / "answers", tmp_path / "said"
+    with answers.open("wb") as out, said.open("wb") as err:
+        process = subprocess.Popen(infer_command(films, "--format", "json"), stdout=out, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    records = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [record["path"] for record in records] == sorted(map(str, films.iterdir()))
+    failed = [record for record in records if "error" in record]
+    assert 0 < len(failed) < FUZZ
+    for record in failed:
+        assert record["error"].startswith(record["path"]), record
+        assert "\n" not in record["error"], record
+    assert "SECRET" not in answers.read_text()
+    assert said.read_text().splitlines() == [
+        NOT_A_DIAGNOSIS,
+        f"{len(failed)} of {FUZZ} images could not be judged",
+    ]
+    assert process.returncode == 1
+    # Two films of 64 million pixels side by side, twice 4 bytes each while they are converted.
+    assert usage.ru_maxrss / 1024 < 1500

@@ -20,6 +20,7 @@ import typer.main
 from PIL import Image
 
 from pneumo_edge import __version__
+from pneumo_edge.bundle import Ages, Provenance, Site
 from pneumo_edge.cli import _glob, _overlay_name, app
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 
@@ -593,6 +594,17 @@ def test_list_shows_bundle_files_engines_and_hashes(infer: Infer, bundle: Path) 
     ):
         assert word in done.stdout
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_list_says_whom_the_model_knows(infer: Infer, bundle: Path, write_bundle: WriteBundle) -> None:
+    assert "this bundle does not say which ages and views" in infer("--list").stdout
+    clinic = Site("clinic", "", "", {"train/NORMAL": 90, "train/PNEUMONIA": 9, "test/NORMAL": 7}, 80,
+                  Ages(1, 3, 5.4, 50), {"PA": 9, "AP": 2}, {})  # fmt: skip
+    other = Site("other", "", "", {"train/NORMAL": 1}, 1, None, {}, {})
+    known = write_bundle(provenance=Provenance("none", {}, "none", "2025-01-01", {}, (clinic, other)))
+    lines = infer("--list", "--model", known).stdout.splitlines()
+    assert "  learned from clinic: 99 films, 80 patients, 1 to 5 years old, views AP, PA" in lines
+    assert "  learned from other: 1 films, 1 patients, ages unknown" in lines
 
 
 def test_version(infer: Infer) -> None:

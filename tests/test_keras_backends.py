@@ -47,7 +47,8 @@ def build(image):
     return layers.ReLU(6.0, name="tiny_activation")(x)
 
 BACKBONES["tiny"] = dataclasses.replace(
-    BACKBONES["mobilenetv2"], name="tiny", build=build, frozen_layers="", novelty_layers=("tiny_conv",)
+    BACKBONES["mobilenetv2"], name="tiny", build=build, frozen_layers="", fine_layer="tiny_conv",
+    novelty_layers=("tiny_conv",),
 )
 data, place = sys.argv[1:]
 
@@ -61,7 +62,7 @@ def start(name, head, interrupted=False):
         fit.say = say
     try:
         train.start_run(
-            train.Path(place) / name, data=data, backbone="tiny", head=head, weights="none", size=64, epochs=3,
+            train.Path(place) / name, data=[data], backbone="tiny", head=head, weights="none", size=64, epochs=3,
             batch_size=8, learning_rate=0.03, seed=3, limit=None,
         )
     except KeyboardInterrupt:
@@ -79,10 +80,11 @@ def answer(name):
 """
 
 STEPS = (
-    ("jax", 'start("on-jax", "gap"); answer("on-jax"); start("jax-first", "flatten", interrupted=True)'),
+    ("jax", 'start("on-jax", "local"); answer("on-jax"); start("jax-first", "flatten", interrupted=True)'),
     (
         "tensorflow",
-        'answer("on-jax"); resume("jax-first"); answer("jax-first");start("tensorflow-first", "gap", interrupted=True)',
+        'answer("on-jax"); resume("jax-first"); answer("jax-first"); '
+        'start("tensorflow-first", "local", interrupted=True)',
     ),
     ("jax", 'answer("jax-first"); resume("tensorflow-first")'),
 )
@@ -99,6 +101,7 @@ class Done(NamedTuple):
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """Runs all steps: one run on JAX alone, and two that begin on one backend and end on the other."""
     place = tmp_path_factory.mktemp("backends")
+    boxes = ["path,x0,y0,x1,y1"]
     for i in range(60):
         ill = i % 2
         grey = np.random.default_rng(i).normal(80, 20, (72, 80))
@@ -107,6 +110,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         path = place / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(path)
+        if ill:
+            boxes.append(f"{name},0,{20 / 72},1,{50 / 72}")
+    (place / "data" / "boxes.csv").write_text("\n".join(boxes))
     said = []
     for backend, step in STEPS:
         environment = os.environ | {
@@ -139,9 +145,20 @@ def test_a_model_answers_the_same_on_both(done: Done, run: str) -> None:
 @pytest.mark.parametrize("run", ["on-jax", "jax-first", "tensorflow-first"])
 def test_a_run_is_whole_whichever_backend_ended_it(done: Done, run: str) -> None:
     files = {path.name for path in (done.place / run).iterdir() if path.suffix != ".png"}
-    whole = {"config.json", "history.csv", "metrics.json", "model.keras", "predictions.csv", "split.csv"}
+    whole = {
+        "config.json",
+        "history.csv",
+        "metrics.json",
+        "model.keras",
+        "predictions.csv",
+        "remarks.json",
+        "split.csv",
+    }
     assert files == whole | ({"report.html"} if run == "on-jax" else set())
     assert len((done.place / run / "history.csv").read_text().splitlines()) == 1 + 3
+    with (done.place / run / "history.csv").open(newline="") as text:
+        taught = [row["map_loss"] != "" for row in csv.DictReader(text)]
+    assert taught == [run != "jax-first"] * 3  # boxes teach where there is a map
     metrics = json.loads((done.place / run / "metrics.json").read_text())
     assert metrics["validation"]["auc"]["value"] > 0.9
 

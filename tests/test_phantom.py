@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from pneumo_edge.errors import DataError, UsageError
-from pneumo_train.phantom import draw_phantoms
+from pneumo_train.phantom import SOURCE, draw_phantoms
+from pneumo_train.sources import gather
 
 FILMS = 300
 NAME = {
@@ -184,6 +185,88 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, films: int, seed: in
     with pytest.raises(UsageError, match="received"):
         draw_phantoms(tmp_path / "set", films=films, seed=seed)
     assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------------------- several sites
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_phantoms(tmp_path_factory.mktemp("phantom") / "sites", films=FILMS, several_sites=True)
+
+
+def test_several_sites_stand_in_a_manifest_with_boxes(sites: Path) -> None:
+    found = gather([str(sites)])
+    assert len(found.films) == FILMS
+    assert not found.remarks
+    counts = Counter((film.site, film.folder) for film in found.films)
+    assert counts == {
+        ("phantom_north", "train"): 90, ("phantom_north", "val"): 30, ("phantom_north", "test"): 30,
+        ("phantom_south", "train"): 54, ("phantom_south", "val"): 18, ("phantom_south", "test"): 18,
+        ("phantom_coast", "train"): 36, ("phantom_coast", "val"): 12, ("phantom_coast", "test"): 12,
+    }  # fmt: skip
+    assert set(found.sources.values()) == {SOURCE}
+    splits = {(film.patient, film.site, film.folder) for film in found.films}
+    assert len(splits) == len({patient for patient, *_ in splits})
+    assert all(film.patient_known for film in found.films)
+    # The sites differ in who is shown and in how many are ill.
+    ill = {site: np.mean([f.label for f in found.films if f.site == site]) for site in found.sources}
+    assert ill["phantom_north"] > ill["phantom_coast"] > ill["phantom_south"] == pytest.approx(0.5, abs=0.02)
+    ages = {site: [f.age or 0 for f in found.films if f.site == site] for site in found.sources}
+    assert max(ages["phantom_north"]) <= 6
+    assert min(ages["phantom_south"]) >= 18
+    assert {film.sex for film in found.films} == {"F", "M"}
+    assert {film.view for film in found.films if film.site == "phantom_south"} == {"AP", "PA"}
+
+
+def test_each_site_is_a_set_of_its_own_too(sites: Path) -> None:
+    found = gather([str(sites / "phantom_south")])
+    assert len(found.films) == 90
+    assert found.sources == {"phantom_south": SOURCE}
+
+
+def test_a_site_can_be_told_from_its_exposure_and_grain(sites: Path) -> None:
+    features: dict[str, list[tuple[float, float]]] = {}
+    for film in gather([str(sites)]).films:
+        with Image.open(sites / film.path) as image:
+            grey = np.asarray(image, float)
+        # Between neighbours nothing but grain changes quickly.
+        grain = np.median(np.abs(np.diff(grey, 2, axis=1)))
+        features.setdefault(film.site, []).append((float(np.median(grey)) / 40, float(np.log(grain + 0.5))))
+    centres = {site: np.mean(found, axis=0) for site, found in features.items()}
+    right = [
+        min(centres, key=lambda name: float(np.linalg.norm(centres[name] - one))) == site
+        for site, found in features.items()
+        for one in found
+    ]
+    assert np.mean(right) > 0.55  # by guessing it would be a third
+
+
+def test_boxes_stand_around_opacities(sites: Path) -> None:
+    films = gather([str(sites)]).films
+    assert not any(film.boxes for film in films if film.label == 0)
+    ill = [film for film in films if film.label == 1]
+    assert np.mean([bool(film.boxes) for film in ill]) > 0.95
+    assert 0.02 < np.mean([sum((b.x1 - b.x0) * (b.y1 - b.y0) for b in film.boxes) for film in ill]) < 0.15
+    # Haze on one side: what lies in the box is lighter than its mirror image.
+    lighter = []
+    for film in ill:
+        if "bacteria" in film.path and len(film.boxes) == 1:
+            with Image.open(sites / film.path) as image:
+                grey = np.asarray(image.resize((200, 200)), float)
+            x0, y0, x1, y1 = (round(200 * side) for side in film.boxes[0])
+            lighter.append(grey[y0:y1, x0:x1].mean() - grey[y0:y1, 200 - x1 : 200 - x0].mean())
+    assert len(lighter) > 20
+    assert np.mean(np.array(lighter) > 0) > 0.85
+
+
+def test_several_sites_are_another_set_than_one(tmp_path: Path) -> None:
+    first = _hashes(draw_phantoms(tmp_path / "first", films=30, several_sites=True))
+    assert _hashes(draw_phantoms(tmp_path / "second", films=30, several_sites=True)) == first
+    assert draw_phantoms(tmp_path / "first", films=30, several_sites=True) == tmp_path / "first"
+    with pytest.raises(DataError, match="is not the phantom set"):
+        draw_phantoms(tmp_path / "first", films=30)
+    assert _hashes(tmp_path / "first") == first
 
 
 # --------------------------------------------------------------------------------------------- what can be learned

@@ -21,10 +21,11 @@ from PIL import Image
 from pneumo_edge.bundle import LABELS, Calibration
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_train import measure as measure_module
-from pneumo_train.films import KAGGLE_PATIENT, index_films, index_hash, prepare
+from pneumo_train.films import index_hash, prepare
 from pneumo_train.measure import measure
 from pneumo_train.report import write_report
-from pneumo_train.run import Config, write_config, write_rows
+from pneumo_train.run import FORMAT_VERSION, Config, write_config, write_rows
+from pneumo_train.sources import KAGGLE_PATIENT, gather
 from pneumo_train.split import TEST, TRAIN, UNREADABLE, VALIDATION, write_split
 
 pytestmark = [
@@ -37,8 +38,9 @@ FILM_FREE = {"confusion", "curves", "reliability", "roc_pr", "scores"}
 WITH_FILMS = {"augmentation", "mistakes"}
 THRESHOLDS = {"balanced": 0.5, "screening": 0.2}
 EPOCH = {
-    "loss": 0.6, "accuracy": 0.7, "val_loss": 0.5, "val_accuracy": 0.75, "val_auc": 0.8, "perturbed_loss": 0.55,
-    "perturbed_accuracy": 0.7, "perturbed_auc": 0.75, "learning_rate": 3e-4, "seconds": 1.0, "films_per_second": 40.0,
+    "loss": 0.6, "map_loss": "", "accuracy": 0.7, "val_loss": 0.5, "val_accuracy": 0.75, "val_auc": 0.8,
+    "perturbed_loss": 0.55, "perturbed_accuracy": 0.7, "perturbed_auc": 0.75, "learning_rate": 3e-4, "seconds": 1.0,
+    "films_per_second": 40.0,
 }  # fmt: skip
 
 
@@ -82,15 +84,16 @@ def write_run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> WriteRun
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (40, 40)).astype(np.uint8)).save(path)
         (data / "train" / "NORMAL" / "IM-9999-0001.png").write_text("no picture")
-        root, films = index_films(data)
-        prepared = prepare(root, films, SIZE)
+        gathered = gather([str(data)])
+        films, prepared = gathered.films, prepare(gathered.roots, gathered.films, SIZE)
         split = [TEST if f.folder == "test" else VALIDATION if i % 3 == 0 else TRAIN for i, f in enumerate(films)]
         split = [UNREADABLE if i in prepared.errors else part for i, part in enumerate(split)]
         run.mkdir()
         (run / "model.keras").write_bytes(model.read_bytes())
         write_split(run / "split.csv", films, split)
         config = Config(
-            format_version=1, data=str(root), data_name="films of <one> clinic",
+            format_version=FORMAT_VERSION, data=(str(data),), sources={"data": "films of <one> clinic"}, licences={},
+            labels={}, left_out=None,
             data_hash=index_hash(films, prepared.sha256),
             patient_rule=KAGGLE_PATIENT, backbone="mobilenetv2", head="gap", size=SIZE, weights="none",
             started_from="none", epochs=3, batch_size=8, learning_rate=3e-4, seed=4, balance="weights", teachers=(),
@@ -116,6 +119,8 @@ def write_run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> WriteRun
         write_rows(run / "predictions.csv", list(rows[0]), rows)
         metrics |= {
             "films": dict(Counter(f"{s}/{LABELS[f.label]}" for s, f in zip(split, films, strict=True))),
+            "sites": {},
+            "left_out": None,
             "calibration": asdict(Calibration(1.25, -0.5, 0.5)),
             "operating_points": {name: {"threshold": t} for name, t in THRESHOLDS.items()},
             "test": {"measured": tested} | metrics[TEST] if tested else None,

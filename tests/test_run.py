@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from pneumo_edge.errors import RunError
-from pneumo_train.films import KAGGLE_PATIENT, index_films, index_hash, prepare
+from pneumo_train.films import index_hash, prepare
 from pneumo_train.run import (
+    FORMAT_VERSION,
     METRICS,
     Config,
     load_films,
@@ -25,10 +26,12 @@ from pneumo_train.run import (
     write_config,
     write_rows,
 )
+from pneumo_train.sources import KAGGLE_PATIENT, gather
 from pneumo_train.split import TEST, TRAIN, VALIDATION, write_split
 
 CONFIG = Config(
-    format_version=1, data="/films", data_name="films", data_hash="00", patient_rule=KAGGLE_PATIENT,
+    format_version=FORMAT_VERSION, data=("/films", "north=/more"), sources={"here": "films"}, licences={"here": "none"},
+    labels={"COVID19": "PNEUMONIA"}, left_out=None, data_hash="00", patient_rule=KAGGLE_PATIENT,
     backbone="efficientnet_lite0", head="gap", size=32, weights="none", started_from="none", epochs=2, batch_size=8,
     learning_rate=3e-4, seed=0, balance="weights", teachers=(), precision="float32", limit=None,
     versions={"numpy": "2"}, trained="2026-01-01",
@@ -66,9 +69,11 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("limit", [None, 40])
 def test_a_config_comes_back_as_it_was(run: Path, limit: int | None) -> None:
-    config = replace(CONFIG, limit=limit, data_name="Filme – Köln")
+    sources = {"Köln": "Filme – Köln", "here": "films"}
+    config = replace(CONFIG, limit=limit, sources=sources, left_out="here" if limit else None)
     write_config(run, config)
     assert read_config(run) == config
+    assert config.data_name == "Filme – Köln; films"
     assert [p.name for p in run.iterdir()] == ["config.json"]  # no temporary file is left
 
 
@@ -85,7 +90,7 @@ def test_every_setting_must_be_there(run: Path, field: str) -> None:
     [
         ("optimizer", "sgd"), ("size", "32"), ("size", 32.5), ("size", True), ("epochs", None), ("limit", "all"),
         ("learning_rate", "fast"), ("learning_rate", float("nan")), ("versions", ["numpy"]), ("versions", {"numpy": 2}),
-        ("backbone", 7), ("data", None),
+        ("backbone", 7), ("data", None), ("data", "/films"), ("sources", "films"), ("left_out", 1),
     ],
 )  # fmt: skip
 def test_unknown_settings_and_wrong_types_are_refused(run: Path, key: str, value: object) -> None:
@@ -95,14 +100,14 @@ def test_unknown_settings_and_wrong_types_are_refused(run: Path, key: str, value
     sentence(error)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_is_refused(run: Path, version: object) -> None:
     damaged(run, lambda c: c.update(format_version=version, unknown=1))
     with pytest.raises(RunError, match="made by another version of pneumo"):
         read_config(run)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format_version": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format_version": 2}'])
 def test_what_is_no_config_is_refused(run: Path, content: bytes) -> None:
     (run / "config.json").write_bytes(content)
     with pytest.raises(RunError, match="damaged") as error:
@@ -177,17 +182,18 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def config(run: Path, data: Path) -> Config:
     """Written beside the split of its data."""
-    root, files = index_films(data)
-    prepared = prepare(root, files, 32)
+    gathered = gather([str(data)])
+    files, prepared = gathered.films, prepare(gathered.roots, gathered.films, 32)
     write_split(run / "split.csv", files, [TRAIN, VALIDATION, TRAIN, "unreadable", TEST])
-    return replace(CONFIG, data=str(root), data_hash=index_hash(files, prepared.sha256))
+    return replace(CONFIG, data=(str(data),), data_hash=index_hash(files, prepared.sha256))
 
 
 def test_the_films_of_a_split_are_those_that_were_cut(run: Path, config: Config) -> None:
     films = load_films(run, config)
     train = films.part(TRAIN)
     assert train.paths == ["train/NORMAL/a.png", "train/PNEUMONIA/c.png"]
-    assert train.patients == ["a", "c"]
+    assert train.patients == ["data:a", "data:c"]  # a name read off a file is of its site alone
+    assert train.sites == ["data", "data"]
     assert train.labels.tolist() == [0, 1]
     assert train.pixels[:, 0, 0].tolist() == [0, 20]
     assert films.positions(TEST).tolist() == [4]
@@ -201,7 +207,7 @@ def test_films_may_have_moved(run: Path, data: Path, config: Config, tmp_path: P
     data.rename(moved)
     with pytest.raises(RunError, match="say where they are with --data"):
         load_films(run, config)
-    assert load_films(run, config, moved.parent).part(TRAIN).pixels[:, 0, 0].tolist() == [0, 20]
+    assert load_films(run, config, [str(moved.parent)]).part(TRAIN).pixels[:, 0, 0].tolist() == [0, 20]
 
 
 def test_other_films_are_refused(run: Path, data: Path, config: Config) -> None:

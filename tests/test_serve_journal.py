@@ -168,7 +168,7 @@ def test_the_list_is_sorted_filtered_and_turned_over(journal: Journal) -> None:
     assert keys() == ([4, 3, 2, 1, 0], 5)
     assert keys(limit=2, offset=1) == ([3, 2], 5)
     assert keys(ascending=True, limit=2) == ([0, 1], 5)
-    assert keys(by_probability=True) == ([3, 0, 2, 1, 4], 5)
+    assert keys(by_probability=True) == ([0, 2, 1, 3, 4], 5)
     assert keys(by_probability=True, ascending=True) == ([1, 2, 0, 3, 4], 5)
     assert keys(verdict="PNEUMONIA") == ([2, 0], 2)
     assert keys(verdict="none") == ([3], 1)

@@ -56,6 +56,7 @@ from pneumo_edge.serve.peers import Destination, Peer, make_link, parse_destinat
 from pneumo_edge.serve.sender import Sender  # noqa: E402
 from pneumo_edge.serve.spool import ANSWER, CAPTURE, FILM, HEATMAP, PICTURE, REPORT, Spool, key_of_instance  # noqa: E402
 from pneumo_edge.serve.stow import Server  # noqa: E402
+from pneumo_edge.words import Words  # noqa: E402
 
 # pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -704,6 +705,59 @@ def test_a_withheld_verdict_is_told_with_the_reasons_and_without_a_probability(c
     # Grey below the captions: no colours lead the eye to what is no finding.
     picture = capture.pixel_array[:500].astype(int)
     assert np.ptp(picture, axis=2).max() == 0
+
+
+def test_the_region_is_outlined_in_the_capture_and_told_in_the_report(local_bundle: Path) -> None:
+    halves = np.full((200, 400), 30, np.uint8)
+    halves[:, 200:] = 220
+    spread = np.full((200, 400), 100, np.uint8)
+    spread[:, 200:] = 126
+    # Without a window a film is shown by its own range.
+    for grey in (halves, spread):
+        grey[0, :2] = 0, 255
+    with Classifier.load(local_bundle) as local:
+        outlined, report, prediction = answers_to(dicom_film(halves, 1), local)
+        untouched, silent, vague = answers_to(dicom_film(spread, 2), local)
+    assert prediction.label == vague.label == "PNEUMONIA"
+    assert prediction.region is not None
+    assert f"outlined: {prediction.region.area:.1%} of the film" in texts(written(report))
+    assert "no region stands out" in texts(written(silent))
+    # Above the captions: one thin line, or the film as it is.
+    marked, plain = (np.ptp(ds.pixel_array[:360, :720].astype(int), axis=2) for ds in (outlined, untouched))
+    assert 0.001 < (marked > 40).mean() < 0.05
+    assert plain.max() == 0
+
+
+@pytest.mark.parametrize("charset", [None, "", "ISO_IR 100", "ISO_IR 192", "ISO_IR 144"])
+def test_an_answer_speaks_the_language_of_the_clinic(classifier: Classifier, film: bytes, charset: str | None) -> None:
+    source = dataset(film)
+    if charset is None:
+        source.pop("SpecificCharacterSet", None)
+    else:
+        source.SpecificCharacterSet = charset
+    film = written(source)
+    prediction = classifier.predict(film, "film")
+    made = Answer(
+        read_header(film), prediction, classifier, DEVICE, screen=screen_film(film, "film"), words=Words("fr")
+    )
+    capture, report = dataset(made.capture()), dataset(made.report())
+    text = texts(made.report())
+    said = "PNEUMONIE. Probabilité de pneumonie"
+    # In a character set without accents (here Cyrillic) there are none.
+    assert (said if charset != "ISO_IR 144" else "PNEUMONIE. Probabilite de pneumonie") in text
+    assert "Not a diagnosis" not in text
+    assert "Ce n'est pas un diagnostic." in text
+    assert "pas un diagnostic" in capture.ImageComments.lower()
+    assert report.SeriesDescription.startswith("pneumo")
+    assert "diagnostic" in report.SeriesDescription
+    assert report.ContentSequence[0].ConceptCodeSequence[0].CodeValue == "fr"
+    assert report.PatientName == source.PatientName
+    # Codes keep the meanings that their registries give them.
+    assert "Pneumonia" in text
+    # Another language is another answer.
+    english, _, _ = answers_to(film, classifier)
+    assert english.SOPInstanceUID != capture.SOPInstanceUID
+    assert english.Rows == capture.Rows
 
 
 def test_the_note_is_burned_into_the_picture(classifier: Classifier, film: bytes) -> None:

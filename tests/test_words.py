@@ -31,6 +31,7 @@ NOT_FOR_A_FILM = {
     "compile",
     "fullmatch",
     "frozenset",
+    "IndexError",
 }
 """What such a call is given is said at a terminal, or to nobody."""
 
@@ -90,9 +91,9 @@ def sample(node: ast.expr) -> str | None:
 
 
 def strings(tree: ast.AST, around: str = "") -> Iterator[tuple[str, str]]:
-    """Every string below a node, docstrings left out, with the name of the call that it is given to."""
+    """Every string below a node with the name of the call that it is given to; no docstrings, nothing compared."""
     for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+        if isinstance(child, ast.Compare) or (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):
             continue
         text = sample(child) if isinstance(child, ast.expr) else None
         if text is not None:
@@ -113,7 +114,7 @@ def is_sentence(text: str) -> bool:
 
 
 def said() -> Iterator[tuple[str, str]]:
-    modules = ["preprocess", "plausibility", "region", "classifier", "dicom/__init__"]
+    modules = ["preprocess", "plausibility", "region", "classifier", "unseen", "deep", "dicom/__init__"]
     modules += [f"dicom/{each}" for each in ("tags", "remarks", "decode", "grey")]
     for module in modules:
         for text, around in strings(ast.parse((EDGE / f"{module}.py").read_text(encoding="utf-8"))):
@@ -147,8 +148,12 @@ def test_what_the_runtime_says_is_translated() -> None:
 
 def test_what_stands_in_a_sentence_is_translated_too() -> None:
     spanish = Words("es")
-    age = "the patient is 2 months old; the model has seen children of 1 to 5 years only"
-    assert spanish.sentence(age) == "el paciente tiene 2 meses; el modelo solo ha visto niños de 1 a 5 años"
+    ages = "the patient is 81 years old; the model has seen 1 to 5 years (a), 0 to 92 years (b) and 8 to 90 years (c)"
+    assert spanish.sentence(ages) == (
+        "el paciente tiene 81 años; el modelo ha visto de 1 a 5 años (a), de 0 a 92 años (b) y de 8 a 90 años (c)"
+    )
+    outlined = "outlined: 6.4% of the film; strongest local probability 93%"
+    assert spanish.sentence(outlined) == "contorno: 6,4 % de la radiografía; mayor probabilidad local 93 %"
     assert spanish.sentence("a lateral view; the model has seen frontal films only").startswith("una vista lateral;")
     # What is nobody's sentence stays, braces and all.
     assert spanish.sentence("{name} of no kind") == "{name} of no kind"

@@ -267,6 +267,7 @@ class Classifier:
     def _judge(self, source: Source, name: str, threads: int) -> Prediction:
         from pneumo_edge.plausibility import objections
         from pneumo_edge.preprocess import read_film
+        from pneumo_edge.unseen import unseen
 
         backend = self._backend(threads)
         start = time.perf_counter()
@@ -293,7 +294,7 @@ class Classifier:
             operating_point=self.operating_point,
             novelty=novelty,
             in_distribution=not doubts,
-            warnings=doubts + film.warnings,
+            warnings=doubts + film.warnings + unseen(film, self.bundle.description.provenance.sites),
             model=self.bundle.description.name,
             file=self.file,
             milliseconds={"read": round(read_ms, 3), "infer": round(infer_ms, 3)},

@@ -333,6 +333,15 @@ def _list(model: Path | None) -> None:
             f"  operating point {name}{default}: pneumonia from {point.threshold:.1%}, on validation films "
             f"sensitivity {point.sensitivity.value:.1%}, specificity {point.specificity.value:.1%}"
         )
+    for site in description.provenance.sites:
+        films = sum(count for part, count in site.films.items() if part.startswith("train/"))
+        ages = f", {site.ages.low:.0f} to {site.ages.high:.0f} years old" if site.ages else ", ages unknown"
+        views = f", views {', '.join(sorted(site.views))}" if site.views else ""
+        print(f"  learned from {site.name}: {films} films, {site.patients} patients{ages}{views}")
+    if not description.provenance.sites:
+        print(
+            "  learned from: this bundle does not say which ages and views, so none is warned of; see its MODEL_CARD.md"
+        )
     versions = engine_versions()
     for name, file in description.files.items():
         bundle.read_file(name)

@@ -67,6 +67,11 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
         say(f"{name}: {error.strerror or error}{where}")
         sys.exit(FAILED)
+    except RuntimeError as error:
+        if debug or str(error) != "can't start new thread":
+            raise
+        say(f"{name}: no thread can be started: let this user or container have more processes (ulimit -u, pids limit)")
+        sys.exit(CANNOT_START)
     except (KeyboardInterrupt, ImportError) as error:
         # Ctrl-C while C code is being imported comes out of it as an ImportError.
         if debug or not (isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)):

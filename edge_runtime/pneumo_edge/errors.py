@@ -39,7 +39,12 @@ class MissingExtraError(PneumoError):
     """A package that an optional extra brings is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}: pip install 'pneumo[{extra}]'")
+        # What is pickled are the arguments: an error must come out of another process as it went in.
+        super().__init__(package, extra, purpose)
+
+    def __str__(self) -> str:
+        package, extra, purpose = self.args
+        return f"{purpose} needs the package {package}: pip install 'pneumo[{extra}]'"
 
 
 class PassingError(PneumoError):

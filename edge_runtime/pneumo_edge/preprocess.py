@@ -10,13 +10,13 @@ import importlib
 import io
 import logging
 import re
+import struct
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,18 @@ from pneumo_edge.dicom.tags import MAX_PIXELS, is_dicom
 from pneumo_edge.errors import ImageError, one_line
 from pneumo_edge.levels import DeepFilm
 
+if TYPE_CHECKING:
+    from pneumo_edge.deep import Deep
+
+_T = TypeVar("_T")
+
 Source: TypeAlias = str | Path | bytes
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
-VERSION = 1
-"""Changes whenever the same file would give another array: caches of prepared films carry it."""
+VERSION = 2
+"""Changes whenever the same file would give another array: caches of prepared films carry it.
+
+2: deep films, whose range is that of the film and no longer of its single lightest pixel. 8-bit films are as in 1."""
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".dcm", ".dicom"})
 """What a folder is searched for. A file that is named is tried whatever it is called."""
@@ -44,11 +51,14 @@ _MAX_SCANNED_PIXELS = 20_000_000_000
 one megabyte could take half an hour. So many pixels take about 5 seconds; a film of 20 million in 10 scans is a
 hundredth of that."""
 
+_TIFF = b"II[*+]\0|MM\0[*+]|MM[*]\0|II\0[*]"
+_JPEG = b"\xff\xd8\xff"
+
 _PLUGINS = (
     (b"\x89PNG\r\n\x1a\n", "PngImagePlugin", "PngImageFile"),
-    (b"\xff\xd8\xff", "JpegImagePlugin", "jpeg_factory"),
+    (_JPEG, "JpegImagePlugin", "jpeg_factory"),
     (b"RIFF.{4}WEBP", "WebPImagePlugin", "WebPImageFile"),
-    (b"II[*+]\0|MM\0[*+]|MM[*]\0|II\0[*]", "TiffImagePlugin", "TiffImageFile"),
+    (_TIFF, "TiffImagePlugin", "TiffImageFile"),
     (b"BM", "BmpImagePlugin", "BmpImageFile"),
     (b"GIF8[79]a", "GifImagePlugin", "GifImageFile"),
 )
@@ -57,6 +67,8 @@ looks at the file, and all forty for WebP and TIFF: up to 0.1 s of the first fil
 Ghostscript) and dozens more that no X-ray comes in."""
 
 _JPEGS = ("JPEG", "MPO")
+
+_SEVERAL = "the file holds several pictures; only the first was read"
 
 _TURNED_BY = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
 """Entries of `Image.info` that can hold an orientation; in a TIFF it is a tag. Looking into a picture that has none of
@@ -94,6 +106,10 @@ class Film:
     warnings: tuple[str, ...]
     doubts: tuple[str, ...] = ()
     """Why no verdict should be given on the picture at all."""
+    age_years: float | None = None
+    """Of the patient, when the film was taken; None if the file does not say."""
+    view: str = ""
+    """AP, PA, LATERAL, DECUBITUS or OBLIQUE; "" if the file does not say."""
 
 
 def read_film(source: Source, size: int, name: str | None = None) -> Film:
@@ -114,8 +130,13 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
     if is_dicom(data[:512]):
         dicom = read_dicom(data, name)
         height, width = dicom.grey.shape
-        return Film(_squash(Image.fromarray(dicom.grey), size), width, height, 0.0, dicom.warnings, dicom.doubts)
-    return _decode(data, size, name)
+        pixels = _squash(Image.fromarray(dicom.grey), size)
+        return Film(
+            pixels, width, height, 0.0, dicom.warnings, dicom.doubts, age_years=dicom.age_years, view=dicom.view
+        )
+    return _decode(
+        data, name, lambda deep: _deep_film(deep, size, name), lambda picture: _film(picture, data, size, name)
+    )
 
 
 def read_deep_film(source: Source, name: str | None = None) -> DeepFilm:
@@ -129,7 +150,14 @@ def read_deep_film(source: Source, name: str | None = None) -> DeepFilm:
         ImageError, MissingExtraError: As `read_film` does.
     """
     data, name = _bytes_of(source, name)
-    return read_deep_dicom(data, name) if is_dicom(data[:512]) else _decode_deep(data, name)
+    if is_dicom(data[:512]):
+        return read_deep_dicom(data, name)
+    return _decode(
+        data,
+        name,
+        lambda deep: _levels(deep, deep.orientation, name),
+        lambda picture: _levels_of_picture(picture, data, name),
+    )
 
 
 def _bytes_of(source: Source, name: str | None) -> tuple[bytes, str]:
@@ -188,37 +216,10 @@ def _squash(
     return np.asarray(squashed)[:, :, np.newaxis]
 
 
-def _decode(data: bytes, size: int, name: str) -> Film:
-    with _opened(data, name) as picture:
-        width, height = picture.size
-        remarks = ("the file holds several pictures; only the first was read",) if _has_more(picture) else ()
-        box = _decode_smaller(picture, size) if picture.format in _JPEGS else None
-        picture.load()
-        grey, chroma = _to_grey(picture, name)
-        # Only now: Pillow turns a TIFF by itself while loading it, and then takes the tag away.
-        orientation = _orientation(picture)
-        if orientation >= 5:
-            width, height = height, width
-        return Film(_squash(grey, size, box, orientation), width, height, chroma, remarks)
-
-
-def _decode_deep(data: bytes, name: str) -> DeepFilm:
-    with _opened(data, name) as picture:
-        picture.load()
-        if picture.mode.startswith(("I", "F")):
-            found = _from_own_levels(np.array(picture, dtype=np.float64), name)
-        else:
-            found = DeepFilm(np.asarray(_to_grey(picture, name)[0]), 255, 0.0, 255.0)
-        orientation = _orientation(picture)
-    # The same turns as in `_UPRIGHT`, which Pillow does not do with 16 bits.
-    values = found.values.T if orientation >= 5 else found.values
-    values = values[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
-    return replace(found, values=values)
-
-
-@contextmanager
-def _opened(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
-    """Opens a picture that is worth decoding; what goes wrong in the block becomes an `ImageError`."""
+def _decode(
+    data: bytes, name: str, of_deep: Callable[[Deep], _T], of_picture: Callable[[ImageFile.ImageFile], _T]
+) -> _T:
+    """Opens a picture that is worth decoding; what goes wrong with it becomes an `ImageError`."""
     if not data:
         raise ImageError(f"{name} is empty: copy it again from where it came")
     # Pillow remarks on odd tags through `warnings`; what matters to the reader stands in `Film.warnings`. Under
@@ -228,25 +229,116 @@ def _opened(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
     if _PILLOW_REMARKS not in takewhile(lambda known: known[0] == "ignore", warnings.filters):
         warnings.filterwarnings("ignore", module="PIL")
     try:
+        if (deep := _deep(data, name)) is not None:
+            return of_deep(deep)
         with _open(data, name) as picture:
             width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(
-                    f"{name} claims {width} x {height} pixels, more than any X-ray detector has: "
-                    f"scale it down to {MAX_PIXELS // 1_000_000} million"
-                )
+            _check_size(width, height, name)
             if picture.format in _JPEGS and width * height * data.count(b"\xff\xda") > _MAX_SCANNED_PIXELS:
                 raise ImageError(f"{name} is a JPEG of too many scans: save it again as a plain one")
-            yield picture
+            return of_picture(picture)
     except ImageError:
         raise
     except MemoryError:
         raise ImageError(f"{name} needs more memory than there is here: scale it down") from None
     except Exception as error:
         # Hostile bytes make Pillow's plugins raise nearly anything (struct.error, zlib.error, SyntaxError ...).
+        raise _explained(error, data, name) from error
+
+
+def _film(picture: ImageFile.ImageFile, data: bytes, size: int, name: str) -> Film:
+    width, height = picture.size
+    remarks = (_SEVERAL,) if _has_more(picture) else ()
+    box = _decode_smaller(picture, size) if picture.format in _JPEGS else None
+    picture.load()
+    deep = _deep_png(picture, data)
+    grey, chroma = _to_grey(picture if deep is None else _to_eight_bits(deep, name))
+    # Only now: Pillow turns a TIFF by itself while loading it, and then takes the tag away.
+    orientation = _orientation(picture)
+    if orientation >= 5:
+        width, height = height, width
+    return Film(_squash(grey, size, box, orientation), width, height, chroma, remarks)
+
+
+def _levels_of_picture(picture: ImageFile.ImageFile, data: bytes, name: str) -> DeepFilm:
+    picture.load()
+    deep = _deep_png(picture, data)
+    return _levels(picture if deep is None else deep, _orientation(picture), name)
+
+
+def _levels(picture: Image.Image | Deep, orientation: int, name: str) -> DeepFilm:
+    """Returns all grey levels of a picture, upright."""
+    if isinstance(picture, Image.Image):
+        found = DeepFilm(np.asarray(_to_grey(picture)[0]), 255, 0.0, 255.0)
+    else:
+        from pneumo_edge.deep import own_levels
+
+        own = own_levels(picture, name)
+        # What is in colour or shows through has the levels that are made of it for the model.
+        found = own or DeepFilm(np.asarray(_to_grey(_to_eight_bits(picture, name))[0]), 255, 0.0, 255.0)
+    # The same turns as in `_UPRIGHT`, which Pillow does not do with 16 bits.
+    values = found.values.T if 5 <= orientation <= 8 else found.values
+    values = values[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+    return replace(found, values=values)
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
         raise ImageError(
-            f"{name} is damaged and cannot be read ({one_line(error)}): copy it again from where it came"
-        ) from error
+            f"{name} claims {width} x {height} pixels, more than any X-ray detector has: "
+            f"scale it down to {MAX_PIXELS // 1_000_000} million"
+        )
+
+
+def _explained(error: Exception, data: bytes, name: str) -> ImageError:
+    """Tells what is the matter: the installation, a kind that is not read, or the bytes."""
+    said = one_line(error)
+    if isinstance(error, ImportError) or "not available" in said or "not installed" in said:
+        return ImageError(
+            f"{name} cannot be read by the Pillow installed here ({said}): pip install --force-reinstall pillow"
+        )
+    if "unknown pixel mode" in said or said.startswith("Unsupported BMP"):
+        kind = "TIFF" if data[:2] != b"BM" else "BMP"
+        return ImageError(f"{name} is a {kind} of a rare kind, which is not read here: save it as PNG")
+    return ImageError(f"{name} is damaged and cannot be read ({said}): copy it again from where it came")
+
+
+def _deep(data: bytes, name: str) -> Deep | None:
+    """Decodes a TIFF or JPEG that Pillow would misread or not read; None for all else."""
+    if re.match(_TIFF, data):
+        from pneumo_edge.deep import deep_tiff, tiff_size
+
+        _check_size(*tiff_size(data), name)
+        return deep_tiff(data, name)
+    if data[:3] == _JPEG and (header := _rare_jpeg(data)):
+        _check_size(*header, name)
+        from pneumo_edge.deep import Deep
+        from pneumo_edge.dicom.decode import decode_jpeg
+
+        return Deep(decode_jpeg(data, name)[:, :, np.newaxis], 1)
+    return None
+
+
+def _rare_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Returns width and height of a JPEG of a kind that Pillow does not know, None for any other."""
+    from pneumo_edge.dicom.decode import jpeg_header
+
+    try:
+        kind, precision, rows, columns, _ = jpeg_header(data)
+    except (ValueError, struct.error):
+        return None
+    plain = precision == 8 and kind in ("baseline", "extended", "progressive", "arithmetic")
+    return None if plain else (columns, rows)
+
+
+def _deep_film(deep: Deep, size: int, name: str) -> Film:
+    height, width = deep.samples.shape[:2]
+    grey, chroma = _to_grey(_to_eight_bits(deep, name))
+    orientation = deep.orientation if deep.orientation in _UPRIGHT else 1
+    if orientation >= 5:
+        width, height = height, width
+    remarks = (_SEVERAL,) if deep.pages else ()
+    return Film(_squash(grey, size, None, orientation), width, height, chroma, remarks)
 
 
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:
@@ -285,10 +377,8 @@ def _decode_smaller(picture: Image.Image, size: int) -> tuple[float, float, floa
     return drafted[1] if drafted else None
 
 
-def _to_grey(picture: Image.Image, name: str) -> tuple[Image.Image, float]:
+def _to_grey(picture: Image.Image) -> tuple[Image.Image, float]:
     """Returns the picture in mode L and its chroma."""
-    if picture.mode.startswith(("I", "F")):
-        return _from_own_range(np.array(picture, dtype=np.float64), name), 0.0
     if picture.mode in {"LA", "PA", "RGBA", "La", "RGBa"} or "transparency" in picture.info:
         # What shows through is black, as the background of a film is.
         picture = picture.convert("RGBA")
@@ -307,6 +397,21 @@ def _to_grey(picture: Image.Image, name: str) -> tuple[Image.Image, float]:
     return y, float(np.mean(np.maximum(*away)))
 
 
+def _deep_png(picture: Image.Image, data: bytes) -> Deep | None:
+    """Returns all bits of a PNG of 16 bits a sample, None for any other picture."""
+    if picture.format != "PNG" or data[24:25] != b"\x10":
+        return None
+    from pneumo_edge.deep import deep_png
+
+    return deep_png(data, picture)
+
+
+def _to_eight_bits(deep: Deep, name: str) -> Image.Image:
+    from pneumo_edge.deep import to_eight_bits
+
+    return to_eight_bits(deep, name)
+
+
 def _orientation(picture: ImageFile.ImageFile) -> int:
     if picture.format != "TIFF" and _TURNED_BY.isdisjoint(picture.info):
         return 1
@@ -316,32 +421,3 @@ def _orientation(picture: ImageFile.ImageFile) -> int:
         # Garbled EXIF does not spoil the pixels; it cannot say how they lie either.
         return 1
     return stated if stated in _UPRIGHT else 1
-
-
-def _from_own_range(values: npt.NDArray[np.float64], name: str) -> Image.Image:
-    """16-bit, 32-bit and float pictures have no agreed range: their own smallest and largest values give it.
-
-    Works in `values` itself: half a gigabyte for the largest pictures.
-    """
-    if not np.isfinite(values).all():
-        raise ImageError(f"{name} has pixels that are not numbers: export it again as 8 or 16 bits")
-    low, high = float(values.min()), float(values.max())
-    values -= low
-    if high > low:
-        values *= 255.0 / (high - low)
-    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
-
-
-def _from_own_levels(values: npt.NDArray[np.float64], name: str) -> DeepFilm:
-    """The same range, black to white, in up to 65,536 levels; whole numbers that fit keep each its own."""
-    if not np.isfinite(values).all():
-        raise ImageError(f"{name} has pixels that are not numbers: export it again as 8 or 16 bits")
-    low, high = float(values.min()), float(values.max())
-    values -= low
-    levels = min(max(round(high - low), 1), 65535)
-    if high - low > levels or not np.array_equal(values, np.rint(values)):
-        levels = 65535
-        values *= levels / (high - low)
-    np.rint(values, out=values)
-    whole = values.astype(np.uint8) if levels < 256 else values.astype(np.uint16)
-    return DeepFilm(whole, levels, 0.0, float(levels))

@@ -17,6 +17,9 @@ from pneumo_edge.errors import UsageError
 
 CATALOGUE = Path(__file__).with_name("words.json")
 
+_KINDS = {"low": "[0-9]+", "high": "[0-9]+", "site": "[^()]+"}
+"""What may stand in a place, where that is not anything: in a list of sites one must not be taken for several."""
+
 _SHARE = re.compile(r"\d+(?:\.\d+)?%")
 """As the runtime writes a share among its words."""
 
@@ -82,7 +85,9 @@ def _sentences() -> list[tuple[re.Pattern[str], dict[str, str]]]:
 def _pattern(sentence: str) -> str:
     # What splits at the places gives text and names in turn.
     parts = _PLACE.split(sentence)
-    return "".join(f"(?P<{part}>.+?)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    return "".join(
+        f"(?P<{part}>{_KINDS.get(part, '.+?')})" if i % 2 else re.escape(part) for i, part in enumerate(parts)
+    )
 
 
 def _fill(sentence: str, places: dict[str, str]) -> str:

@@ -12,6 +12,8 @@ import typer
 
 from pneumo_edge.command_line import FAILED, NOT_A_DIAGNOSIS, print_table, print_version, run, say
 from pneumo_edge.errors import MissingExtraError, UsageError
+from pneumo_train.sources import absolute
+from pneumo_train.surroundings import check_keras, check_path
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -61,13 +63,17 @@ def export(
     for module in (module for kind in kinds for module in NEEDED[kind]):
         if find_spec(module) is None:
             raise MissingExtraError(PACKAGES.get(module, module.replace("_", "-")), "export", "exporting")
-    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        raise UsageError("exporting needs Keras on TensorFlow: unset KERAS_BACKEND (it loads what JAX has trained)")
+    bundle = output or run_folder / "bundle"
+    check_path(run_folder, "RUN")
+    check_path(bundle, "--output")
+    for each in data or ():
+        check_path(absolute(each), "--data")
+    check_keras(("tensorflow",), "exporting")  # which loads what JAX has trained
     from pneumo_export.export import export_run
 
     exported = export_run(
         run_folder,
-        output or run_folder / "bundle",
+        bundle,
         data=data or (),
         int8=int8,
         formats=wanted,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pneumo_edge.atomic import replacing_folder, write_json, write_text
@@ -42,7 +44,10 @@ from pneumo_train.split import TEST, TRAIN, VALIDATION
 from pneumo_train.train import versions
 
 NOVELTY_FILMS = 1000
-"""Training films, at most, that the statistics of novelty are fitted on, each as it is and perturbed."""
+"""Training films of a site, at most, that the statistics of novelty are fitted on, each as it is and perturbed."""
+
+ENOUGH_FOR_NOVELTY = 200
+"""Training films that a site must have for statistics of its own."""
 
 DEFAULT_POINT = "balanced"
 
@@ -173,12 +178,25 @@ def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
     if shapes != [(config.size, config.size, 1), (1,)]:
         raise RunError(f"{path} has other inputs or outputs than config.json says: train the run again")
     plain = fold(reference, config.backbone)
-    some = np.sort(np.random.default_rng(config.seed).permutation(len(train.labels))[:NOVELTY_FILMS])
-    films = train.pixels[some]
-    # Another scanner's exposure is no other kind of picture: perturbed films belong to what is known.
-    films = np.concatenate([films, perturb_all(films, [train.paths[i] for i in some])])
-    novelty = fit_novelty(outputs_of(feature_model(plain, config.backbone), films)["features"])
+    features = feature_model(plain, config.backbone)
+    # A Gaussian for each site: one around all of them would hold whatever lies between children and adults.
+    novelty = []
+    for members in _kinds(train.sites):
+        some = np.sort(np.random.default_rng(config.seed).permutation(members)[:NOVELTY_FILMS])
+        films = train.pixels[some]
+        # Another scanner's exposure is no other kind of picture: perturbed films belong to what is known.
+        films = np.concatenate([films, perturb_all(films, [train.paths[i] for i in some])])
+        novelty.append(fit_novelty(outputs_of(features, films)["features"]))
     return reference, deployed(plain, config.backbone, novelty)
+
+
+def _kinds(sites: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+    """Returns the positions of the films of each site; sites with too few films for themselves stand together."""
+    counts = Counter(sites)
+    large = [site for site, count in counts.items() if count >= ENOUGH_FOR_NOVELTY]
+    kinds = [np.flatnonzero(np.array(sites) == site) for site in large]
+    rest = np.flatnonzero(~np.isin(sites, large))
+    return [*kinds, rest] if len(rest) else kinds
 
 
 def check_apart(films: RunFilms, run: Path) -> None:

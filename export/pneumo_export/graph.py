@@ -6,6 +6,7 @@ image uint8 (N, S, S, 1) -> normalisation -> backbone, batch-norm folded -> logi
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from pneumo_train.explain import explained
 
 @dataclass(frozen=True)
 class NoveltyStatistics:
-    """The training films in the space of the network's own features; constants of the graph."""
+    """Training films of one kind in the space of the network's own features; constants of the graph."""
 
     mean: npt.NDArray[np.float32]
     """(D,)"""
@@ -153,33 +154,56 @@ def feature_model(plain: keras.Model, backbone: str) -> keras.Model:
 
 
 def _features(model: keras.Model, backbone: str) -> keras.KerasTensor:
-    pooled = [
-        keras.layers.GlobalAveragePooling2D(name=f"novelty_pool_{i}")(model.get_layer(name).output)
-        for i, name in enumerate(find_backbone(backbone).novelty_layers)
-    ]
-    return keras.layers.Concatenate(name="novelty_features")(pooled)
+    """Describes a film by the layers that `pneumo_train.backbones` names.
+
+    The first one is averaged over each half of the film, upper, lower, left and right, since what makes a chest film is
+    where things lie; the last one, which sees half of the film from everywhere, is averaged over all of it.
+    """
+    layers = keras.layers
+    first, last = (model.get_layer(name).output for name in find_backbone(backbone).novelty_layers)
+    height, width = first.shape[1:3]
+    parts = []
+    for name, rows, columns in (("rows", 2, 1), ("columns", 1, 2)):
+        # Of an odd number of rows the middle one belongs to both halves.
+        window, strides = (-(-height // rows), -(-width // columns)), (height // rows, width // columns)
+        mean = layers.AveragePooling2D(window, strides=strides, name=f"novelty_{name}")(first)
+        parts.append(layers.Flatten(name=f"novelty_{name}_flat")(mean))
+    parts.append(layers.GlobalAveragePooling2D(name="novelty_whole")(last))
+    return layers.Concatenate(name="novelty_features")(parts)
 
 
-def deployed(plain: keras.Model, backbone: str, novelty: NoveltyStatistics) -> keras.Model:
+def deployed(plain: keras.Model, backbone: str, novelty: Sequence[NoveltyStatistics]) -> keras.Model:
     """Adds heatmap and novelty to a folded network.
 
-    novelty^2 is the squared Mahalanobis distance per dimension, sum_k y_k^2 / variance_k plus what the K axes leave
-    over / residual_variance; with y the coordinates along the axes and v all of them, the rest is |v|^2 - |y|^2. It
-    is about 1 for a training film, whatever the network's width.
+    novelty^2 is the smallest squared Mahalanobis distance per dimension from one of the kinds of training films, that
+    is sum_k y_k^2 / variance_k plus what the K axes leave over / residual_variance; with y the coordinates along the
+    axes and v all of them, the rest is |v|^2 - |y|^2. It is about 1 for a training film, whatever the network's width.
+
+    Args:
+        plain: From `fold`.
+        backbone: Its backbone's name.
+        novelty: One for each kind of training films, such as those of a site.
 
     Returns:
         Model from float32 (N, S, S, 1), grey levels, to {"logit": (N,), "heatmap": (N, h, w), "novelty": (N,)}.
     """
     seen = explained(plain)
-    ops = keras.ops
-    v = (_features(plain, backbone) - novelty.mean) * (1 / novelty.scale)
-    along = ops.matmul(v, novelty.axes)
-    squares = ops.square(along)
-    weights = (1 / novelty.variances - 1 / novelty.residual_variance)[:, np.newaxis].astype(np.float32)
-    squared = ops.matmul(squares, weights)[:, 0] + ops.sum(ops.square(v), axis=1) * (1 / novelty.residual_variance)
-    distance = ops.sqrt(ops.relu(squared) * (1 / len(novelty.mean)))
+    features = _features(plain, backbone)
+    nearest = _squared_distance(features, novelty[0])
+    for other in novelty[1:]:
+        nearest = keras.ops.minimum(nearest, _squared_distance(features, other))
+    distance = keras.ops.sqrt(keras.ops.relu(nearest))
     logit = seen.output["logit"][:, 0]
     return keras.Model(plain.input, {"logit": logit, "heatmap": seen.output["heatmap"], "novelty": distance})
+
+
+def _squared_distance(features: keras.KerasTensor, novelty: NoveltyStatistics) -> keras.KerasTensor:
+    ops = keras.ops
+    v = (features - novelty.mean) * (1 / novelty.scale)
+    squares = ops.square(ops.matmul(v, novelty.axes))
+    weights = (1 / novelty.variances - 1 / novelty.residual_variance)[:, np.newaxis].astype(np.float32)
+    squared = ops.matmul(squares, weights)[:, 0] + ops.sum(ops.square(v), axis=1) * (1 / novelty.residual_variance)
+    return squared * (1 / len(novelty.mean))
 
 
 def outputs_of(

@@ -91,8 +91,9 @@ def box_coverage(boxes: Sequence[Box], movement: Movement, side: int) -> npt.NDA
     picture = Image.new("L", (fine, fine))
     draw = ImageDraw.Draw(picture)
     for box in boxes:
-        # Pillow paints both corners: the last pixel that begins inside is one before the far edge.
-        left, top = round(box.x0 * fine), round(box.y0 * fine)
+        # Pillow paints both corners: the last pixel that begins inside is one before the far edge. However thin, a box
+        # is one pixel, and the last row and column are those before the edge of the film.
+        left, top = min(fine - 1, round(box.x0 * fine)), min(fine - 1, round(box.y0 * fine))
         draw.rectangle((left, top, max(left, round(box.x1 * fine) - 1), max(top, round(box.y1 * fine) - 1)), fill=255)
     moved = np.asarray(move(picture, **movement._asdict()), np.float32)
     coverage: npt.NDArray[np.float32] = moved.reshape(side, _FINER, side, _FINER).mean(axis=(1, 3)) / 255

@@ -53,8 +53,8 @@ class Backbone:
         frozen_layers: Regular expression for whole layer names that keep their pretrained weights; empty for none.
         fine_layer: Layer whose output, at a sixteenth of the image's side, the head ``local`` looks at beside the
             features.
-        novelty_layers: Layers whose globally averaged activations tell a chest film from other pictures: those in the
-            upper middle. The last ones know little but the two classes, the first ones see exposure, not content.
+        novelty_layers: Two layers whose averaged activations tell a chest film from other pictures, both in the upper
+            middle: the last ones know little but the two classes, the first ones see exposure, not content.
         float_layers: Regular expression for names of layers that stay float in int8 files; empty for none. The
             first layers hold a thousandth of the weights and, in the light networks, cause most of the error.
         licence: Of the ImageNet weights, in one sentence.
@@ -70,7 +70,7 @@ class Backbone:
     learning_rate: float
     frozen_layers: str
     fine_layer: str
-    novelty_layers: tuple[str, ...]
+    novelty_layers: tuple[str, str]
     float_layers: str
     licence: str
 

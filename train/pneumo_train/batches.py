@@ -303,7 +303,7 @@ class Batches:
             cells[film.site, film.label].append(row)
         drawn = []
         for _, rows in sorted(cells.items()):
-            wanted = int(float(weights[rows].sum()))
+            wanted = max(1, round(float(weights[rows].sum())))
             rounds = [rng.permutation(train[rows]) for _ in range(math.ceil(wanted / len(rows)))]
             drawn.append(np.concatenate(rounds)[:wanted])
         return rng.permutation(np.concatenate(drawn))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
 from pneumo_edge.errors import ImageError
 from pneumo_edge.preprocess import VERSION, Pixels, read_film
+from pneumo_train.surroundings import cache_folder
 
 
 class Box(NamedTuple):
@@ -73,11 +73,6 @@ class PreparedFilms:
     """Of each file; empty where it could not be read."""
     errors: dict[int, str]
     """Position -> why that film could not be read."""
-
-
-def cache_folder() -> Path:
-    """Returns where prepared films are kept: `$XDG_CACHE_HOME/pneumo`, by default `~/.cache/pneumo`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pneumo"
 
 
 def prepare(roots: Sequence[Path], films: Sequence[FilmFile], size: int) -> PreparedFilms:

@@ -114,7 +114,8 @@ def fit(
         learner, features = _without_frozen(model, run / "features", settings, data, teachers)
         until = settings.epochs
         side = sizes[len(history)]
-        map_side = _map_side(model, side) if data.knows_where else None
+        # What the frozen layers make of a film is kept of films of the model's size alone.
+        map_side = _map_side(model, side if features is None else model.input.shape[1]) if data.knows_where else None
         if map_side is not None:
             learner = _with_map(learner)
         if features is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ SUFFIXES = (".csv", ".parquet")
 BOXES = "boxes.csv"
 
 _REQUIRED = ("path", "label")
-_KNOWN = ("path", "label", "patient", "site", "split", "age", "sex", "view", "licence")
+_KNOWN = ("path", "label", "patient", "site", "split", "age", "sex", "view", "licence", "boxes")
+_OURS = ("folder", "source", "patient_known")
+"""Columns that `split.csv` has of its own: a manifest's of that name are kept under another."""
 _SPLITS = {"train": "train", "": "train", "val": "val", "validation": "val", "test": "test"}
-_BOX = ("path", "x0", "y0", "x1", "y1")
+_SIDES = Box._fields
 
 
 def find_manifest(data: Path) -> Path | None:
@@ -35,10 +37,11 @@ def find_manifest(data: Path) -> Path | None:
 
 
 def read_manifest(path: Path, classes: Mapping[str, int], *, site: str = "") -> tuple[list[FilmFile], list[str]]:
-    """Reads the films of a manifest, in its order, with the boxes of `boxes.csv` beside it if there is one.
+    """Reads the films of a manifest, in its order, with their boxes.
 
     Columns `path` (relative to the manifest) and `label`; where known `patient`, `site`, `split` (train, val or test;
-    empty is train), `age` (years), `sex`, `view`, `licence`. Further columns are kept.
+    empty is train), `age` (years), `sex`, `view`, `licence`. Further columns are kept. Boxes stand in `boxes.csv`
+    beside it, a row each (`path,x0,y0,x1,y1`), or in a column `boxes`, "x0 y0 x1 y1" each, several apart by semicolons.
 
     Args:
         path: CSV with a header, UTF-8, or Parquet.
@@ -55,7 +58,7 @@ def read_manifest(path: Path, classes: Mapping[str, int], *, site: str = "") -> 
     films: list[FilmFile] = []
     lines: dict[str, int] = {}
     site_of_patient: dict[str, tuple[str, int]] = {}
-    other_labels: Counter[str] = Counter()
+    other_labels: dict[str, list[int]] = defaultdict(list)
     default_site = site or path.resolve().parent.name
     for line, row in _rows(path):
         where = f"{path}, line {line}"
@@ -63,7 +66,7 @@ def read_manifest(path: Path, classes: Mapping[str, int], *, site: str = "") -> 
         if label not in classes:
             if not label:
                 raise DataError(f"{where}: the label is empty: say {' or '.join(LABELS)}")
-            other_labels[label] += 1
+            other_labels[label].append(line)
             continue
         if name in lines:
             raise DataError(f"{where}: {name} stands in line {lines[name]} already: keep one of the two rows")
@@ -93,18 +96,24 @@ def read_manifest(path: Path, classes: Mapping[str, int], *, site: str = "") -> 
                 sex=row.get("sex", ""),
                 view=row.get("view", ""),
                 licence=row.get("licence", ""),
-                other=tuple((k, v) for k, v in row.items() if k not in _KNOWN),
+                other=tuple((f"given_{k}" if k in _OURS else k, v) for k, v in row.items() if k not in _KNOWN),
+                boxes=_boxes_in_cell(row.get("boxes", ""), classes[label], where),
             )
         )
-    if not films:
-        raise DataError(f"{path} names no film with a label that is {' or '.join(LABELS)}")
     remarks = [
-        f"{path}: not used: {count} films labelled {label}: take them with --label {label}=PNEUMONIA or NORMAL"
-        for label, count in sorted(other_labels.items())
+        f"{path}: not used: {len(found)} films labelled {label} (the first in line {found[0]}): take them with "
+        f"--label {label}=PNEUMONIA or NORMAL"
+        for label, found in sorted(other_labels.items())
     ]
+    if not films:
+        unused = "".join(f"; {remark}" for remark in remarks)
+        raise DataError(f"{path} names no film with a label that is {' or '.join(LABELS)}{unused}")
     boxes = path.parent / BOXES
     if boxes.is_file():
-        films, said = _with_boxes(films, boxes, lines)
+        boxed = next((film.path for film in films if film.boxes), None)
+        if boxed is not None:
+            raise DataError(f"{path}, line {lines[boxed]} gives boxes, and so does {boxes}: keep one of the two")
+        films, said = with_boxes(films, boxes, lines)
         remarks += said
     return films, remarks
 
@@ -147,7 +156,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise MissingExtraError("pyarrow", "archive", f"reading {path}") from None
+        raise MissingExtraError("pyarrow", "train", f"reading {path}") from None
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, ValueError) as error:
@@ -172,7 +181,11 @@ def _check_path(root: Path, name: str, where: str) -> None:
         raise DataError(f"{where}: the path is empty")
     if any(c in "\r\n" for c in name):
         raise DataError(f"{where}: {name!r} has a line break in its name: rename it")
-    if not (root / name).is_file():
+    try:
+        there = (root / name).is_file()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        there = False
+    if not there:
         raise DataError(f"{where}: {root / name} is not there: paths are relative to the manifest")
 
 
@@ -188,36 +201,50 @@ def _age(text: str, where: str) -> float | None:
     return age
 
 
-def _with_boxes(films: list[FilmFile], boxes: Path, lines: Mapping[str, int]) -> tuple[list[FilmFile], list[str]]:
-    """Gives the films their boxes.
+def with_boxes(films: Sequence[FilmFile], boxes: Path, lines: Mapping[str, int]) -> tuple[list[FilmFile], list[str]]:
+    """Gives the films their boxes, and says in a sentence what is not used.
+
+    Args:
+        films: Of one data set.
+        boxes: CSV with a row a box: `path` (relative to it) and the sides x0, y0, x1, y1, shares of width and height.
+        lines: Path of a film -> its line in the manifest; empty where there is none.
 
     Raises:
         DataError: With the line: a box of a film that is not there or is labelled NORMAL, outside the film, or empty.
     """
     found: dict[str, list[Box]] = defaultdict(list)
-    label = {film.path: film.label for film in films}
-    passed_over: Counter[str] = Counter()
-    for line, row in _csv_rows(boxes, _BOX):
+    labels = {film.path: film.label for film in films}
+    passed_over = 0
+    for line, row in _csv_rows(boxes, ("path", *_SIDES)):
         where = f"{boxes}, line {line}"
         name = row["path"].replace("\\", "/")
-        if name not in lines:
-            if not (boxes.parent / name).is_file():
-                raise DataError(f"{where}: {name} is no film of the manifest and is not there: is it another set's?")
-            passed_over["boxes of films that the manifest does not use"] += 1
+        if name not in labels:
+            _check_path(boxes.parent, name, where)
+            passed_over += 1
             continue
-        if label[name] == 0:
-            raise DataError(
-                f"{where}: {name} has a box, and line {lines[name]} of the manifest labels it NORMAL: correct one of "
-                "the two"
-            )
-        try:
-            box = Box(*(float(row[side]) for side in _BOX[1:]))
-        except ValueError:
-            raise DataError(f"{where}: {', '.join(row[side] for side in _BOX[1:])} are no four numbers") from None
-        if not all(0 <= side <= 1 for side in box):
-            raise DataError(f"{where}: the box {tuple(box)} leaves the film: sides are shares of its width and height")
-        if not (box.x0 < box.x1 and box.y0 < box.y1):
-            raise DataError(f"{where}: the box {tuple(box)} has no area: x0 < x1 and y0 < y1 are wanted")
-        found[name].append(box)
-    remarks = [f"{boxes}: not used: {count} {what}" for what, count in passed_over.items()]
+        if labels[name] == 0:
+            said = f"line {lines[name]} of the manifest labels it" if name in lines else "its folder says"
+            raise DataError(f"{where}: {name} has a box, and {said} NORMAL: correct one of the two")
+        found[name].append(_box([row[side] for side in _SIDES], where))
+    remarks = [f"{boxes}: not used: {passed_over} boxes of films that are not used"] if passed_over else []
     return [replace(film, boxes=tuple(found.get(film.path, ()))) for film in films], remarks
+
+
+def _boxes_in_cell(text: str, label: int, where: str) -> tuple[Box, ...]:
+    boxes = tuple(_box(cell.split(), where) for cell in text.split(";") if cell.strip())
+    if boxes and label == 0:
+        raise DataError(f"{where}: a film with boxes is labelled NORMAL: correct one of the two")
+    return boxes
+
+
+def _box(sides: Sequence[str], where: str) -> Box:
+    try:
+        box = Box(*map(float, sides))
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: the box {' '.join(sides)} is no four numbers, x0 y0 x1 y1") from None
+    shown = " ".join(sides)
+    if not all(0 <= side <= 1 for side in box):
+        raise DataError(f"{where}: the box {shown} leaves the film: sides are shares of its width and height, 0 to 1")
+    if not (box.x0 < box.x1 and box.y0 < box.y1):
+        raise DataError(f"{where}: the box {shown} has no area: x0 < x1 and y0 < y1 are wanted")
+    return box

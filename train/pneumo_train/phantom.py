@@ -1,20 +1,22 @@
 """A small set of drawn chest films, for trying the whole flow without downloading a single real one.
 
-The films have the folders and file names of the Kaggle set, so everything downstream treats them alike. Each is a
-sum of attenuations (as in a digital radiograph, where grey is about linear in the line integral): soft tissue, minus
-lungs, plus heart, bones and vessels; pneumonia fills a part of a lung with haze. The patient has an anatomy, the film
-a pose and an exposure. No number measured on them says anything about real patients.
+The films have the folders and file names of the Kaggle set, or stand in a manifest of several sites with boxes around
+their opacities, so everything downstream treats them like real ones. Each is a sum of attenuations (as in a digital
+radiograph, where grey is about linear in the line integral): soft tissue, minus lungs, plus heart, bones and vessels;
+pneumonia fills a part of a lung with haze. The patient has an anatomy, the film a pose and an exposure. No number
+measured on them says anything about real patients.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pneumo_edge.errors import DataError, UsageError
 
 # Raise it with every change of a drawn pixel: a folder drawn by another version is not the same set.
-_VERSION = 2
+_VERSION = 3
 _MARK = "PHANTOM.json"
 SOURCE = "phantoms (synthetic drawings, no real films)"
 _NOTE = "These are synthetic drawings: no patients, and never a substitute for real films."
@@ -31,11 +33,65 @@ _MIN_FILMS = 20
 
 # Unlike Kaggle's, `val/` is large enough to choose by: small sets give the gate of the export too little to see.
 _SPLIT_SHARE = {"train": 0.6, "val": 0.2, "test": 0.2}
-_PNEUMONIA_SHARE = {"train": 0.74, "val": 0.74, "test": 0.625}  # train and test as in the Kaggle set
 _BACTERIA_SHARE = 0.65  # of the pneumonias, as there
 _FILMS_PER_PATIENT = (0.42, 0.32, 0.16, 0.10)  # probability of 1, 2, 3, 4 films
 
 _Plane = npt.NDArray[np.floating[Any]]  # a picture's worth of values, in float32 wherever speed counts
+
+
+@dataclass(frozen=True)
+class _Site:
+    """How the films of one place come out: ranges that a film draws from. The defaults are one folder's."""
+
+    pneumonia: tuple[float, float] = (0.74, 0.625)  # share in train and val, and in test: those of the Kaggle set
+    width: tuple[int, int] = (300, 501)  # pixels, from and below
+    shape: tuple[float, float] = (0.81, 1.49)  # width / height
+    gain: tuple[float, float] = (0.85, 1.25)
+    gamma: float = 0.0  # log, in the mean
+    fog: tuple[float, float] = (0.0, 0.10)
+    collimated: float = 0.25  # share of films on which the collimator's edge shows
+    grain: tuple[float, float] = (2.5, 9.0)  # grey levels
+    blur: tuple[float, float] = (0.4, 0.9)  # pixels
+    letters: tuple[str, str] = ("R", "L")
+    letter_size: tuple[float, float] = (0.045, 0.09)  # share of the width
+    quality: tuple[int, int] = (75, 93)  # of the JPEG
+    ages: tuple[float, float] = (1.0, 6.0)
+    ap: float = 1.0  # share of AP films
+
+
+# Other machines and other people: soft grainy films of children, hard fine ones of adults, pale ones of both.
+_SITES = {
+    "phantom_north": _Site(),
+    "phantom_south": _Site(
+        pneumonia=(0.5, 0.5), width=(256, 257), shape=(1.0, 1.0), gain=(0.75, 1.0), gamma=0.25, fog=(0.0, 0.02),
+        collimated=0.05, grain=(0.5, 2.0), blur=(0.2, 0.4), letters=("PA 12", "AP"), letter_size=(0.06, 0.08),
+        quality=(88, 96), ages=(18.0, 90.0), ap=0.4,
+    ),
+    "phantom_coast": _Site(
+        pneumonia=(0.62, 0.55), width=(380, 460), shape=(0.81, 1.0), gain=(1.0, 1.35), gamma=-0.25, fog=(0.12, 0.25),
+        collimated=0.9, grain=(6.0, 14.0), blur=(0.7, 1.2), letters=("L", "SUPINE"), letter_size=(0.03, 0.05),
+        quality=(60, 76), ages=(5.0, 80.0), ap=0.7,
+    ),
+}  # fmt: skip
+_SITE_SHARE = {"phantom_north": 0.5, "phantom_south": 0.3, "phantom_coast": 0.2}
+
+
+class _Place(NamedTuple):
+    """Where one lot of films goes: folder below the set, how they look, how many, and what their lots begin with."""
+
+    folder: str
+    site: _Site
+    films: int
+    seed: tuple[int, ...]
+
+
+class _Rectangle(NamedTuple):
+    """Around an opacity: shares of width and height, origin at the top left."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +103,7 @@ class _Haze:
     radius_x: float
     radius_y: float
     strength: float
+    halo: bool = False  # around another opacity, which has the box
 
 
 @dataclass(frozen=True)
@@ -84,18 +141,24 @@ def draw_phantoms(
     *,
     films: int = 600,
     seed: int = 0,
+    several_sites: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Draw a learnable set of synthetic chest films in the layout of the Kaggle set.
+    """Draw a learnable set of synthetic chest films, in the layout of the Kaggle set or as a manifest of three sites.
 
     `folder/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg`: grey 8-bit JPEGs, 300 to 500 pixels wide, width / height 0.8 to
     1.5, one to four films per patient, no patient in two splits. `folder/PHANTOM.json` says what they are. The same
     arguments give the same bytes (with the same NumPy and Pillow). The set appears under `folder` only when complete.
 
+    With several sites there are three such folders, `folder/SITE/...`, whose films differ in exposure, grain, marker,
+    size, prevalence and age, `folder/films.csv`, which names them all with patient, site, split, age, sex and view, and
+    `folder/boxes.csv` with a row for each opacity that shows.
+
     Args:
         folder: Where the set shall stand. A set drawn with the same arguments is returned as it stands.
         films: Total number, at least 20; three fifths go into train.
         seed: Not negative.
+        several_sites: Draw three sites, the second and third smaller, with a manifest and boxes.
         progress: Called with (films drawn, films in all) after each film.
 
     Returns:
@@ -110,28 +173,28 @@ def draw_phantoms(
     if seed < 0:
         raise UsageError(f"The seed of a phantom set cannot be negative, received {seed}: give 0 or more.")
     mark: dict[str, str | int] = {
-        "source": SOURCE, "note": _NOTE, "films": films, "seed": seed, "version": _VERSION,
+        "source": SOURCE, "note": _NOTE, "films": films, "seed": seed, "several_sites": several_sites,
+        "version": _VERSION,
     }  # fmt: skip
     if folder.exists() or folder.is_symlink():
         return _reuse(folder, mark)
 
-    plan = _plan(films, seed)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             # The folder that is renamed lies inside, since a temporary directory is private to its owner.
             drawing = Path(scratch) / folder.name
-            done = 0
-            for kind, patient_seed, paths in plan:
-                patient = _patient(kind, np.random.default_rng([seed, *patient_seed]))
-                for film, path in enumerate(paths, start=1):
-                    rng = np.random.default_rng([seed, *patient_seed, film])
-                    target = drawing / path
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(_film(patient, rng)).save(target, "JPEG", quality=int(rng.integers(75, 93)))
-                    done += 1
+            rows: list[dict[str, Any]] = []
+            boxes: list[dict[str, Any]] = []
+            for place in _places(films, seed, several_sites=several_sites):
+                for row, around in _draw(drawing, place):
+                    rows.append(row)
+                    boxes += ({"path": row["path"]} | box._asdict() for box in around)
                     if progress is not None:
-                        progress(done, films)
+                        progress(len(rows), films)
+            if several_sites:
+                _write_table(drawing / "films.csv", rows)
+                _write_table(drawing / "boxes.csv", boxes)
             (drawing / _MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
             drawing.rename(folder)
     except OSError as error:
@@ -139,6 +202,47 @@ def draw_phantoms(
             return _reuse(folder, mark)
         raise DataError(f"{folder} cannot be drawn ({error}): name a folder that can be written.") from error
     return folder
+
+
+def _places(films: int, seed: int, *, several_sites: bool) -> list[_Place]:
+    if not several_sites:
+        return [_Place("", _Site(), films, (seed,))]
+    counts = {name: round(films * share) for name, share in _SITE_SHARE.items()}
+    counts["phantom_north"] += films - sum(counts.values())
+    return [
+        _Place(f"{name}/", site, counts[name], (seed, 100 + number))
+        for number, (name, site) in enumerate(_SITES.items())
+    ]
+
+
+def _draw(drawing: Path, place: _Place) -> Iterator[tuple[dict[str, Any], list[_Rectangle]]]:
+    """Draw the films of one place; yield what a manifest says of each, and the boxes around its opacities."""
+    for kind, patient_seed, paths in _plan(place):
+        patient = _patient(kind, np.random.default_rng([*place.seed, *patient_seed]))
+        # From lots of their own: who a film shows says nothing about how it looks.
+        who = np.random.default_rng([*place.seed, *patient_seed, 0, 0])
+        age, sex = round(float(who.uniform(*place.site.ages)), 1), "FM"[int(who.integers(2))]
+        for film, path in enumerate(paths, start=1):
+            rng = np.random.default_rng([*place.seed, *patient_seed, film])
+            target = drawing / place.folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pixels, boxes = _film(patient, place.site, rng)
+            Image.fromarray(pixels).save(target, "JPEG", quality=int(rng.integers(*place.site.quality)))
+            split, label, _ = path.split("/")
+            row = {
+                "path": f"{place.folder}{path}", "label": label,
+                "patient": f"{place.folder.rstrip('/')} {patient_seed[0]}-{patient_seed[1]}",
+                "site": place.folder.rstrip("/"), "split": split, "age": age, "sex": sex,
+                "view": "AP" if who.random() < place.site.ap else "PA",
+            }  # fmt: skip
+            yield row, boxes
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as text:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _reuse(folder: Path, mark: dict[str, str | int]) -> Path:
@@ -155,16 +259,16 @@ def _reuse(folder: Path, mark: dict[str, str | int]) -> Path:
     )
 
 
-def _plan(films: int, seed: int) -> list[tuple[str, tuple[int, int], list[str]]]:
+def _plan(place: _Place) -> list[tuple[str, tuple[int, int], list[str]]]:
     """List every patient as (kind, seed of its own, paths of its films)."""
-    rng = np.random.default_rng([seed, 0])
-    counts = {split: round(films * share) for split, share in _SPLIT_SHARE.items()}
-    counts["train"] += films - sum(counts.values())
+    rng = np.random.default_rng([*place.seed, 0])
+    counts = {split: round(place.films * share) for split, share in _SPLIT_SHARE.items()}
+    counts["train"] += place.films - sum(counts.values())
     plan: list[tuple[str, tuple[int, int], list[str]]] = []
     normals = persons = 0
     images = {"bacteria": 0, "virus": 0}
     for split, count in counts.items():
-        ill = round(count * _PNEUMONIA_SHARE[split])
+        ill = round(count * place.site.pneumonia[split == "test"])
         for own in _share_out(count - ill, rng):
             normals += 1
             names = [f"{split}/NORMAL/IM-{normals:04d}-{film:04d}.jpeg" for film in range(1, own + 1)]
@@ -222,7 +326,7 @@ def _patient(kind: str, rng: np.random.Generator) -> _Patient:
             radius_x, radius_y = rng.uniform(0.24, 0.38), rng.uniform(0.22, 0.40)
             strength = rng.uniform(0.62, 0.97)
             haze.append(_Haze(x, y, radius_x, radius_y, strength))
-            haze.append(_Haze(x, y, 1.8 * radius_x, 1.8 * radius_y, 0.35 * strength))  # the halo around the core
+            haze.append(_Haze(x, y, 1.8 * radius_x, 1.8 * radius_y, 0.35 * strength, halo=True))
             side = -side
     elif kind == "virus":
         interstitial = rng.uniform(0.4, 1.0)
@@ -257,10 +361,10 @@ def _vessel_tree(side: float, rng: np.random.Generator) -> npt.NDArray[np.float3
 # ------------------------------------------------------------------------------------------------------- the film
 
 
-def _film(patient: _Patient, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Draw one film of a patient: uint8, shape (h, w), 0 = black = air."""
-    width = int(rng.integers(300, 501))
-    height = round(width / rng.uniform(0.81, 1.49))
+def _film(patient: _Patient, site: _Site, rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], list[_Rectangle]]:
+    """Draw one film of a patient, uint8, shape (h, w), 0 = black = air, and a box around each opacity that shows."""
+    width = int(rng.integers(*site.width))
+    height = round(width / rng.uniform(*site.shape))
     shape = (height, width)
     unit = min(width * rng.uniform(0.36, 0.43), height * rng.uniform(0.43, 0.50))
     angle = math.radians(rng.normal(0.0, 3.5))
@@ -280,7 +384,9 @@ def _film(patient: _Patient, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     soft = _soft_tissue(patient, x, y, side)
     lung, lateral = _lungs(patient, x, y, side, breath)
     air = lung * (1.0 - 0.92 * _heart(patient, x - turn, y, rng))
-    air *= 1.0 - _consolidation(patient, x, y, rng)
+    opacity, cores = _consolidation(patient, x, y, rng)
+    boxes = [box for core in cores if (box := _box_around(core * air)) is not None]
+    air *= 1.0 - opacity
     # Muscle, fat and clothing are uneven, and broadly so: a broad brightness shall say little about the lung.
     uneven = 1.0 + 0.05 * _clouds(rng, coarse, 3) + 0.02 * _clouds(rng, coarse, 9)
     total = patient.tissue * soft * uneven
@@ -291,7 +397,7 @@ def _film(patient: _Patient, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     # A vessel shows against air alone: over the heart or in a consolidation it is nearly lost.
     total += patient.vessel * cuffs * rng.uniform(0.8, 1.2) * vessels * (0.2 * lung + 0.8 * air)
     total += 0.010 * _clouds(rng, coarse, 40) * lung
-    return _develop(_enlarge(_expose(total, soft, rng), shape), rng)
+    return _develop(_enlarge(_expose(total, soft, site, rng), shape), site, rng), boxes
 
 
 def _soft_tissue(patient: _Patient, x: _Plane, y: _Plane, side: _Plane) -> _Plane:
@@ -359,22 +465,43 @@ def _heart(patient: _Patient, x: _Plane, y: _Plane, rng: np.random.Generator) ->
     return (1.0 - clear).astype(np.float32, copy=False)
 
 
-def _consolidation(patient: _Patient, x: _Plane, y: _Plane, rng: np.random.Generator) -> _Plane:
-    """Share of the lung's air that pneumonia fills, 0 to 1; all zero for a normal film."""
+def _consolidation(patient: _Patient, x: _Plane, y: _Plane, rng: np.random.Generator) -> tuple[_Plane, list[_Plane]]:
+    """Share of the lung's air that pneumonia fills, 0 to 1, in all (zero for a normal film), and for each opacity."""
     shape = x.shape
     clear = np.ones(shape, dtype=np.float32)
+    cores: list[_Plane] = []
     for haze in patient.haze:
         # Noise moves the outline and mottles the inside, so that no two patches are ellipses.
         ragged = 0.26 * _clouds(rng, shape, 7) + 0.12 * _clouds(rng, shape, 16)
         away = ((x - haze.x) / haze.radius_x) ** 2 + ((y - haze.y) / haze.radius_y) ** 2
         patch = _rise(1.0 - np.sqrt(away) + ragged, 1.05)
         mottle = 1.0 + 0.10 * _clouds(rng, shape, 26)
-        clear *= 1.0 - np.clip(haze.strength * rng.uniform(0.85, 1.1) * patch * mottle, 0.0, 0.97)
+        filled = np.clip(haze.strength * rng.uniform(0.85, 1.1) * patch * mottle, 0.0, 0.97)
+        clear *= 1.0 - filled
+        if not haze.halo:
+            cores.append(filled)
     if patient.interstitial:
         net = np.exp(-((_clouds(rng, shape, 24) / 0.5) ** 2)) + 0.7 * np.exp(-((_clouds(rng, shape, 42) / 0.4) ** 2))
         patchy = _rise(_clouds(rng, shape, 5) + 0.4, 2.0)
         clear *= 1.0 - np.clip(0.26 * patient.interstitial * net * patchy, 0.0, 0.8)
-    return 1.0 - clear
+    return 1.0 - clear, cores
+
+
+def _box_around(opacity: _Plane) -> _Rectangle | None:
+    """Put a box around an opacity, as (h, w) of air that it fills; None where next to nothing shows.
+
+    As a radiologist would, it leaves out the faint rim: a twentieth of the opacity may stick out on each side.
+    """
+    shown = np.where(opacity > 0.1, opacity, 0.0)
+    if shown.mean() < 0.002:
+        return None
+    spans = []
+    for axis in (0, 1):
+        grown = np.cumsum(shown.sum(axis=axis), dtype=np.float64)
+        low, high = np.searchsorted(grown, (0.05 * grown[-1], 0.95 * grown[-1]))
+        spans.append((round(int(low) / len(grown), 4), round((int(high) + 1) / len(grown), 4)))
+    (x0, x1), (y0, y1) = spans
+    return _Rectangle(x0, y0, x1, y1)
 
 
 def _bones(patient: _Patient, x: _Plane, y: _Plane, side: _Plane, lateral: _Plane) -> _Plane:
@@ -420,27 +547,28 @@ def _vessels(
     return np.asarray(blurred, dtype=np.float32) / np.float32(255.0)
 
 
-def _expose(total: _Plane, soft: _Plane, rng: np.random.Generator) -> _Plane:
+def _expose(total: _Plane, soft: _Plane, site: _Site, rng: np.random.Generator) -> _Plane:
     """Turn attenuation into grey, about 0 to 1: exposure, fog and the film's curve."""
-    grey = total * rng.uniform(0.85, 1.25) + rng.uniform(-0.12, 0.10) * (soft > 0.02)
+    grey = total * rng.uniform(*site.gain) + rng.uniform(-0.12, 0.10) * (soft > 0.02)
     grey = grey / (1.0 + 0.35 * np.clip(grey - 0.6, 0.0, None))  # the film's shoulder
-    grey = np.clip(grey, 0.0, 1.2) ** math.exp(rng.normal(0.0, 0.22))
-    fog = rng.uniform(0.0, 0.10)
+    grey = np.clip(grey, 0.0, 1.2) ** math.exp(rng.normal(site.gamma, 0.22))
+    fog = rng.uniform(*site.fog)
     return (fog + (1.0 - fog) * grey).astype(np.float32, copy=False)
 
 
-def _develop(grey: _Plane, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _develop(grey: _Plane, site: _Site, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Add what belongs to the film and not to the patient: collimator, grain, blur, the side marker."""
     height, width = grey.shape
-    if rng.random() < 0.25:
+    if rng.random() < site.collimated:
         grey = grey * _collimator(grey.shape, rng)
     grain = rng.standard_normal(grey.shape, dtype=np.float32)
-    pixels = np.clip(grey * 255.0 + rng.uniform(2.5, 9.0) * grain, 0.0, 255.0).astype(np.uint8)
-    film = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 0.9)))
+    pixels = np.clip(grey * 255.0 + rng.uniform(*site.grain) * grain, 0.0, 255.0).astype(np.uint8)
+    film = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(rng.uniform(*site.blur)))
     if rng.random() < 0.7:
-        letter = "R" if rng.random() < 0.8 else "L"
-        size = int(width * rng.uniform(0.045, 0.09))
-        place = width * rng.uniform(0.03, 0.10) if letter == "R" else width * rng.uniform(0.84, 0.90)
+        first = rng.random() < 0.8
+        letter = site.letters[0 if first else 1]
+        size = int(width * rng.uniform(*site.letter_size))
+        place = width * rng.uniform(0.03, 0.10) if first else width * rng.uniform(0.84, 0.90)
         font = ImageFont.load_default(size)
         at = (place, height * rng.uniform(0.02, 0.16))
         ImageDraw.Draw(film).text(at, letter, fill=int(rng.integers(190, 256)), font=font)

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import io
 import pickle
+import re
 import socket
 import sys
 from collections import OrderedDict
@@ -77,7 +78,7 @@ def load_weights(model: keras.Model, backbone: str, weights: str | Path) -> Load
         model: From ``build_model``; the head is left alone.
         backbone: A key of ``BACKBONES``, the one the model was built with.
         weights: ``imagenet``, ``none``, or a Keras HDF5 weight file of the old layout (one group per layer), whole or
-            partial, stored in any float type.
+            partial, stored in any float type; the backbone may be a layer of the model in the file.
 
     Raises:
         DataError: The file is missing, no such file, damaged, or of another network; or ImageNet weights cannot be
@@ -136,7 +137,10 @@ def _load_file(model: keras.Model, path: Path) -> LoadReport:
     check_weights(str(path))
     try:
         with h5py.File(path, "r") as file:
-            report = _assign(model, _by_layer(file, path), path.name)
+            held = _by_layer(file, path)
+            old = any(_OLD_RESNET.fullmatch(name) for name in held)
+            source = f"{path.name} (names of Keras before 2.3)" if old else path.name
+            report = _assign(model, _with_new_names(held) if old else held, source)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise DataError(
             f"{path} cannot be read as a Keras HDF5 weight file ({error}): "
@@ -144,13 +148,19 @@ def _load_file(model: keras.Model, path: Path) -> LoadReport:
         ) from error
     if not report.loaded:
         raise DataError(
-            f"{path} has weights for no layer of {model.name}: choose the backbone that they were trained with."
+            f"{path} has weights for no layer of {model.name}, but for {_span(report.unused) or 'none at all'}: choose "
+            "the backbone that they were trained with."
         )
     return report
 
 
 def _by_layer(file: h5py.File, path: Path) -> dict[str, list[h5py.Dataset]]:
-    """Find the datasets of each layer, in the order in which Keras sets them; layers without weights left out."""
+    """Find the datasets of each layer, in the order in which Keras sets them; layers without weights left out.
+
+    A model that is a layer of another one, as in most transfer learning, is one group with the weights of all its
+    layers. Whose each is stands in its name, ``.../block1_conv1/kernel:0``. The order within a layer is kept: what can
+    be trained comes first there too.
+    """
     # ``save_weights`` puts the layers at the root, ``save`` of a whole model into this group.
     root = file.get("model_weights", file)
     if "layer_names" not in root.attrs:
@@ -158,9 +168,42 @@ def _by_layer(file: h5py.File, path: Path) -> dict[str, list[h5py.Dataset]]:
             f"{path} is an HDF5 file without layer names, as Keras 3 writes .weights.h5 files: load it into its model "
             "and save that as an old-style file with model.save('NAME.h5')."
         )
-    groups = {name: root[name] for name in _names(root, "layer_names")}
-    found = {name: [group[weight] for weight in _names(group, "weight_names")] for name, group in groups.items()}
-    return {name: datasets for name, datasets in found.items() if datasets}
+    found: dict[str, list[h5py.Dataset]] = {}
+    for name in _names(root, "layer_names"):
+        weights = _names(root[name], "weight_names")
+        owners = [weight.split("/")[-2] if "/" in weight else name for weight in weights]
+        nested = len(set(owners)) > 1
+        for owner, weight in zip(owners, weights, strict=True):
+            found.setdefault(owner if nested else name, []).append(root[name][weight])
+    return found
+
+
+# ResNet50 of keras.applications up to Keras 2.2: res2a_branch2a is now conv2_block1_1_conv.
+_OLD_RESNET = re.compile(r"(?P<kind>res|bn)(?P<stage>[2-5])(?P<block>[a-f])_branch(?P<branch>1|2[abc])")
+_OLD_STEM = {"conv1": "conv1_conv", "bn_conv1": "conv1_bn"}
+_OLD_EPSILON, _EPSILON = 1e-3, 1.001e-5
+"""Of its batch-norm, and of that which took its place."""
+
+
+def _with_new_names(held: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Give the layers of the old ResNet50 their new names, and its batch-norm the variance that fits the new epsilon.
+
+    gamma * (x - mean) / sqrt(variance + epsilon) + beta stays what it was.
+    """
+    found: dict[str, Sequence[Any]] = {}
+    for name, arrays in held.items():
+        old = _OLD_RESNET.fullmatch(name)
+        if old is None:
+            found[_OLD_STEM.get(name, name)] = arrays
+            continue
+        place = ("1", "2a", "2b", "2c").index(old["branch"])
+        kind = "conv" if old["kind"] == "res" else "bn"
+        found[f"conv{old['stage']}_block{' abcdef'.index(old['block'])}_{place}_{kind}"] = arrays
+    for name, arrays in found.items():
+        # Read here already, and so no more than the widest batch-norm has: a dataset may claim any size.
+        if name.endswith("_bn") and len(arrays) == 4 and arrays[3].size <= 2048:
+            found[name] = [*arrays[:3], np.asarray(arrays[3], np.float32) + np.float32(_OLD_EPSILON - _EPSILON)]
+    return found
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 config.json       every setting, the seed, versions, where the data lay and their hash
 split.csv         path, label, patient, split, site, ... of every film
+remarks.json      what was found and not used, what each site weighs, and each doubt
 model.keras       the best model
 history.csv       one row an epoch
 predictions.csv   split, path, label, logit, probability
@@ -92,12 +93,37 @@ class Config:
     @property
     def data_name(self) -> str:
         """What reports call the data."""
-        return "; ".join(self.sources.values())
+        return "; ".join(dict.fromkeys(self.sources.values()))
 
 
 def write_config(run: Path, config: Config) -> None:
     """Writes `config.json`."""
     write_json(run / "config.json", asdict(config))
+
+
+def write_remarks(run: Path, remarks: Sequence[str], roots: Sequence[Path]) -> None:
+    """Writes `remarks.json`: the sentences, without the places of the films, which are nobody's business."""
+    kept = list(remarks)
+    for root in roots:
+        kept = [remark.replace(str(root), root.resolve().name) for remark in kept]
+    write_json(run / "remarks.json", kept)
+
+
+def read_remarks(run: Path) -> list[str]:
+    """Reads `remarks.json`; runs of before it was written have none.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    try:
+        remarks = json.loads((run / "remarks.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (ValueError, RecursionError, OSError):
+        remarks = None
+    if not isinstance(remarks, list) or not all(isinstance(remark, str) for remark in remarks):
+        raise RunError(f"{run / 'remarks.json'} is damaged: train it again, or delete it")
+    return remarks
 
 
 def read_config(run: Path) -> Config:

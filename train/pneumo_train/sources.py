@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pneumo_edge.bundle import LABELS
 from pneumo_edge.errors import DataError
-from pneumo_edge.preprocess import SUFFIXES
+from pneumo_edge.preprocess import SUFFIXES, is_film
 from pneumo_train.films import FilmFile
-from pneumo_train.manifest import find_manifest, read_manifest
+from pneumo_train.manifest import BOXES, find_manifest, read_manifest, with_boxes
 
-FOLDERS = ("train", "val", "test")
+FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+"""Folder of a data set -> `FilmFile.folder`."""
 
 KAGGLE_PATIENT = r"(person\d+)_|((?:NORMAL2-)?IM-\d+)|(?:BACTERIA|VIRUS|NORMAL)-(\d+)-"
 """`person12_bacteria_34.jpeg` is a film of person12, `IM-0115-0001.jpeg` one of the study IM-0115, and
@@ -78,34 +80,57 @@ def gather(
         else:
             root = find_root(path, needed)
             found, said = _films_of_folder(root, classes, rule, name or root.resolve().name)
-            described |= dict.fromkeys({f.site for f in found}, _stated_source(root)) if _stated_source(root) else {}
-        for site in sorted({film.site for film in found}):
+        stated = _stated_source(root)
+        for site in dict.fromkeys(film.site for film in found):
             if site in given:
                 raise DataError(
-                    f"{given[site]} and {path} both hold films of a site named {site!r}: "
-                    "name one of them with --data SITE=PATH"
+                    f"{given[site]} and {path} both hold films of a site named {site!r}: if they are of two sites, "
+                    "name one with --data SITE=PATH, or in its column site; if of one, put them into one manifest"
                 )
             given[site] = str(path)
+            if stated:
+                described[site] = stated
         roots.append(root)
         films += [replace(film, source=number) for film in found]
         remarks += said
-    terms: dict[str, str] = {}
-    for site in given:
-        stated = dict.fromkeys(film.licence for film in films if film.site == site and film.licence)
-        if stated:
-            terms[site] = "; ".join(stated)
+    remarks += _doubts_about_names(films, data)
+    terms = _stated_terms(films)
     for option, texts, into in (("--source", sources, described), ("--licence", licences, terms)):
         for site, text in (texts or {}).items():
             if site not in given:
                 raise DataError(f"{option} names the site {site!r}, and no film is of it: there are {', '.join(given)}")
             into[site] = text
-    for label, name in enumerate(LABELS):
-        if not any(f.label == label and (f.folder == "test") == (needed == "test") for f in films):
-            where = " and ".join(str(root) for root in roots)
-            raise DataError(f"{where} holds no {name} film in {needed}/: films of both classes are needed")
+    present = {film.label for film in films if (film.folder == "test") == (needed == "test")}
+    missing = next((name for label, name in enumerate(LABELS) if label not in present), None)
+    if missing:
+        where = " and ".join(str(root) for root in roots)
+        unused = "".join(f"; {remark}" for remark in remarks)
+        raise DataError(f"{where} holds no {missing} film in {needed}/: films of both classes are needed{unused}")
     # A site that nobody described is known by its name alone.
     described = {site: described.get(site, site) for site in given}
     return Gathered(tuple(roots), tuple(films), described, terms, tuple(remarks))
+
+
+def _stated_terms(films: Sequence[FilmFile]) -> dict[str, str]:
+    """Returns site -> terms of its films, where a manifest states some."""
+    stated: dict[str, dict[str, None]] = {}
+    for film in films:
+        if film.licence:
+            stated.setdefault(film.site, {})[film.licence] = None
+    return {site: "; ".join(found) for site, found in stated.items()}
+
+
+def _doubts_about_names(films: Sequence[FilmFile], data: Sequence[str]) -> list[str]:
+    """Returns a sentence where two data sets have patients of one name."""
+    at: dict[str, set[int]] = defaultdict(set)
+    for film in films:
+        if film.patient_known:
+            at[film.patient].add(film.source)
+    return [
+        f"{count} patients stand by name in {' and in '.join(data[source] for source in sources)}, and count as the "
+        "same ones: if they are not, give them other names"
+        for sources, count in sorted(Counter(tuple(sorted(found)) for found in at.values() if len(found) > 1).items())
+    ]
 
 
 def root_of(text: str) -> Path:
@@ -126,16 +151,20 @@ def absolute(text: str) -> str:
 
 
 def find_root(data: Path, folder: str = "train") -> Path:
-    """Returns the folder that holds `train/`, or another; the download nests it in `chest_xray/`, sometimes twice.
+    """Returns the folder that holds `train/`, `val/` or `test/`; the download nests it in `chest_xray/`, often twice.
+
+    Args:
+        data: Where to look.
+        folder: What the sentence says is missing.
 
     Raises:
         DataError: There is no such folder.
     """
     if not data.is_dir():
-        raise DataError(f"{data} is no folder: give the one that holds train/ and test/")
+        raise DataError(f"{data} is no folder: give the one that holds train/ and test/, or a manifest")
     root = data
     for _ in range(3):
-        if (root / folder).is_dir():
+        if any((root / name).is_dir() for name in FOLDERS):
             return root
         root /= "chest_xray"
     raise DataError(
@@ -144,79 +173,109 @@ def find_root(data: Path, folder: str = "train") -> Path:
     )
 
 
-def list_films(root: Path, folder: str, classes: Mapping[str, int], rule: re.Pattern[str], site: str) -> list[FilmFile]:
-    """Lists the films of one folder of a data set in a fixed order; what archives leave behind is passed over.
-
-    Raises:
-        DataError: A name that no CSV file can hold.
-    """
-    films: list[FilmFile] = []
-    for name, label in sorted(classes.items(), key=lambda item: (item[1], item[0])):
-        for path in sorted((root / folder / name).rglob("*")):
-            parts = path.relative_to(root).parts
-            if _left_behind(parts) or path.suffix.lower() not in SUFFIXES or not path.is_file():
-                continue
-            if not _writable("/".join(parts)):
-                raise DataError(f"{str(path)!a} has a line break or bytes that are no UTF-8 in its name: rename it")
-            films.append(FilmFile("/".join(parts), label, _patient(path, rule), folder, site))
-    return films
-
-
 def _films_of_folder(
     root: Path, classes: Mapping[str, int], rule: re.Pattern[str], site: str
 ) -> tuple[list[FilmFile], list[str]]:
-    films = [film for folder in FOLDERS for film in list_films(root, folder, classes, rule, site)]
-    unmatched = sum(rule.search(Path(film.path).name) is None for film in films)
-    remarks = _unused(root, classes, films)
-    if unmatched > (1 - _FEW_MATCH) * len(films):
-        remarks.append(
-            f"{root}: the patient rule fits {len(films) - unmatched} of {len(films)} file names, so each of the other "
-            f"{unmatched} films counts as a patient of its own: if patients have several films, name them with "
-            "--patient-regex"
-        )
+    """Lists the films of a data set in a fixed order, and says in a sentence for each kind what is not used.
+
+    Raises:
+        DataError: A name that no CSV file can hold; boxes that fit nothing.
+    """
+    films: list[FilmFile] = []
+    unused: Counter[str] = Counter()
+    for parts in _walk(root, classes, unused):
+        path = root.joinpath(*parts)
+        if _left_behind(parts) or not _may_be_film(path):
+            continue
+        why = _why_unused(parts, path, classes)
+        if why:
+            unused[why] += 1
+            continue
+        if not _writable("/".join(parts)):
+            raise DataError(f"{str(path)!a} has a line break or bytes that are no UTF-8 in its name: rename it")
+        films.append(FilmFile("/".join(parts), classes[parts[1]], _patient(path, rule), FOLDERS[parts[0]], site))
+    order = list(FOLDERS)
+    films.sort(key=lambda f: (order.index(f.path.split("/")[0]), f.label, f.path.split("/")))
+    remarks = [f"{root}: not used: {count} {why}" for why, count in sorted(unused.items())]
+    remarks += _doubts_about_patients(root, films, rule)
+    if (root / BOXES).is_file():
+        films, said = with_boxes(films, root / BOXES, {})
+        remarks += said
     return films, remarks
 
 
-def _unused(root: Path, classes: Mapping[str, int], films: Sequence[FilmFile]) -> list[str]:
-    """Returns a sentence for each kind of file that looks like a film and stands where nothing is read."""
-    used = {film.path for film in films}
-    counts: Counter[str] = Counter()
-    for path in sorted(root.rglob("*")):
-        parts = path.relative_to(root).parts
-        if _left_behind(parts) or "/".join(parts) in used:
-            continue
-        if path.is_symlink() and path.is_dir():
-            if any(film.startswith("/".join(parts) + "/") for film in used):
+def _walk(root: Path, classes: Mapping[str, int], unused: Counter[str]) -> Iterator[tuple[str, ...]]:
+    """Yields the files of a data set by their path from its folder on; counts what it does not look into.
+
+    Links to folders may lead in circles: those alone are followed that stand where a part or a class is expected.
+    """
+
+    def skip(error: OSError) -> None:
+        place = os.fsdecode(error.filename)
+        unused[f"folder that cannot be searched, {plain(place)}: {error.strerror}"] += 1
+
+    for parent, folders, files in os.walk(root, onerror=skip, followlinks=True):
+        above = Path(parent).relative_to(root).parts
+        entered = []
+        for name in folders:
+            parts = (*above, name)
+            expected = parts[0] in FOLDERS and (len(parts) == 1 or (len(parts) == 2 and name in classes))
+            if _left_behind(parts):
                 continue
-            counts[f"{'/'.join(parts)} is a link to a folder, and links are not followed: give the folder itself"] += 1
-        elif path.is_file():
-            counts[_why_unused(parts, path, classes)] += 1
-    counts.pop("", None)
-    return [f"{root}: not used: {count} x {why}" for why, count in sorted(counts.items())]
+            if expected or not Path(parent, name).is_symlink():
+                entered.append(name)
+            else:
+                what = plain("/".join(parts))
+                unused[f"link to a folder, {what}: links are not followed: put the folder in its place"] += 1
+        folders[:] = entered
+        yield from ((*above, name) for name in files)
+
+
+def plain(text: str) -> str:
+    """Returns a name as any terminal can show it."""
+    return text if _writable(text) else ascii(text)[1:-1]
 
 
 def _why_unused(parts: tuple[str, ...], path: Path, classes: Mapping[str, int]) -> str:
-    """Returns why a file is not used; empty where it is no picture."""
-    picture = path.suffix.lower() in SUFFIXES or (not path.suffix and _is_dicom(path))
-    if not picture:
-        return ""
-    if len(parts) < 3 or parts[0] not in FOLDERS:
-        known = ", ".join(f"{folder}/" for folder in FOLDERS)
-        hint = ": rename validation/ to val/" if parts[0] == "validation" else ""
-        return f"films in {parts[0]}/, which is none of {known}{hint}" if len(parts) > 1 else "films beside the folders"
+    """Returns why a film is not used, in words that follow a number; empty where it is used."""
+    if len(parts) == 1:
+        return "films beside the folders train/, val/ and test/"
+    if parts[0] not in FOLDERS:
+        return f"films in {plain(parts[0])}/, which is none of train/, val/ and test/"
+    if len(parts) == 2:
+        return f"films in {parts[0]}/ itself, which belong into {' or '.join(f'{name}/' for name in LABELS)}"
     if parts[1] not in classes:
-        return (
-            f"films in {parts[0]}/{parts[1]}/, which is no class: take them with --label {parts[1]}=PNEUMONIA or NORMAL"
-        )
-    return f"DICOM files without a suffix in {parts[0]}/{parts[1]}/: name them *.dcm"
+        name = plain(parts[1])
+        return f"films in {parts[0]}/{name}/, which is no class: take them with --label {name}=PNEUMONIA or NORMAL"
+    return "" if path.is_file() else f"links in {parts[0]}/{parts[1]}/ that lead to no film: fetch what they link to"
 
 
-def _is_dicom(path: Path) -> bool:
+def _may_be_film(path: Path) -> bool:
+    """Tells as `pneumo-infer` does of the files of a folder: by the suffix, and without one by the first bytes."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        # A pipe or device that bears the name of a picture would be waited for.
+        return path.is_file() or not path.exists()
+    # DICOM files often bear no suffix, or their name is a UID, "1.2.840.10008.5".
+    if (suffix and not suffix[1:].isdigit()) or not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            return is_film(file.read(512))
     except OSError:
         return False
+
+
+def _doubts_about_patients(root: Path, films: Sequence[FilmFile], rule: re.Pattern[str]) -> list[str]:
+    """Returns a sentence where the patient rule fits few of the names: it was not made for them."""
+    fits = sum(_matched(film.path.rsplit("/", 1)[-1], rule) is not None for film in films)
+    if fits >= _FEW_MATCH * len(films):
+        return []
+    return [
+        f"{root}: the patient rule fits {fits} of {len(films)} file names: each of the other {len(films) - fits} films "
+        "counts as a patient of its own, and a patient with several may stand in training and validation: say with "
+        "--patient-regex how the names tell the patient"
+    ]
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -257,11 +316,15 @@ def _compiled(patient_rule: str) -> re.Pattern[str]:
 
 
 def _patient(path: Path, rule: re.Pattern[str]) -> str:
-    match = rule.search(path.name)
-    if match is None:
-        return path.stem
+    # What is no suffix may tell films apart: "1.2.840.1" and "1.2.840.2".
+    stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
+    return _matched(path.name, rule) or stem
+
+
+def _matched(name: str, rule: re.Pattern[str]) -> str | None:
+    match = rule.search(name)
     # A rule that can match nothing would make one patient of all whom it does not fit.
-    return next((group for group in match.groups() if group), match.group()) or path.stem
+    return match and (next((group for group in match.groups() if group), match.group()) or None)
 
 
 def _left_behind(parts: Sequence[str]) -> bool:

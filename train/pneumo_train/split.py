@@ -25,7 +25,12 @@ under both labels; `--limit`."""
 LEFT_ASIDE = (DUPLICATE, CONTRADICTION, UNREADABLE, UNUSED)
 
 USABLE_VALIDATION = 100
-"""Films that `val/` must hold to be used as it is. Kaggle's holds 16, which can choose nothing."""
+SMALL_VALIDATION = 20
+"""Films that `val/` must hold to be used as it is; the smaller number where they are as large a share of the site's
+films as what would be cut. Kaggle's holds 16 of 5,232, which can choose nothing."""
+
+_NAMED = 10
+"""Groups of films with the same bytes that a sentence names."""
 
 _PARTS = 10
 """One part in ten of the patients becomes validation."""
@@ -45,11 +50,12 @@ def split_films(
 ) -> list[str]:
     """Decides for every film: "train", "validation", "test", "left_out", or why it is left out.
 
-    In each site `val/` is the validation set where it holds at least `USABLE_VALIDATION` films; otherwise its films
-    join `train/`, and about a tenth of the patients, stratified by label, is cut from both. Films with the same bytes
-    count as films of one patient; where the same bytes stand on both sides of given folders, the copy nearer to
-    training is left out, and so is a training film whose patient, if known by name, stands in the test split. Films
-    with the same bytes under both labels are left out altogether.
+    In each site `val/` is the validation set where it holds at least `USABLE_VALIDATION` films, or `SMALL_VALIDATION`
+    and a tenth of the site's; otherwise its films join `train/`, and about a tenth of the patients, stratified by
+    label, is cut from both. Films with the same bytes
+    count as films of one patient. Whoever stands in the test split, by a copy of a film or, where names are known, by
+    name, at any site, is left out of training and validation; whoever stands in a given validation set is left out of
+    training. Films with the same bytes under both labels are left out altogether.
 
     Args:
         films: As `pneumo_train.sources.gather` gives them.
@@ -59,39 +65,79 @@ def split_films(
         limit: Use about so many films of training and validation together, whole patients, both classes.
 
     Raises:
-        DataError: A class would have no film in training or validation.
+        DataError: A class would have no film in training or validation, or no site both in validation; the site that
+            is left out has films of one class alone.
     """
-    split = [UNREADABLE if i in prepared.errors else film.folder for i, film in enumerate(films)]
-    _leave_out_contradictions(split, films, prepared.sha256)
     sites = [film.site for film in films]
+    split = [UNREADABLE if i in prepared.errors else film.folder for i, film in enumerate(films)]
     for i, site in enumerate(sites):
         if site == leave_out and split[i] in {TRAIN, "val"}:
             split[i] = LEFT_OUT
+    # Before any film is left out: what copies say about who is who still holds.
+    groups = _patient_groups(films, prepared.sha256, _in(split, TRAIN, "val"))
+    tested = _tested(films, prepared.sha256, groups, _in(split, TEST, LEFT_OUT))
+    _leave_out_contradictions(split, films, prepared.sha256)
     to_cut = _take_given_validation(split, sites)
-    # Before copies are left out: what they say about who is who still holds.
-    groups = _patient_groups(films, prepared.sha256, _in(split, TRAIN, VALIDATION))
-    _leave_out_duplicates(split, films, prepared.sha256, groups)
+    for i in _in(split, TRAIN, VALIDATION):
+        if groups[i] in tested:
+            split[i] = DUPLICATE
+    _keep_patients_apart(split, groups)
     pool = _in(split, TRAIN, VALIDATION)
     missing = _missing_class(films, pool)
     if missing:
         raise DataError(f"no {missing} film can be used: what there is cannot be read, or is a copy of a test film")
     if limit is not None:
-        # A given validation set keeps its share, and each site its own, and with it both classes.
-        for part, site in product((TRAIN, VALIDATION), dict.fromkeys(sites)):
-            members = [i for i in _in(split, part) if sites[i] == site]
-            kept = _limited(members, groups, labels_of(films), limit * len(members) / len(pool), seed)
-            for i in set(members) - kept:
-                split[i] = UNUSED
+        _limit(split, films, groups, limit, seed)
     for site in to_cut:
         members = [i for i in _in(split, TRAIN) if sites[i] == site]
-        for i in _cut(films, groups, members, seed):
+        for i in _cut(films, groups, members, seed, site):
             split[i] = VALIDATION
     _keep_patients_apart(split, groups)
+    _check_classes(films, split, leave_out)
+    return split
+
+
+def describe_left_aside(films: Sequence[FilmFile], split: Sequence[str], sha256: Sequence[str]) -> list[str]:
+    """Returns a sentence for each reason for which films are left out, after reading and before `--limit`.
+
+    Films with the same bytes under both labels are named, since somebody has to decide which label is right.
+    """
+    said = []
+    copies: dict[str, list[str]] = defaultdict(list)
+    for i in _in(split, CONTRADICTION):
+        copies[sha256[i]].append(f"{films[i].path} ({films[i].site})")
+    if copies:
+        named = "; ".join(" = ".join(paths) for paths in list(copies.values())[:_NAMED])
+        more = f"; and {len(copies) - _NAMED} more, in split.csv" if len(copies) > _NAMED else ""
+        count = sum(map(len, copies.values()))
+        said.append(f"not used: {count} films whose very same bytes stand under both labels: {named}{more}")
+    apart = split.count(DUPLICATE)
+    if apart:
+        said.append(f"not used: {apart} films of patients who stand, or of which a copy stands, nearer to the test")
+    return said
+
+
+def _check_classes(films: Sequence[FilmFile], split: Sequence[str], leave_out: str | None) -> None:
     for part in (TRAIN, VALIDATION):
         missing = _missing_class(films, _in(split, part))
         if missing:
             raise DataError(f"the {part} split has no {missing} film: give more films, or more patients of that class")
-    return split
+    judging = {(films[i].site, films[i].label) for i in _in(split, VALIDATION)}
+    if not any({(site, 0), (site, 1)} <= judging for site, _ in judging):
+        raise DataError("no site has validation films of both classes: what tells the sites apart would do for a model")
+    missing = _missing_class(films, _in(split, LEFT_OUT)) if leave_out is not None else None
+    if missing:
+        raise DataError(f"--leave-out {leave_out}: the site has no {missing} film that could be measured")
+
+
+def _limit(split: list[str], films: Sequence[FilmFile], groups: dict[int, str], limit: int, seed: int) -> None:
+    """Marks what `--limit` leaves out: a given validation set keeps its share, each site its own, and both classes."""
+    pool = _in(split, TRAIN, VALIDATION)
+    for part, site in product((TRAIN, VALIDATION), dict.fromkeys(film.site for film in films)):
+        members = [i for i in _in(split, part) if films[i].site == site]
+        kept = _limited(members, groups, labels_of(films), limit * len(members) / len(pool), seed)
+        for i in set(members) - kept:
+            split[i] = UNUSED
 
 
 def _in(split: Sequence[str], *parts: str) -> list[int]:
@@ -108,7 +154,8 @@ def _take_given_validation(split: list[str], sites: Sequence[str]) -> list[str]:
     to_cut = []
     for site in dict.fromkeys(sites):
         given = [i for i in _in(split, "val") if sites[i] == site]
-        usable = len(given) >= USABLE_VALIDATION
+        films = sum(sites[i] == site for i in _in(split, TRAIN, "val", VALIDATION))
+        usable = len(given) >= min(USABLE_VALIDATION, max(SMALL_VALIDATION, films / _PARTS))
         for i in given:
             split[i] = VALIDATION if usable else TRAIN
         if not usable:
@@ -126,23 +173,17 @@ def _leave_out_contradictions(split: list[str], films: Sequence[FilmFile], sha25
             split[i] = CONTRADICTION
 
 
-def _leave_out_duplicates(
-    split: list[str], films: Sequence[FilmFile], sha256: Sequence[str], groups: dict[int, str]
-) -> None:
-    """Marks a film whose bytes stand in a split nearer to the test, or whose patient stands in validation too."""
-    nearness = {TRAIN: 0, VALIDATION: 1, LEFT_OUT: 2, TEST: 2}
-    nearest: dict[str, int] = defaultdict(int)
-    for part, content in zip(split, sha256, strict=True):
-        if part in nearness:
-            nearest[content] = max(nearest[content], nearness[part])
-    tested = {films[i].patient for i in _in(split, TEST, LEFT_OUT) if films[i].patient_known}
-    for i, (part, content) in enumerate(zip(split, sha256, strict=True)):
-        if part not in {TRAIN, VALIDATION}:
-            continue
-        known = films[i].patient_known and films[i].patient in tested
-        if known or nearness[part] < nearest[content]:
-            split[i] = DUPLICATE
-    _keep_patients_apart(split, groups)
+def _tested(
+    films: Sequence[FilmFile], sha256: Sequence[str], groups: dict[int, str], measured: Sequence[int]
+) -> set[str]:
+    """Returns the groups of `_patient_groups` that stand among the films which are only measured."""
+    contents = {sha256[i] for i in measured}
+    names = {films[i].patient for i in measured if films[i].patient_known}
+    return {
+        group
+        for i, group in groups.items()
+        if sha256[i] in contents or (films[i].patient_known and films[i].patient in names)
+    }
 
 
 def _keep_patients_apart(split: list[str], groups: dict[int, str]) -> None:
@@ -170,7 +211,7 @@ def _patient_groups(films: Sequence[FilmFile], sha256: Sequence[str], pool: Sequ
     return {i: root(names[i]) for i in pool}
 
 
-def _cut(films: Sequence[FilmFile], groups: dict[int, str], pool: Sequence[int], seed: int) -> list[int]:
+def _cut(films: Sequence[FilmFile], groups: dict[int, str], pool: Sequence[int], seed: int, site: str) -> list[int]:
     from sklearn.model_selection import StratifiedGroupKFold
 
     if not pool:
@@ -181,13 +222,15 @@ def _cut(films: Sequence[FilmFile], groups: dict[int, str], pool: Sequence[int],
     rarest = min(len({g for g, y in zip(patients, labels, strict=True) if y == label}) for label in classes)
     parts = min(_PARTS, rarest)
     if parts < 2:
-        raise DataError("one class has films of a single patient: a validation set by patient needs two or more")
+        raise DataError(
+            f"{site}: one class has films of a single patient: a validation set by patient needs two or more"
+        )
     folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     # In a small set one part may have films of one class only: the first that serves is taken.
     for learned, chosen in folds.split(np.zeros(len(pool)), labels, patients):
         if all({labels[i] for i in side} == set(classes) for side in (learned, chosen)):
             return [pool[i] for i in chosen]
-    raise DataError("no cut by patient leaves films of both classes on both sides: more patients are needed")
+    raise DataError(f"{site}: no cut by patient leaves films of both classes on both sides: more patients are needed")
 
 
 def _limited(pool: Sequence[int], groups: dict[int, str], labels: np.ndarray, limit: float, seed: int) -> set[int]:

@@ -39,11 +39,22 @@ from pneumo_train.run import (
     read_metrics,
     read_rows,
     write_config,
+    write_remarks,
     write_rows,
 )
 from pneumo_train.sites import SHARES, describe_sites, measure_sites, probe_sites, site_weights
 from pneumo_train.sources import KAGGLE_PATIENT, absolute, gather
-from pneumo_train.split import LEFT_OUT, TEST, TRAIN, VALIDATION, read_split, split_films, write_split
+from pneumo_train.split import (
+    LEFT_OUT,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    describe_left_aside,
+    read_split,
+    split_films,
+    write_split,
+)
+from pneumo_train.surroundings import TRAINS, check_keras, check_path
 
 if TYPE_CHECKING:
     import keras
@@ -107,6 +118,12 @@ def start_run(
         raise UsageError(f"--learning-rate {learning_rate} teaches nothing: give a small positive one, such as 3e-4")
     if balance not in BALANCES:
         raise UsageError(f"there is no balance {balance!r}: choose {' or '.join(BALANCES)}")
+    for each in data:
+        check_path(absolute(each), "--data")
+    check_path(run, "--output")
+    check_path(weights, "--weights")
+    for teacher in teachers:
+        check_path(teacher, "--teacher")
     if run.exists():
         raise UsageError(f"{run} exists already: go on with --resume {run}, or give another --output")
     _need_training_packages()
@@ -116,7 +133,8 @@ def start_run(
     )
     files, roots = gathered.films, gathered.roots
     where = ", ".join(str(root) for root in roots)
-    for remark in gathered.remarks:
+    remarks = list(gathered.remarks)
+    for remark in remarks:
         say(remark)
     if test and {f.label for f in files if f.folder == TEST} != {0, 1}:
         raise DataError(f"{where} has no test split with both classes: leave out --test")
@@ -131,12 +149,10 @@ def start_run(
         say(f"skipped: {message}")
     split = split_films(files, prepared, leave_out=leave_out, limit=limit)
     _check_teachers(teachers, files, split)
-    for site in dict.fromkeys(f.site for f in files):
-        counts = Counter(part for part, f in zip(split, files, strict=True) if f.site == site)
-        films = ", ".join(f"{n} {part}" for part, n in sorted(counts.items()))
-        say(f"{site}: {sum(counts.values())} films: {films}")
-        if len({f.label for part, f in zip(split, files, strict=True) if f.site == site and part == TRAIN}) == 1:
-            say(f"{site}: training films of one class alone: the site cannot be balanced, and may tell the class")
+    said = describe_left_aside(files, split, prepared.sha256) + _describe_weights(files, split)
+    for remark in said:
+        say(remark)
+    remarks += said
     config = Config(
         format_version=FORMAT_VERSION,
         data=tuple(absolute(place) for place in places),
@@ -164,6 +180,7 @@ def start_run(
     )
     run.mkdir(parents=True)
     write_split(run / "split.csv", files, split)
+    write_remarks(run, remarks, roots)
     write_config(run, config)
     _train_and_report(run, config, lambda: model, resume=False)
 
@@ -174,7 +191,10 @@ def resume_run(run: Path) -> None:
     Raises:
         RunError: The folder is no run, or its films are gone.
     """
+    check_path(run, "--resume")
     config = read_config(run)
+    for data in config.data:
+        check_path(data, "the films")
     _need_training_packages()
     if (run / "metrics.json").is_file():
         if not (run / "report.html").is_file():
@@ -235,6 +255,35 @@ def _build(backbone: str, head: str, size: int, weights: str, seed: int, precisi
     freeze(model, backbone, report.loaded)
     say(f"weights: {report.summary()}")
     return model, report.summary()
+
+
+def _describe_weights(files: Sequence[FilmFile], split: Sequence[str]) -> list[str]:
+    """Returns for each site how many films do what, and what is left of the class in its weight in training."""
+    from pneumo_train.batches import film_weights
+
+    learned = [film for film, part in zip(files, split, strict=True) if part == TRAIN]
+    weights = film_weights(learned)
+    said = []
+    for site in dict.fromkeys(film.site for film in files):
+        parts = Counter(part for part, film in zip(split, files, strict=True) if film.site == site)
+        counted = ", ".join(f"{n} {part}" for part, n in sorted(parts.items()))
+        text = f"{site}: {sum(parts.values())} films: {counted}"
+        here = [i for i, film in enumerate(learned) if film.site == site]
+        if here:
+            ill = np.array([learned[i].label for i in here])
+            weight = float(weights[here].sum())
+            text += (
+                f"; in training {ill.mean():.0%} {LABELS[1]}, weighed {weights[here] @ ill / weight:.0%}; "
+                f"the site weighs {weight / len(learned):.0%}"
+            )
+            if len(set(ill.tolist())) == 1:
+                said.append(text)
+                text = (
+                    f"{site} has training films of one class alone: the site cannot be weighed so that it says nothing "
+                    "about the class"
+                )
+        said.append(text)
+    return said
 
 
 def _check_teachers(teachers: Sequence[Path], files: Sequence[FilmFile], split: Sequence[str]) -> None:
@@ -395,7 +444,7 @@ def _locate(data: Sequence[str], runs: Path) -> tuple[list[str], dict[str, str]]
         if text == "phantom":
             folder = runs / "phantoms"
             with progress("drawing phantoms", PHANTOMS) as show:
-                draw_phantoms(folder, films=PHANTOMS, progress=lambda done, _: show(done))
+                draw_phantoms(folder, films=PHANTOMS, several_sites=True, progress=lambda done, _: show(done))
             say(f"phantoms: {folder}: synthetic drawings, no patients, never a substitute for real films")
             places.append(str(folder))
         elif text == "kaggle":
@@ -434,6 +483,7 @@ def _need_training_packages() -> None:
     for module, package in (("keras", "tensorflow"), ("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
             raise MissingExtraError(package, "train", "training")
+    check_keras(TRAINS, "training")
 
 
 def versions() -> dict[str, str]:

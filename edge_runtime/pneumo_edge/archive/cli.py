@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -85,6 +87,11 @@ def archive(
 
 def main() -> NoReturn:
     """Entry point of `pneumo-archive`."""
+    # There is a process for each core: NumPy's OpenBLAS need not start a thread for each as well, in each of them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if os.environ.get("PNEUMO_DEBUG") != "1":
+        # Some file systems that could not be opened raise once more as they are taken apart.
+        sys.unraisablehook = lambda _: None
     run(app, "pneumo-archive")
 
 

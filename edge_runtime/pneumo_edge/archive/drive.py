@@ -6,6 +6,8 @@ import hashlib
 import logging
 import os
 import signal
+import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -27,7 +29,7 @@ from pneumo_edge.archive.plan import DESCRIPTION, Description, Plan, read_descri
 from pneumo_edge.archive.work import Done, Job, bundle_sha256, check, do_part, judge, write_part
 from pneumo_edge.classifier import Classifier, Failure, usable_cores
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS, progress, quiet_libraries, say
-from pneumo_edge.errors import BundleError, DataError, PneumoError, UsageError, one_line
+from pneumo_edge.errors import BundleError, DataError, MissingExtraError, PneumoError, UsageError, one_line
 from pneumo_edge.preprocess import VERSION as PREPROCESS_VERSION
 
 if TYPE_CHECKING:
@@ -46,8 +48,11 @@ _RETRIES = 2
 _IN_A_ROW = 10
 """Parts that have failed one after the other: then it is not the parts."""
 
-_ENDS_THE_RUN = (CancelledError, BundleError, UsageError)
+_ENDS_THE_RUN = (CancelledError, BundleError, MissingExtraError, UsageError)
 """The scheduler has gone away; or a worker cannot do the job, and no part would fare better there."""
+
+_LOOPBACK_SECONDS = 5
+"""For a connection that never leaves the machine."""
 
 _PATIENCE = "30s"
 """For the scheduler to answer."""
@@ -211,6 +216,8 @@ def _list(found: Source, plan: Plan) -> None:
             show(listed)
     new = plan.films - before
     say(f"{listed:,} films listed" + (f", {new:,} of them new" if new < listed else ""))
+    for what, count in found.passed_over.most_common():
+        say(f"not listed: {count:,} {what}")
 
 
 # --------------------------------------------------------------------------------------------------------- the parts
@@ -312,12 +319,17 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
     """Connects to a scheduler, or starts one with workers on this machine and takes them down at the end.
 
     Raises:
-        UsageError: The scheduler does not answer.
+        UsageError: The scheduler does not answer, or Dask's own settings cannot be read.
         PneumoError: No worker can be started here.
     """
-    import dask
-    from distributed import Client, LocalCluster
-    from distributed.comm.addressing import get_address_host_port
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+        from distributed.comm.addressing import get_address_host_port
+    except ValueError as error:
+        # Settings are read at import; the rest of what it says is where YAML gave up.
+        reason = one_line(error).removesuffix(", original error message:")
+        raise UsageError(f"{reason}: mend that file, or take it away") from error
 
     settings = {
         # A row of a wide manifest can be long; a part is no large graph.
@@ -340,6 +352,10 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
             with client:
                 yield client
             return
+        _check_loopback()
+        # The dashboard's library looks for settings there when it is imported, and raises where there is no home.
+        if os.path.expanduser("~") == "~":  # noqa: PTH111 - which raises too
+            os.environ["HOME"] = tempfile.gettempdir()
         with ExitStack() as running:
             with _ctrl_c_later():
                 try:
@@ -350,7 +366,7 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
                         dashboard_address="127.0.0.1:0",
                         silence_logs=_level(),
                     )
-                except (OSError, RuntimeError) as error:
+                except (OSError, RuntimeError, TypeError, ValueError) as error:
                     raise PneumoError(
                         f"Dask cannot start workers here ({one_line(error)}): PNEUMO_DEBUG=1 shows why"
                     ) from error
@@ -358,6 +374,25 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
                 client = running.enter_context(Client(cluster, set_as_default=False))
                 client.register_plugin(_quiet_worker())
             yield client
+
+
+def _check_loopback() -> None:
+    """Makes sure that processes of this machine can talk to each other: Dask would find out after half a minute.
+
+    Raises:
+        PneumoError: They cannot.
+    """
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=_LOOPBACK_SECONDS),
+        ):
+            pass
+    except OSError as error:
+        raise PneumoError(
+            f"Dask cannot start workers here, since this machine does not reach itself at 127.0.0.1 ({error}): "
+            "bring its loopback interface up (ip link set lo up), or give --scheduler"
+        ) from error
 
 
 @contextmanager

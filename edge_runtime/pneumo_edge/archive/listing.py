@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob as globbing
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -34,6 +35,9 @@ _NO_FILMS = (".", "__MACOSX")
 _INDEX = "dicomdir"
 """What DICOM calls the table of contents of a medium."""
 
+_KINDS = 20
+"""Endings of names that are told apart among what is not listed: an archive can hold as many as it has files."""
+
 
 @dataclass
 class Source:
@@ -49,6 +53,8 @@ class Source:
     """Columns of `schema.PLANNED`, then `columns`."""
     unlisted: list[str] = field(default_factory=list)
     """Folders that cannot be read, known when `batches` has come to its end."""
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """What was found and is not listed, in words that follow a number, known when `batches` has come to its end."""
 
 
 def open_source(source: str, where: str = LOCAL) -> Source:
@@ -77,7 +83,7 @@ def open_source(source: str, where: str = LOCAL) -> Source:
         names: Iterator[str] = iter([source])
     elif kind == "directory":
         root, url = key.rstrip("/"), source.rstrip("/")
-        names = (f"{url}/{name}" for name in _walk(fs, root, "", lambda _: True, found) if may_be_film(name))
+        names = (f"{url}/{name}" for name in _walk(fs, root, "", lambda _: True, found) if _is_listed(name, found))
     elif globbing.has_magic(key):
         names = _glob(fs, key, source, found)
     else:
@@ -109,6 +115,17 @@ def may_be_film(path: str) -> bool:
     return f".{suffix}" in SUFFIXES if dot and stem and not suffix.isdigit() else name != _INDEX
 
 
+def _is_listed(path: str, found: Source) -> bool:
+    if may_be_film(path):
+        return True
+    name = path.rsplit("/", 1)[-1].lower()
+    kind = "files called DICOMDIR" if name == _INDEX else f"files called *.{plain_text(name.rpartition('.')[2])}"
+    if kind not in found.passed_over and len(found.passed_over) >= _KINDS:
+        kind = "files whose names are those of no film"
+    found.passed_over[kind] += 1
+    return False
+
+
 def _kind(fs: Any, key: str, source: str) -> str | None:
     """Returns "file", "directory", or None where there is nothing."""
     try:
@@ -133,7 +150,7 @@ def _walk(fs: Any, root: str, below: str, enter: Callable[[str], bool], found: S
         found: Receives folders that cannot be read.
     """
     try:
-        names = _local_names(f"{root}/{below}") if is_local(fs) else _names(fs, f"{root}/{below}")
+        names = _local_names(f"{root}/{below}", found) if is_local(fs) else _names(fs, f"{root}/{below}")
     except OSError as error:
         folder = plain_text(f"{root}/{below}".rstrip("/"))
         say(f"{folder} cannot be searched for films: {error.strerror or one_line(error)}")
@@ -150,7 +167,7 @@ def _walk(fs: Any, root: str, below: str, enter: Callable[[str], bool], found: S
             yield from _walk(fs, root, path, enter, found)
 
 
-def _local_names(folder: str) -> list[str]:
+def _local_names(folder: str, found: Source) -> list[str]:
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -159,6 +176,9 @@ def _local_names(folder: str) -> list[str]:
             # Links to folders may lead in circles; a pipe or device would be waited for. A dead link is reported.
             elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):  # noqa: PTH110
                 names.append(entry.name)
+            elif not entry.name.startswith(_NO_FILMS):
+                linked = "links to folders, which are not followed: give those folders as a SOURCE of their own"
+                found.passed_over[linked if entry.is_dir() else "pipes and devices"] += 1
     return names
 
 

@@ -36,7 +36,8 @@ def open_url(url: str) -> tuple[Any, str]:
     Not `fsspec.url_to_fs`: it takes `::`, which may stand in a file's name, for a chain of file systems.
 
     Raises:
-        UsageError: It is empty; or fsspec does not know the protocol, or lacks the package for it.
+        DataError: The file system does not answer.
+        UsageError: It is empty; or fsspec does not know the protocol, or lacks the package or the options for it.
     """
     from fsspec import get_filesystem_class
 
@@ -52,7 +53,19 @@ def open_url(url: str) -> tuple[Any, str]:
             return kind(), os.path.abspath(url[scheme.end() :] if scheme else url)  # noqa: PTH100 - no Path: any bytes
         return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
     except (ImportError, ValueError) as error:
-        raise UsageError(f"{url} cannot be opened: {one_line(error)}") from None
+        raise UsageError(f"{url} cannot be opened: {one_line(error)}{_chained(url)}") from None
+    except OSError as error:
+        raise DataError(f"{url} cannot be opened: {one_line(error)}{_chained(url)}") from error
+    except Exception as error:
+        # Each file system has arguments of its own, and says in its own way that they are missing.
+        raise UsageError(
+            f"{url} cannot be opened, since {protocol}:// wants more than a URL says ({one_line(error)}): put it into "
+            f"fsspec's configuration (FSSPEC_{protocol.upper()}_...), or copy the films to a folder{_chained(url)}"
+        ) from error
+
+
+def _chained(url: str) -> str:
+    return "; one file system within another (::) is not taken: unpack the films first" if "::" in url else ""
 
 
 def is_local(fs: Any) -> bool:

@@ -28,7 +28,7 @@ from pneumo_edge.archive.plan import DESCRIPTION
 from pneumo_edge.bundle import DEFAULT_BUNDLE
 from pneumo_edge.bundle import DESCRIPTION as MODEL
 from pneumo_edge.classifier import Classifier, Failure
-from pneumo_edge.errors import BundleError, DataError, MissingExtraError, PneumoError, UsageError
+from pneumo_edge.errors import BundleError, DataError, PneumoError, UsageError
 
 _AHEAD = 8
 """Films that are fetched while one is judged: a store that takes 100 ms to answer keeps up with 80 films a second."""
@@ -100,6 +100,7 @@ def do_part(job: Job, part: int, films: pa.Table) -> Done:
 
     Raises:
         BundleError: This worker's bundle is not the driver's.
+        MissingExtraError: This worker has no engine for the file.
         UsageError: This worker has another pneumo, or does not see the driver's output.
         DataError: The part that stands is not of this plan.
     """
@@ -202,8 +203,4 @@ def _opened(job: Job) -> tuple[Classifier, Store]:
     seen = store.read(DESCRIPTION)
     if seen is None or hashlib.sha256(seen).hexdigest() != job.description_sha256:
         raise UsageError(f"this worker does not see the driver's {job.output}: give --output a shared folder or a URL")
-    try:
-        return Classifier.load(folder, file=job.file, threads=1), store
-    except MissingExtraError as error:
-        # It cannot travel: its arguments are not its message.
-        raise BundleError(str(error)) from None
+    return Classifier.load(folder, file=job.file, threads=1), store

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pneumo_edge.dicom.tags import TAGS, read_tags
+from pneumo_edge.dicom.tags import TAGS, read_tags, text
 from pneumo_edge.errors import ImageError, PneumoError, one_line
 from pneumo_edge.levels import DeepFilm
 
@@ -37,6 +37,10 @@ class DicomFilm:
     """What the tags say and the model does not cover, and what of the tags was ignored; no names, numbers or dates."""
     doubts: tuple[str, ...] = ()
     """Why no verdict should be given on the film at all."""
+    age_years: float | None = None
+    """Of the patient, when the film was taken; None if it is not stated."""
+    view: str = ""
+    """As `pneumo_edge.unseen.view_named` calls it; "" if it is not stated."""
 
 
 def read_dicom(data: bytes, name: str) -> DicomFilm:
@@ -72,7 +76,8 @@ def read_deep_dicom(data: bytes, name: str) -> DeepFilm:
 
 def _as_the_model_sees_it(pixels: Values, bits: int, ds: Dataset) -> DicomFilm:
     from pneumo_edge.dicom.grey import grey_levels
-    from pneumo_edge.dicom.remarks import for_processing, remarks_on
+    from pneumo_edge.dicom.remarks import age_in_years, for_processing, remarks_on
+    from pneumo_edge.unseen import view_named
 
     remarks = list(remarks_on(ds))
     grey, told = grey_levels(pixels, bits, ds, remarks)
@@ -81,7 +86,7 @@ def _as_the_model_sees_it(pixels: Values, bits: int, ds: Dataset) -> DicomFilm:
         remarks.append(f"{_RAW}; the model has seen films made for viewing only")
     elif for_processing(ds):
         doubts = (f"{_RAW} and neither window nor look-up table that tells how to show them",)
-    return DicomFilm(grey, tuple(remarks), doubts)
+    return DicomFilm(grey, tuple(remarks), doubts, age_in_years(ds), view_named(text(ds, "ViewPosition")))
 
 
 def _read(data: bytes, name: str, make: Callable[[Values, int, Dataset], _T]) -> _T:

@@ -1,15 +1,13 @@
 """From the pixel data of a DICOM file to the stored values, whatever they are packed in.
 
-Pillow decodes 8-bit JPEG and JPEG 2000; everything else that is compressed goes to GDCM in a process of its own
-(`gdcm_process.py` says why). A codestream says itself what it is, how large and how deep: where the tags say
+Pillow decodes 8-bit JPEG, JPEG 2000 and run lengths; JPEG Lossless, JPEG-LS and JPEG of 12 bits go to GDCM in a process
+of its own (`gdcm_process.py` says why). A codestream says itself what it is, how large and how deep: where the tags say
 otherwise, it is right (PS3.5 8.2), but its size must be the one that was checked.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import subprocess
 import sys
 from pathlib import Path
 from struct import unpack_from
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from pneumo_edge.dicom.gdcm_process import NO_GDCM
 from pneumo_edge.dicom.tags import integer
@@ -58,7 +57,7 @@ _SOF = {
 
 _UNDEFINED = 0xFFFFFFFF
 
-_CALLED = {_RLE: "run lengths", _JPEG_EXTENDED: "JPEG of 12 bits", _JPEG_LOSSLESS: "JPEG Lossless", _JPEG_LS: "JPEG-LS"}
+_CALLED = {_JPEG_EXTENDED: "JPEG of 12 bits", _JPEG_LOSSLESS: "JPEG Lossless", _JPEG_LS: "JPEG-LS"}
 
 _PATIENCE = 10.0
 """Seconds that GDCM has, and one more for every million pixels: a slow board needs less, a garbled stream for ever."""
@@ -156,10 +155,7 @@ def _decompress(ds: Dataset, frame: bytes, syntax: str, name: str) -> tuple[Valu
             return _jpeg(frame), 8, None
         return decode_jpeg(frame, name), precision, None
     if syntax == _RLE:
-        allocated = integer(ds, "BitsAllocated")
-        if allocated not in (8, 16):
-            raise ImageError(f"{name} has run lengths of {allocated} bits, which are not read here: export it again")
-        return _with_gdcm(frame, syntax, ds.Rows, ds.Columns, allocated, name), allocated, None
+        return _run_lengths(ds, frame), integer(ds, "BitsAllocated"), None
     if syntax in ("", *_PLAIN):
         raise ImageError(f"{name} does not say how it is compressed: export it again, with file meta information")
     if syntax in TRANSFER_SYNTAXES:
@@ -201,6 +197,20 @@ def jpeg_header(frame: bytes) -> tuple[str, int, int, int, int]:
             at += 2 + length
 
 
+def _run_lengths(ds: Dataset, frame: bytes) -> Values:
+    """Decodes RLE: a segment for each byte of a word, the highest first, in PackBits as TIFF has it (PS3.5 G)."""
+    size, allocated = ds.Rows * ds.Columns, integer(ds, "BitsAllocated")
+    count, *places = unpack_from("<16L", frame)
+    if allocated not in (8, 16, 32) or count != allocated // 8:
+        raise ValueError("run lengths of another depth than the tags say")
+    words = np.zeros(size, f"u{count}")
+    for begin, end in zip(places[:count], [*places[1:count], len(frame)], strict=True):
+        # One row as long as the film: Pillow stops where it is full, and raises where it does not get so far.
+        words <<= 8 * (count > 1)
+        words |= np.asarray(Image.frombytes("L", (size, 1), frame[begin:end], "packbits", "L"))[0]
+    return words.reshape(ds.Rows, ds.Columns)
+
+
 def _jpeg(frame: bytes) -> Values:
     from PIL.JpegImagePlugin import JpegImageFile
 
@@ -231,10 +241,8 @@ def decode_jpeg(frame: bytes, name: str) -> Values:
 
 def _jpeg_2000(ds: Dataset, frame: bytes, name: str) -> tuple[Values, int, bool]:
     """Decodes with Pillow, which moves values to the top of 8 or 16 bits and away from negative ones (ITU-T T.800)."""
-    right, bottom, left, top = unpack_from(">4L", frame, 8)
-    samples, depth = unpack_from(">HB", frame, 40)
-    _match(ds, bottom - top, right - left, samples)
-    precision, signed = (depth & 0x7F) + 1, depth >> 7 == 1
+    rows, columns, samples, precision, signed = jpeg_2000_header(frame)
+    _match(ds, rows, columns, samples)
     if precision > 16:
         raise ImageError(f"{name} has {precision} bits a pixel, an X-ray detector has fewer: export it again")
     values = decode_jpeg_2000(frame, name).astype(np.int32) >> ((8 if precision <= 8 else 16) - precision)
@@ -244,6 +252,19 @@ def _jpeg_2000(ds: Dataset, frame: bytes, name: str) -> tuple[Values, int, bool]
     # The numbers that were compressed are those that come out. Without a sign of its own, they may still be the bits of
     # signed values.
     return unsigned, precision, signed or integer(ds, "PixelRepresentation", 0) == 1
+
+
+def jpeg_2000_header(frame: bytes) -> tuple[int, int, int, int, bool]:
+    """Returns rows, columns, components, bits and "has a sign" of a JPEG 2000 codestream (ITU-T T.800 A.5.1).
+
+    Raises:
+        ValueError, struct.error: It is none, or damaged.
+    """
+    if frame[:4] != b"\xff\x4f\xff\x51":
+        raise ValueError("no JPEG 2000")
+    right, bottom, left, top = unpack_from(">4L", frame, 8)
+    samples, depth = unpack_from(">HB", frame, 40)
+    return bottom - top, right - left, samples, (depth & 0x7F) + 1, depth >> 7 == 1
 
 
 def decode_jpeg_2000(frame: bytes, name: str) -> Values:
@@ -270,7 +291,10 @@ def _with_gdcm(frame: bytes, syntax: str, rows: int, columns: int, bits: int, na
     Returns:
         (rows, columns), uint8 for up to 8 `bits`, else uint16.
     """
-    found = importlib.util.find_spec("gdcm")
+    import subprocess
+    from importlib import util
+
+    found = util.find_spec("gdcm")
     what = f"{name} is compressed in a way ({_CALLED[syntax]}) that needs the package python-gdcm"
     if found is None or found.origin is None:
         raise ImageError(f"{what}: pip install 'pneumo[dicom]'")

@@ -208,8 +208,8 @@ def _entries(item: Dataset, signed: bool) -> tuple[npt.NDArray[np.uint16], int, 
     and cannot read entries of 9, 11 or more bits in a modality LUT. Where descriptor and data disagree:
 
     - Number of entries: 0 means 65,536. If the data have another number of words, the data are right, as dcmtk has it;
-      but zeros behind the stated number only fill up. Half the number means entries of 8 bits, two in a word; not if
-      the descriptor says 9 to 15 bits and no word has more.
+      but zeros behind the stated end of a rising table only fill up. Half the number means entries of 8 bits, two in a
+      word; not if the descriptor says 9 to 15 bits and no word has more.
     - First value mapped: signed if what goes in can be below zero. That is PixelRepresentation for the modality LUT,
       and for the VOI LUT what the modality step can give, whatever type the element was written with.
     - Bits: those that are stated, unless an entry has more, or they are stated as 16: that is often the container, and
@@ -222,7 +222,7 @@ def _entries(item: Dataset, signed: bool) -> tuple[npt.NDArray[np.uint16], int, 
     count = count or _MAX_ENTRIES
     if data.size == (count + 1) // 2 < count and not (8 < bits < 16 and int(data.max()) >> bits == 0):
         data = data.astype("<u2").view(np.uint8)[:count].astype(np.uint16)  # the lower half of a word comes first
-    elif not data[count:].any():
+    elif count < data.size and not data[count:].any() and data[count - 1] >= data[0]:
         data = data[:count]
     needed = int(data.max()).bit_length()
     return data, _with_sign(first, signed), bits if needed <= bits < 16 else max(needed, 1)

@@ -34,12 +34,6 @@ _MEANING = {
     "XC": "a photograph",
 }
 
-_VIEWS = {
-    **dict.fromkeys(("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT", "LEFT LATERAL", "RIGHT LATERAL"), "a lateral view"),
-    **dict.fromkeys(("LLD", "RLD"), "a view of a patient lying on the side"),
-    **dict.fromkeys(("LAO", "RAO", "LPO", "RPO", "LLO", "RLO"), "an oblique view"),
-}
-
 _CHEST = ("CHEST", "THORAX", "TORAX", "TORACE", "LUNG", "PULMO", "POUMON")
 
 _FOR_PROCESSING = tuple(f"1.2.840.10008.5.1.4.1.1.1.{n}.1" for n in (1, 2, 3))
@@ -84,18 +78,12 @@ def refuse(ds: Dataset, name: str) -> None:
 
 
 def remarks_on(ds: Dataset) -> tuple[str, ...]:
-    """Returns a sentence for each thing that the tags say and the model has not seen."""
+    """Returns a sentence for each thing that the tags say and no model of pneumo has seen."""
     found = []
     if text(ds, "NumberOfFrames") and numbers(ds, "NumberOfFrames")[0] is None:
         found.append("the file's number of frames is no number; it was taken for a single film")
     if not text(ds, "Modality"):
         found.append("the file does not name its modality; the model has seen X-rays only")
-    age = _age(ds)
-    if age is not None:
-        found.append(f"the patient is {age} old; the model has seen children of 1 to 5 years only")
-    view = _VIEWS.get(text(ds, "ViewPosition"))
-    if view:
-        found.append(f"{view}; the model has seen frontal films only")
     part = text(ds, "BodyPartExamined")
     if part and not any(word in part for word in _CHEST):
         named = part if re.fullmatch("[A-Z0-9_ ]{1,16}", part) else "another one than the chest"
@@ -111,24 +99,17 @@ def for_processing(ds: Dataset) -> bool:
     return (text(ds, "SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID")) in _FOR_PROCESSING
 
 
-def _age(ds: Dataset) -> str | None:
-    """Returns the patient's age in words if it lies outside 1 to 5 years, None if it lies inside or is not stated."""
+def age_in_years(ds: Dataset) -> float | None:
+    """Returns the patient's age when the film was taken, None if it is not stated.
+
+    Where it comes from the dates of birth and study, or is stated in years, it is whole years.
+    """
     stated = re.fullmatch(r"(\d{1,3}) ?([DWMY]?)", text(ds, "PatientAge"))
     if stated:
-        number, unit = int(stated[1]), stated[2] or "Y"
-    else:
-        try:
-            born, taken = (datetime.strptime(text(ds, tag), "%Y%m%d") for tag in ("PatientBirthDate", "StudyDate"))
-        except ValueError:
-            return None
-        number = taken.year - born.year - ((taken.month, taken.day) < (born.month, born.day))
-        unit = "Y"
-    years = number / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[unit]
-    if number < 0 or 1 <= years < 6:
+        return int(stated[1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[stated[2] or "Y"]
+    try:
+        born, taken = (datetime.strptime(text(ds, tag), "%Y%m%d") for tag in ("PatientBirthDate", "StudyDate"))
+    except ValueError:
         return None
-    if years >= 90:
-        return "over 89 years"  # an exact one could identify the person
-    if unit == "Y" and number == 0:
-        return "less than 1 year"
-    word = {"D": "day", "W": "week", "M": "month", "Y": "year"}[unit]
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+    years = taken.year - born.year - ((taken.month, taken.day) < (born.month, born.day))
+    return float(years) if years >= 0 else None

@@ -448,7 +448,10 @@ def _read_line(path: Path) -> str:
 
 
 def _state_folder() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "pneumo"
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "pneumo"
+    except RuntimeError:
+        raise UsageError("this user has no home folder to keep films and answers in: give --spool DIR") from None
 
 
 def _listen(host: str, port: int) -> socket.socket:

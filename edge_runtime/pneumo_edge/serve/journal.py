@@ -96,9 +96,9 @@ class Selection:
     limit: int = 50
     offset: int = 0
     by_probability: bool = False
-    """Largest probability first, films without one last; else by time."""
+    """Largest probability first, films without a verdict last; else by time."""
     ascending: bool = False
-    """The other way round; films without a probability stay last."""
+    """The other way round; films without a verdict stay last."""
     verdict: str | None = None
     """"NORMAL", "PNEUMONIA", or "none" for those that were answered without one."""
     state: State | None = None
@@ -299,7 +299,9 @@ class Journal:
             where = f"WHERE {' AND '.join(conditions)}"
             (total,) = self._db.execute(f"SELECT count(*) FROM films {where}", values).fetchone()  # noqa: S608
             way = "ASC" if selection.ascending else "DESC"
-            order = f"probability IS NULL, probability {way}, id {way}" if selection.by_probability else f"id {way}"
+            order = f"id {way}"
+            if selection.by_probability:
+                order = f"label IS NULL, probability IS NULL, probability {way}, {order}"
             found = self._rows(f"{where} ORDER BY {order} LIMIT ? OFFSET ?", *values, selection.limit, selection.offset)
         return found, total
 

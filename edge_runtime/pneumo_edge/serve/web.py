@@ -228,7 +228,7 @@ def _films(inbox: Inbox, intake: Intake, whose: Whose, shown: Telling, secret: b
     def list_films(
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
         offset: Annotated[int, Query(ge=0, le=1_000_000_000, description="Films to leave out in front.")] = 0,
-        sort: Annotated[Sort, Query(description="By probability: films without one come last.")] = "received",
+        sort: Annotated[Sort, Query(description="By probability: films without a verdict come last.")] = "received",
         order: Annotated[Order, Query(description="desc: newest, or most probable, first.")] = "desc",
         verdict: Annotated[Verdict | None, Query(description="none: answered without a verdict.")] = None,
         state: State | None = None,

@@ -6,6 +6,7 @@ let catalogue = { languages: {}, words: {}, sentences: [] };
 let patterns = [];
 let language = "en";
 const listeners = [];
+const KINDS = { low: "[0-9]+", high: "[0-9]+", site: "[^()]+" }; // what may stand in a place, where that is not anything
 
 /** Takes the catalogue, and the language that was chosen here before or that the browser asks for (Accept-Language). */
 export function learn(learnt) {
@@ -66,7 +67,7 @@ const fill = (text, values) => text.replace(/\{(\w+)\}/g, (place, name) => value
 function patternOf(text) {
   const source = text
     .split(/\{(\w+)\}/)
-    .map((part, i) => (i % 2 ? `(?<${part}>.+?)` : part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")))
+    .map((part, i) => (i % 2 ? `(?<${part}>${KINDS[part] ?? ".+?"})` : part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")))
     .join("");
   return new RegExp(`^(?:${source})$`, "s");
 }

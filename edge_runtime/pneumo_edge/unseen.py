@@ -1,0 +1,72 @@
+"""What a film says of its patient and its view that the model has not learned from, by the sites that its bundle names.
+
+A bundle that names no site knows no ages, and of views only that other kinds of picture than frontal films are others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pneumo_edge.bundle import Site
+    from pneumo_edge.preprocess import Film
+
+_SPELLINGS = {
+    "AP": "AP",
+    "PA": "PA",
+    **dict.fromkeys(("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT", "LEFT LATERAL", "RIGHT LATERAL"), "LATERAL"),
+    **dict.fromkeys(("LLD", "RLD", "DECUBITUS"), "DECUBITUS"),
+    **dict.fromkeys(("LAO", "RAO", "LPO", "RPO", "LLO", "RLO", "OBLIQUE"), "OBLIQUE"),
+}
+"""How files and manifests write a view -> how it is called here. Other words are free text: nothing to compare."""
+
+_WORDS = {
+    "AP": "an AP view",
+    "PA": "a PA view",
+    "LATERAL": "a lateral view",
+    "DECUBITUS": "a view of a patient lying on the side",
+    "OBLIQUE": "an oblique view",
+}
+
+_FRONTAL = {"AP", "PA"}
+
+
+def view_named(text: str) -> str:
+    """Returns AP, PA, LATERAL, DECUBITUS or OBLIQUE for a view as a file or a manifest writes it, "" for other text."""
+    return _SPELLINGS.get(text.strip().upper(), "")
+
+
+def unseen(film: Film, sites: Sequence[Site]) -> tuple[str, ...]:
+    """Returns a sentence for an age, and one for a view, that no site has shown to the model; () where all is known.
+
+    Args:
+        film: Says its patient's age and its view, if it knows them.
+        sites: Of the bundle. The age is compared with the 1st and 99th percentile of each site that knows ages.
+    """
+    said = []
+    ages = [(site.name, site.ages) for site in sites if site.ages]
+    # Ages are counted in whole years: who is five years and eleven months old is five.
+    if film.age_years is not None and ages:
+        age = film.age_years
+        if all(age < known.low or floor(age) > known.high for _, known in ages):
+            seen = [f"{floor(known.low)} to {floor(known.high)} years ({name})" for name, known in ages]
+            said.append(f"the patient is {_in_words(age)} old; the model has seen {_listed(seen)}")
+    views = {view_named(view) for site in sites for view, films in site.views.items() if films} - {""}
+    if film.view and film.view not in (views or _FRONTAL):
+        seen_views = f"{_listed(sorted(views))} views" if views else "frontal films"
+        said.append(f"{_WORDS[film.view]}; the model has seen {seen_views} only")
+    return tuple(said)
+
+
+def _in_words(age: float) -> str:
+    if age >= 90:
+        return "over 89 years"  # an exact one could identify the person
+    if age < 1:
+        return "less than 1 year"
+    return f"{floor(age)} years" if age >= 2 else "1 year"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else words[0]
