@@ -38,6 +38,7 @@ from pneumo_edge.classifier import Classifier, Prediction
 from pneumo_edge.errors import DataError, MissingExtraError, PneumoError, RunError, UsageError
 from pneumo_edge.overlay import draw_overlay
 from pneumo_train.backbones import BACKBONES
+from pneumo_train.films import Box, FilmFile
 from pneumo_train.measure import measure
 from pneumo_train.phantom import draw_phantoms
 from pneumo_train.run import FORMAT_VERSION as RUN_FORMAT
@@ -122,7 +123,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path
     run = tmp_path_factory.mktemp("bench") / "run"
     run.mkdir()
     config = Config(
-        RUN_FORMAT, (str(phantoms),), {"phantoms": "phantoms"}, {}, {}, None, "0" * 64, KAGGLE_PATIENT, "none", "gap",
+        RUN_FORMAT, (str(phantoms),), {"phantoms": "phantoms"}, {}, {}, {}, None, "0" * 64, KAGGLE_PATIENT, "none", "gap",
         SIZE, "none", "none", 1, 1, 1e-3, 0,
         "weights", (), "float32", None, {}, "2018-02-22",
     )  # fmt: skip
@@ -459,7 +460,7 @@ def test_the_test_films_need_no_training_films_beside_them(phantoms: Path, tmp_p
     litter.mkdir()
     (litter / "film.jpeg").write_text("no film")
     (litter.parent / "._film.jpeg").write_text("no film")
-    alone = accuracy.test_split([str(tmp_path)])
+    alone = accuracy.test_split([f"{there.files[0].site}={tmp_path}"])
     assert alone.roots == (tmp_path / "chest_xray",)
     assert alone.files == there.files
 
@@ -661,7 +662,7 @@ def test_what_is_collected_names_no_folder_and_holds_no_film(finished: Path, tmp
         "reliability.png", "scores.png",
     }  # fmt: skip
     config = read_json(docs / "lite0" / "config.json")
-    assert config["data"] == config["data_name"] == "phantoms"
+    assert config["data"] == "; ".join(config["sources"].values()) == "phantoms"
     assert config["weights"] == "w.h5"
     assert config["teachers"] == ["r50"]
     assert config["started_from"] == "w.h5: 9 of 9 layers loaded"
@@ -789,7 +790,7 @@ def test_every_option_has_help() -> None:
     command = typer.main.get_command(app)
     commands = [command, *command.commands.values()]  # type: ignore[attr-defined]
     assert {c.name for c in commands[1:]} == {
-        "latency", "accuracy", "agreement", "end-to-end", "training", "serve", "http", "archive",
+        "latency", "accuracy", "agreement", "end-to-end", "training", "serve", "http", "archive", "sites", "faithful",
     }  # fmt: skip
     for each in commands:
         assert all(getattr(parameter, "help", None) for parameter in each.params), each.name
@@ -821,3 +822,82 @@ def test_help_imports_nothing_heavy() -> None:
     assert "tensorflow" not in done.stdout
     assert "onnxruntime" not in done.stdout
     assert "matplotlib" not in done.stdout
+
+
+# -------------------------------------------------------------------------------- accuracy: sites, boxes, pictures
+
+
+def judged_films(sites: dict[str, list[int]]) -> tuple[accuracy.Split, accuracy.Decoded]:
+    """Films of 32 x 32 pixels, grey 90 or 130 by label; the pneumonias of "boxed" have a bright quarter and a box."""
+    files, pixels = [], []
+    for site, labels in sites.items():
+        for i, label in enumerate(labels):
+            film = np.full((SIZE, SIZE), (90, 130)[label], np.uint8)
+            boxes: tuple[Box, ...] = ()
+            if label and site == "boxed":
+                film[:16, :16] = 250
+                boxes = (Box(0.0, 0.0, 0.5, 0.5),)
+            files.append(FilmFile(f"{site}/{i}.png", label, f"p{i}", "test", site, boxes=boxes))
+            pixels.append(film)
+    known = {SIZE: np.zeros(len(files), bool)}
+    films = accuracy.Decoded(tuple(files), np.array([f.label for f in files]), {SIZE: np.stack(pixels)}, known, ())
+    return accuracy.Split("test", (Path("nowhere"),), tuple(files)), films
+
+
+def test_several_sites_are_judged_apart_and_in_the_mean(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Between 105 and 125 the two files part: the second calls the bright normals of "bright" NORMAL.
+    split, films = judged_films({"plain": [0, 1] * 10, "boxed": [0] * 10 + [1] * 30, "normals": [0] * 5})
+    films.pixels[SIZE][:5] = 115
+    films.doubtful[SIZE][-1] = True
+    pictures = replace(films, files=tuple(replace(f, site="cat") for f in films.files[:2]))
+    pictures = replace(pictures, pixels={SIZE: np.full((2, SIZE, SIZE), 255, np.uint8)}, labels=np.zeros(2, int))
+    pictures = replace(pictures, doubtful={SIZE: np.zeros(2, bool)})
+    others = accuracy.Split("other", (Path("elsewhere"),), pictures.files)
+    monkeypatch.setattr(accuracy, "decode", lambda which, _: pictures if which is others else films)
+    record = accuracy.judge_all(open_bundles([bundle]), split, others)
+    assert record["settings"]["sites"] == ["plain", "boxed", "normals"]
+    first = record["results"][0]
+    sites = first["measures"]["sites"]
+    assert list(sites) == ["plain", "boxed"]
+    each = [sites[site]["operating_points"]["balanced"]["accuracy"]["value"] for site in sites]
+    assert each == [pytest.approx(17 / 20), pytest.approx(1.0)]
+    mean = first["measures"]["mean"]["operating_points"]["balanced"]["accuracy"]["value"]
+    assert mean == pytest.approx(np.mean(each))
+    assert first["measures"]["one_class"]["normals"]["right"]["balanced"]["value"] == 1.0
+    assert first["withheld_by_site"]["normals"] == pytest.approx(0.2)
+    # The heatmap is the film itself: brightest in the box, whatever the head says.
+    pointing = first["pointing"]["sites"]["boxed"]["all"]
+    assert pointing["films"] == 30
+    assert pointing["points"]["value"] == 1.0
+    assert pointing["pixel_auc"]["value"] == 1.0
+    assert first["pointing"]["region_threshold"] is None
+    # Novelty is the mean grey, and nothing is as bright as white.
+    told = first["not_chest"]
+    assert (told["n"], told["withheld"], told["novelty_auc"]) == (2, 1.0, 1.0)
+    assert list(told["kinds"]) == ["cat"]
+    tables = {table.title: table for table in accuracy.accuracy_tables(record)}
+    assert list(tables) == ["Accuracy on test films", "By site", "Heatmaps against boxes", "Other pictures"]
+    assert tables["Accuracy on test films"].rows[0][2].startswith(f"{mean:.1%}")
+    assert [row[1] for row in tables["By site"].rows[:3]] == ["plain", "boxed", "normals"]
+    for table in tables.values():
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+def test_pictures_that_are_no_chest_film_are_counted_by_folder(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    for kind, grey in {"white": 255, "grey": 20}.items():
+        (tmp_path / "others" / kind).mkdir(parents=True)
+        noise = np.random.default_rng(0).integers(-20, 20, (120, 120))
+        Image.fromarray(np.clip(noise + grey, 0, 255).astype(np.uint8)).save(tmp_path / "others" / kind / "a.png")
+    out = tmp_path / "out"
+    done = bench("accuracy", "--model", bundle, "--data", phantoms, "--not-chest", tmp_path / "others", "--output", out)
+    assert done.returncode == 0, done.stderr
+    told = read_json(out / "accuracy-test.json")["results"][0]["not_chest"]
+    assert told["n"] == 2
+    assert told["kinds"]["white"] == {"n": 1, "withheld": 1.0, "novel": 1.0, "novelty_auc": 1.0}
+    # Dark pictures are not novel to a model that goes by the mean grey.
+    assert told["kinds"]["grey"]["novelty_auc"] == 0.0
+    assert "| tiny/model.onnx | white | 1 | 100.0% | 100.0% | 1.0000 |" in (out / "accuracy-test.md").read_text()
+    (tmp_path / "empty").mkdir()
+    done = bench("accuracy", "--model", bundle, "--data", phantoms, "--not-chest", tmp_path / "empty")
+    assert done.returncode == 2
+    assert "holds no pictures" in done.stderr

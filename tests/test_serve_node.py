@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from pneumo_edge.dicom.decode import TRANSFER_SYNTAXES  # noqa: E402
 from pneumo_edge.errors import PassingError, UsageError  # noqa: E402
 from pneumo_edge.overlay import screen_film  # noqa: E402
 from pneumo_edge.serve.answers import Answer, as_form  # noqa: E402
-from pneumo_edge.serve.film import read_header  # noqa: E402
+from pneumo_edge.serve.film import OF_THE_PIXELS, WHOSE, read_header  # noqa: E402
 from pneumo_edge.serve.inbox import Inbox, Limits  # noqa: E402
 from pneumo_edge.serve.journal import Entry, Journal, State  # noqa: E402
 from pneumo_edge.serve.judge import Judge  # noqa: E402
@@ -799,7 +800,8 @@ def test_a_name_stands_in_the_answer_as_in_the_film(
     capture, report, _ = answers_to(film, classifier)
     assert str(capture.PatientName) == str(report.PatientName) == name
     for ds in (capture, report):
-        assert ds.get("SpecificCharacterSet") == dataset(film).get("SpecificCharacterSet")
+        # Where the film names none, what we write ourselves is in Latin letters.
+        assert ds.SpecificCharacterSet == dataset(film).get("SpecificCharacterSet", "ISO_IR 100")
 
 
 TAGS = st.sampled_from(
@@ -858,7 +860,7 @@ def test_a_film_with_wild_tags_is_answered_all_the_same(
         ({"PatientID": b"1\\2"}, "PatientID", ""),
         ({"PatientBirthDate": b"1.1.2010"}, "PatientBirthDate", ""),
         ({"PatientSex": b"W"}, "PatientSex", ""),
-        ({"SpecificCharacterSet": b"ISO_IR 1000"}, "SpecificCharacterSet", None),
+        ({"SpecificCharacterSet": b"ISO_IR 1000"}, "SpecificCharacterSet", "ISO_IR 100"),
         ({"TimezoneOffsetFromUTC": b"+9999"}, "TimezoneOffsetFromUTC", None),
         ({"Laterality": b""}, "Laterality", None),
     ],
@@ -868,7 +870,8 @@ def test_what_breaks_the_rules_of_dicom_is_not_taken_over(
 ) -> None:
     film = wild_film(tags)
     made = Answer(read_header(film), prediction, classifier, DEVICE, screen=Image.new("L", (8, 8)))
-    assert made.left_out == ([] if becomes or keyword == "Laterality" else [keyword])
+    mended = becomes == "Smith^John" or keyword == "Laterality"
+    assert made.left_out == ([] if mended else [keyword])
     for answer in (made.capture(), made.report()):
         found = dataset(answer).get(keyword)
         assert found is None if becomes is None else str(found or "") == becomes
@@ -886,6 +889,8 @@ def test_dates_and_times_are_of_the_zone_of_the_film(
         said = [(made.ContentDate, made.ContentTime), (made.InstanceCreationDate, made.InstanceCreationTime)]
         if "DateOfSecondaryCapture" in made:
             said.append((made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture))
+        (equipment,) = made.ContributingEquipmentSequence
+        said.append((equipment.ContributionDateTime[:8], equipment.ContributionDateTime[8:]))
         for day, moment in said:
             then = datetime.strptime(f"{day}{str(moment)[:6]}", "%Y%m%d%H%M%S")
             assert -2 <= (then - before).total_seconds() <= 600
@@ -920,6 +925,60 @@ def test_a_report_has_other_forms_for_those_who_do_not_take_the_best(classifier:
     assert "operating point balanced" in text
 
 
+@pytest.fixture(scope="module")
+def locating(local_bundle: Path) -> Iterator[Classifier]:
+    with Classifier.load(local_bundle) as loaded:
+        yield loaded
+
+
+def outlines(report: Dataset) -> list[list[tuple[float, float]]]:
+    """All that a report outlines, as points (x, y)."""
+    found = []
+
+    def walk(item: Dataset) -> None:
+        if item.get("ValueType") == "SCOORD":
+            assert item.GraphicType == "POLYLINE"
+            points = [float(each) for each in item.GraphicData]
+            found.append(list(zip(points[::2], points[1::2], strict=True)))
+        for child in item.get("ContentSequence", ()):
+            walk(child)
+
+    walk(report)
+    return found
+
+
+def test_a_report_outlines_the_region_in_the_pixels_of_the_film(
+    locating: Classifier, pixels: npt.NDArray[np.uint8]
+) -> None:
+    film = dicom_film(pixels, 7)
+    _, report, prediction = answers_to(film, locating)
+    assert prediction.region is not None
+    assert prediction.region.polygons
+    assert [line[:-1] for line in outlines(report)] == [
+        [pytest.approx(point, abs=0.06) for point in polygon] for polygon in prediction.region.polygons
+    ]
+    assert all(line[0] == line[-1] for line in outlines(report))
+    assert all(0 <= x <= 160 and 0 <= y <= 120 for line in outlines(report) for x, y in line)
+    # Where there is no verdict, nothing is outlined.
+    withheld = replace(prediction, label=None)
+    made = Answer(read_header(film), withheld, locating, DEVICE).report()
+    assert outlines(dataset(made)) == []
+
+
+def test_a_hole_is_not_outlined_as_a_finding(locating: Classifier, pixels: npt.NDArray[np.uint8]) -> None:
+    film = dicom_film(pixels, 7)
+    prediction = locating.predict(film, "film")
+    assert prediction.region is not None
+
+    def square(low: float, high: float) -> tuple[tuple[float, float], ...]:
+        return (low, low), (high, low), (high, high), (low, high)
+
+    nested = replace(prediction.region, polygons=(square(30, 40), square(10, 60), square(20, 50), square(70, 80)))
+    made = dataset(Answer(read_header(film), replace(prediction, region=nested), locating, DEVICE).report())
+    # The whole, the island in its hole, and the one beside it.
+    assert [line[0] for line in outlines(made)] == [(30, 30), (10, 10), (70, 70)]
+
+
 DCIODVFY = find_program("dciodvfy")
 
 
@@ -927,14 +986,14 @@ DCIODVFY = find_program("dciodvfy")
     DCIODVFY is None and os.environ.get("CI") != "true", reason="needs dciodvfy: apt install dicom3tools"
 )
 def test_the_objects_keep_to_their_definitions(
-    classifier: Classifier, pixels: npt.NDArray[np.uint8], tmp_path: Path
+    classifier: Classifier, locating: Classifier, pixels: npt.NDArray[np.uint8], tmp_path: Path
 ) -> None:
     assert DCIODVFY is not None
     film = dicom_film(pixels, 7, Laterality="", TimezoneOffsetFromUTC="+0900")
     blank = dicom_film(np.full((120, 160), 128, np.uint8), 1, BodyPartExamined=None)
     tooth = Answer(read_header(film), Failure("film", "it is a tooth"), classifier, DEVICE).report()
-    for number, of in enumerate((film, blank)):
-        capture, report, _ = answers_to(of, classifier)
+    for number, (of, judging) in enumerate(((film, classifier), (blank, classifier), (film, locating))):
+        capture, report, _ = answers_to(of, judging)
         data = written(report)
         forms = [as_form(each, kind) for each in (data, tooth) for kind in (
             uid.EnhancedSRStorage, uid.ComprehensiveSRStorage, uid.BasicTextSRStorage
@@ -962,6 +1021,7 @@ class Pacs:
         """`answers`: status by keyword of the kind of object; those without one are not negotiated."""
         self.stored: list[Dataset] = []
         self.comment = ""
+        self.requested: list[Any] = []
         self.hangs, self.asked = threading.Event(), threading.Event()
         self.answers = {getattr(uid, keyword): status for keyword, status in answers.items()}
         entity = AE("PACS")
@@ -969,10 +1029,15 @@ class Pacs:
         for kind in self.answers:
             entity.add_supported_context(kind, uid.ImplicitVRLittleEndian)
         self._server = entity.start_server(
-            ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+            ("127.0.0.1", port),
+            block=False,
+            evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_REQUESTED, self._asked)],
         )
         assert self._server is not None
         self.port = int(self._server.server_address[1])
+
+    def _asked(self, event: Any) -> None:
+        self.requested = event.assoc.requestor.primitive.presentation_context_definition_list
 
     def _store(self, event: Any) -> Dataset:
         self.asked.set()
@@ -1234,3 +1299,41 @@ def test_another_host_needs_an_allow_list(tmp_path: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 2
     assert "--allow" in done.stderr
+
+
+# -------------------------------------------------------------------------------------------------------- conformance
+
+STATEMENT = Path(__file__).resolve().parents[1] / "docs" / "dicom-conformance.md"
+
+
+def test_the_conformance_statement_is_that_of_the_code() -> None:
+    from pneumo_edge.serve.conformance import statement
+
+    how = "python -m pneumo_edge.serve.conformance > docs/dicom-conformance.md"
+    assert STATEMENT.read_text(encoding="utf-8") == statement(), how
+
+
+def test_what_the_statement_says_is_what_a_peer_sees(
+    node: Callable[..., Node], sender: Callable[..., Sender], journal: Journal, answered: bytes
+) -> None:
+    """The contexts and names that go over the wire, against those that the document lists."""
+    said = STATEMENT.read_text(encoding="utf-8")
+    association = call(node().port)
+    seen = association.acceptor
+    assert f"`{seen.implementation_class_uid}`" in said
+    assert f"`{str(seen.implementation_version_name).strip()}`" in said
+    assert f"{seen.maximum_length:,} bytes" in said
+    association.release()
+    pacs = Pacs(**BOTH)
+    sender(pacs.port)
+    wait_for(in_state(journal, answered, State.sent), "it is sent")
+    pacs.close()
+    assert {str(context.abstract_syntax) for context in pacs.requested} == {
+        line.split("`")[1] for line in said.splitlines() if "Explicit VR Little Endian, Implicit" in line
+    }
+    assert {syntax for context in pacs.requested for syntax in context.transfer_syntax} == {
+        uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian
+    }  # fmt: skip
+    of_the_film = (*WHOSE, *OF_THE_PIXELS)
+    tags = {f"| {element.tag} |" for ds in pacs.stored for element in ds if element.keyword not in of_the_film}
+    assert [tag for tag in tags if tag not in said] == []

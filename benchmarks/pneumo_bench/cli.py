@@ -123,10 +123,14 @@ def accuracy(
         Path | None,
         typer.Option("--latency", metavar="FILE", help="A latency.json, to draw accuracy against latency."),
     ] = None,
+    not_chest: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Pictures that are no frontal chest film: how many get no verdict."),
+    ] = None,
     output: Output = None,
 ) -> None:
-    """Judges every film of a split with every file of every bundle, and says how often they are right."""
-    from pneumo_bench.accuracy import accuracy_tables, judge_all, test_split, validation_split
+    """Judges every film of a split with every file of every bundle: how often they are right, and point right."""
+    from pneumo_bench.accuracy import accuracy_tables, judge_all, other_pictures, test_split, validation_split
     from pneumo_bench.inputs import open_bundles
     from pneumo_bench.output import make_folder, save, show
     from pneumo_bench.plots import draw_accuracy, draw_accuracy_against_latency, draw_robustness
@@ -145,7 +149,7 @@ def accuracy(
         films = test_split(data)
     else:
         raise UsageError("no films named: give --data DIR, the folder with test/")
-    record = judge_all(bundles, films)
+    record = judge_all(bundles, films, None if not_chest is None else other_pictures(not_chest))
     tables = accuracy_tables(record)
     show(tables)
     say(NOT_A_DIAGNOSIS)
@@ -165,6 +169,46 @@ def accuracy(
         say(f"written to {output}: {', '.join(written)}")
     if record["missing"] or record["settings"]["unreadable"]:
         raise typer.Exit(FAILED)
+
+
+@app.command(epilog=NOT_A_DIAGNOSIS, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sites(
+    context: typer.Context,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SITE=]PATH", help="Folder of films or manifest, as for pneumo-train; repeatable."),
+    ] = None,
+    run_folder: Annotated[
+        list[Path] | None,
+        typer.Option("--run", metavar="RUN", help="Finished run with --leave-out, in place of training; repeatable."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what stands in --output; finished runs are kept.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for runs/, sites.json, sites.md and sites.png.")
+    ] = Path("sites"),
+) -> None:
+    """Leaves each site out in turn, trains on the others, and judges it: any option of pneumo-train may follow."""
+    from pneumo_bench.output import make_folder
+    from pneumo_bench.plots import draw_sites
+    from pneumo_bench.sites import judge_left_out, run_folders, site_names, sites_table, train_without
+
+    training = list(context.args)
+    for taken in ("--leave-out", "--output", "--test"):
+        if any(text.split("=")[0] == taken for text in training):
+            raise UsageError(f"{taken} is not for pneumo-bench sites: it leaves out each site in turn, by itself")
+    if bool(data) == bool(run_folder):
+        raise UsageError("give --data for each data set, to train without each site, or --run for each finished run")
+    if run_folder and training:
+        raise UsageError(f"{training[0]} is for training, and finished runs are not trained: leave it out")
+    make_folder(output)
+    if data:
+        folders = run_folders(site_names(data, training), output / "runs")
+        train_without(folders, data, training, resume=resume)
+        run_folder = list(folders.values())
+    record = judge_left_out(run_folder or [])
+    _publish(output, "sites", record, [sites_table(record)], draw_sites)
 
 
 @app.command(epilog=NOT_A_DIAGNOSIS)

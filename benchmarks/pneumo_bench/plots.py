@@ -94,6 +94,35 @@ def draw_robustness(path: Path, record: Mapping[str, Any]) -> None:
     _write(path, figure)
 
 
+def draw_sites(path: Path, record: Mapping[str, Any]) -> None:
+    """Draws AUC, sensitivity and specificity of each left-out site, and the mean AUC as a line."""
+    results = [result for result in record["results"] if result["measures"]][::-1]
+    figure, axes = _new(1, 2, 10, 1.6 + _ROW * max(1, len(results)))
+    keys = {0: ("auc",), 1: ("sensitivity", "specificity")}
+    for axis, shown in zip(axes, keys.values(), strict=True):
+        for i, key in enumerate(shown):
+            found = [
+                result["measures"].get(key) or result["measures"]["operating_points"]["balanced"][key]
+                for result in results
+            ]
+            values, errors = _interval(found)
+            places = np.arange(len(results)) + (0 if len(shown) == 1 else 0.14 - 0.28 * i)
+            colour = COLOURS[i + (len(shown) > 1)]
+            axis.errorbar(values, places, xerr=errors, fmt="o", markersize=5, color=colour, label=key, capsize=3)
+        axis.set_yticks(range(len(results)), [result["site"] for result in results], fontsize=8)
+        axis.set_ylim(-0.6, len(results) - 0.4)
+        axis.grid(axis="x", alpha=0.3)
+    mean = record["mean"]
+    if mean:
+        value = mean["auc"]["value"]
+        axes[0].axvline(value, color=COLOURS[2], linestyle="--", label=f"mean {value:.3f}")
+    axes[0].set_xlabel("AUC at the site that was left out")
+    axes[1].set_xlabel("at the threshold of the others")
+    for axis in axes:
+        axis.legend(fontsize=8)
+    _write(path, figure)
+
+
 def draw_accuracy_against_latency(path: Path, accuracy: Mapping[str, Any], latency: Mapping[str, Any]) -> list[str]:
     """Draws a point for each file that was both judged and timed in our runtime; its area is the size of the file.
 

@@ -208,8 +208,13 @@ class Service:
 
     ae_title = "PNEUMO"
 
-    def __init__(self, spool: Path, *options: str) -> None:
+    def __init__(self, spool: Path, *options: str, dicom: bool = True) -> None:
         """Prepares it; `start`, or entering it as a context manager, begins.
+
+        Args:
+            spool: Its folder.
+            options: Of the command.
+            dicom: Whether it has the node.
 
         Raises:
             MissingExtraError: The command is not installed.
@@ -219,7 +224,9 @@ class Service:
             raise MissingExtraError("pneumo", "serve", "starting pneumo-serve")
         self.port = free_port()
         self.spool = spool
-        self.command = [command, "--port", "0", "--dicom-port", str(self.port), "--spool", str(spool), *options]
+        node = ["--dicom-port", str(self.port)] if dicom else []
+        self.command = [command, "--port", "0", *node, "--spool", str(spool), *options]
+        self._last_line = "DICOM: " if dicom else "page and HTTP: "
         self.said: list[str] = []
         """All that it has printed on stderr, line by line."""
         self.address = ""
@@ -241,6 +248,11 @@ class Service:
         if patience is not None and not (self._ready.wait(patience) and self._process.poll() is None):
             self.kill()
             raise PneumoError(f"pneumo-serve does not start: {' / '.join(self.said[-3:])}")
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 where none runs."""
+        return 0 if self._process is None else self._process.pid
 
     def kill(self) -> None:
         """kill -9."""
@@ -266,7 +278,7 @@ class Service:
                     self.said.append(line.rstrip())
                     if line.startswith("page and HTTP: "):
                         self.address = line.rstrip().removeprefix("page and HTTP: ")
-                    if line.startswith("DICOM: "):
+                    if line.startswith(self._last_line):
                         ready.set()
         # It has ended: there is nothing to wait for any more.
         ready.set()

@@ -100,13 +100,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Ages:
-    """Of the training films whose patient's age is known, in years: 1st percentile, median, 99th percentile."""
+    """Of the training films whose patient's age is known, in years: 1st percentile, median, 99th percentile.
+
+    Where the age is known of no film, it can be stated of the site as a whole: youngest and oldest, and no median.
+    """
 
     low: float
-    median: float
+    median: float | None
     high: float
     known: int
-    """Their number."""
+    """Number of films whose age is known; 0 where it is stated of the site."""
 
 
 @dataclass(frozen=True)
@@ -339,8 +342,14 @@ def _check_sites(sites: tuple[Site, ...]) -> None:
     for site in sites:
         if min(site.patients, *site.films.values(), *site.views.values(), *site.sexes.values(), 0) < 0:
             raise ValueError(f"provenance.sites: {site.name} counts less than nothing")
-        if site.ages and not (0 <= site.ages.low <= site.ages.median <= site.ages.high and site.ages.known > 0):
-            raise ValueError(f"provenance.sites: {site.name} must have ages in ascending order, of one film at least")
+        ages = site.ages
+        if ages is None:
+            continue
+        middle = ages.low if ages.median is None else ages.median
+        if not 0 <= ages.low <= middle <= ages.high or (ages.known == 0) != (ages.median is None) or ages.known < 0:
+            raise ValueError(
+                f"provenance.sites: {site.name} must have ages in ascending order, with a median if films tell them"
+            )
 
 
 def _check_local(site: LocalSite) -> None:

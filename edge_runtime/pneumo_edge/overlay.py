@@ -42,7 +42,7 @@ _LINE_FROM = 64
 """Of 255. Where evidence is weaker everywhere, a line around the strongest part would only mislead."""
 
 
-_LINE = (255, 176, 0)
+LINE = (255, 176, 0)
 """Of a region: amber, which no grey hides and colour-blind eyes see."""
 
 _LINE_WIDTH = 2
@@ -98,8 +98,8 @@ def mark_layer(size: tuple[int, int], prediction: Prediction, *, glow: bool = Fa
     if prediction.region is None:
         return heatmap_layer(size, prediction.heatmap)
     # Clear, and of the line's own colour: a smooth line has no dark seam then.
-    layer = _glow(size, prediction.heatmap) if glow else Image.new("RGBA", size, (*_LINE, 0))
-    layer.paste((*_LINE, 255), mask=_outline(size, prediction.region))
+    layer = _glow(size, prediction.heatmap) if glow else Image.new("RGBA", size, (*LINE, 0))
+    layer.paste((*LINE, 255), mask=outline(size, prediction.region))
     return layer
 
 
@@ -108,8 +108,8 @@ def glow_layer(size: tuple[int, int], prediction: Prediction) -> Image.Image:
     return heatmap_layer(size, prediction.heatmap) if prediction.region is None else _glow(size, prediction.heatmap)
 
 
-def _outline(size: tuple[int, int], region: Region) -> Image.Image:
-    """Returns the lines around a region in a picture of `size` (width, height), mode L."""
+def outline(size: tuple[int, int], region: Region) -> Image.Image:
+    """Returns the lines around a region in a picture of `size` (width, height), mode L: 255 where one is."""
     fine, film = (_FINE * size[0], _FINE * size[1]), (region.width, region.height)
     lines = Image.new("L", fine)
     draw = ImageDraw.Draw(lines)
@@ -217,7 +217,7 @@ def with_captions(
         sheet.paste(_tinted(Image.new("L", (18, bottom - top), 110), steps), (left, top))
         # What goes from none to full, what stands at its ends, and what the line is.
         what, ends, colour, meaning = (
-            ("picture.local", ("100 %", "0 %"), _LINE, "picture.region")
+            ("picture.local", ("100 %", "0 %"), LINE, "picture.region")
             if probability
             else (
                 "picture.evidence",

@@ -1,16 +1,27 @@
-"""MODEL_CARD.md of a bundle: what it is for, what it is not for, and how good each file is."""
+"""MODEL_CARD.md of a bundle: what it is for, what it is not for, whom it knows, and how good each file is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pneumo_edge.bundle import Description
+from pneumo_edge.bundle import LABELS, Description, Site
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_train.backbones import find_backbone
 from pneumo_train.run import Config
 
+_PARTS = {"validation": "validation", "validation_perturbed": "validation, perturbed", "test": "test"}
+_GROWN_UP = 18
+"""Years."""
 
-def model_card(description: Description, config: Config, metrics: dict[str, Any], parity: dict[str, Any]) -> str:
+
+def model_card(
+    description: Description,
+    config: Config,
+    metrics: dict[str, Any],
+    parity: dict[str, Any],
+    elsewhere: Mapping[str, Any] | None = None,
+) -> str:
     """Returns the card as Markdown.
 
     Args:
@@ -18,17 +29,12 @@ def model_card(description: Description, config: Config, metrics: dict[str, Any]
         config: `config.json` of the run.
         metrics: `metrics.json` of the run.
         parity: `parity.json` of the export.
+        elsewhere: `sites.json` of pneumo-bench sites: the same recipe where it has not been; None where unknown.
     """
-    phantoms = "phantom" in description.provenance.data
-    population = (
-        "Synthetic drawings, no patients. **This model says nothing about real films.**"
-        if phantoms
-        else "Where the data are the set of Kermany et al.: children of 1 to 5 years at one hospital, Guangzhou Women "
-        "and Children's Medical Center."
-    )
-    calibration = description.calibration
+    calibration, provenance = description.calibration, description.provenance
+    default = description.default_operating_point
     points = "\n".join(
-        f"| {name}{' (default)' if name == description.default_operating_point else ''} | {point.threshold:.4f} "
+        f"| {name}{' (default)' if name == default else ''} | {point.threshold:.4f} "
         f"| {_interval(vars(point.sensitivity))} | {_interval(vars(point.specificity))} |"
         for name, point in description.operating_points.items()
     )
@@ -37,17 +43,6 @@ def model_card(description: Description, config: Config, metrics: dict[str, Any]
         f"The test split has been measured {test['measured']} time(s) with the Keras model."
         if test
         else "The test split has not been measured."
-    )
-    parts = [("validation", "validation"), ("validation_perturbed", "validation, perturbed"), ("test", "test")]
-    default = description.default_operating_point
-    quality = "\n".join(
-        f"| {title} | {metrics[part]['n']} | {_interval(metrics[part]['auc'], 4)} "
-        f"| {_interval(metrics[part]['operating_points'][default]['accuracy'])} "
-        f"| {_interval(metrics[part]['operating_points'][default]['sensitivity'])} "
-        f"| {_interval(metrics[part]['operating_points'][default]['specificity'])} "
-        f"| {metrics[part]['ece']['value']:.3f} |"
-        for part, title in parts
-        if metrics.get(part)
     )
     files = "\n".join(
         f"| {name} | {record['precision']} | {record['bytes'] / 1e6:.1f} MB | {title} "
@@ -64,7 +59,7 @@ def model_card(description: Description, config: Config, metrics: dict[str, Any]
         f"| {v['prevalence']:.0%} | {v['ppv']:.1%} | {v['npv']:.1%} |"
         for v in judged["operating_points"][default]["ppv_npv"]
     )
-    films = ", ".join(f"{count} {part}" for part, count in sorted(description.provenance.films.items()))
+    terms = provenance.licence or "not stated: ask where the films come from."
     return f"""# Model card: {description.name}
 
 **{NOT_A_DIAGNOSIS}**
@@ -76,14 +71,16 @@ chest X-rays with the label PNEUMONIA from those with the label NORMAL.
 Education and research: how a classifier is trained, quantised, calibrated and measured, and what it can and cannot do.
 
 ## Out of scope
-Diagnosis, triage or treatment of anybody. Adults. Lateral films, other body parts, CT. Any other disease: a film that
-is not NORMAL need not be pneumonia. The verdict is withheld where the picture does not look like the training films,
-but that check is no proof.
+Diagnosis, triage or treatment of anybody. Whom it was never shown (below). Lateral films, other body parts, CT. Any
+other disease: a film that is not NORMAL need not be pneumonia. The verdict is withheld where the picture does not look
+like the training films, but that check is no proof.
 
-## Population and data
-{population}
+## Whom it knows
+{_population(description)}
 
-Data: {description.provenance.data}. Films: {films}. Splits are by patient.
+{never_shown(provenance.sites)}
+
+Data: {provenance.data}. Splits are by patient.
 
 ## Training
 Started from {config.started_from}. {config.epochs} epochs at most, batches of {config.batch_size}, peak learning rate
@@ -91,12 +88,15 @@ Started from {config.started_from}. {config.epochs} epochs at most, batches of {
 Trained on {config.trained}.
 
 ## How good it is
-The Keras model at the `{default}` operating point, with 95 % intervals bootstrapped by patient. {measured}
+The Keras model at the `{default}` operating point, with 95 % intervals bootstrapped by patient. {measured} One
+calibration and one threshold for all sites; the mean gives each site the same say.
 
-| films | n | AUC | accuracy | sensitivity | specificity | calibration error |
-| --- | --- | --- | --- | --- | --- | --- |
-{quality}
+| films | site | n | AUC | accuracy | sensitivity | specificity | calibration error |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{_quality(metrics, default)}
 
+{_elsewhere(metrics, elsewhere, default)}
+{_pointing(metrics, description)}
 Each file on the {parity["validation_films"]} validation films, run by the engine that ships, with the same intervals
 (flips: right verdicts lost / won against the Keras model):
 
@@ -105,7 +105,7 @@ Each file on the {parity["validation_films"]} validation films, run by the engin
 {files}
 
 ## Operating points
-Chosen on validation films, clean and perturbed together.
+Chosen on validation films, clean and perturbed together, each site with the same say.
 
 | name | threshold | sensitivity | specificity |
 | --- | --- | --- | --- |
@@ -113,25 +113,176 @@ Chosen on validation films, clean and perturbed together.
 
 ## Calibration and prevalence
 probability = sigmoid({calibration.scale:.4f} x logit {calibration.offset:+.4f}). It holds where
-{calibration.prevalence:.1%} of the films show pneumonia, as in the validation set; `--prevalence` moves it. What a
-verdict is worth elsewhere:
+{calibration.prevalence:.1%} of the films show pneumonia; `--prevalence` moves it. What a verdict is worth elsewhere:
 
 | share with pneumonia | PPV | NPV |
 | --- | --- | --- |
 {prevalence}
 
 ## Limits
-One hospital and its scanners: at another site sensitivity and specificity will differ, and must be measured there
-before anyone relies on them. Adults are not covered. Labels were read from films, not proven by culture. Markers,
-tubes and exposure may have taught the network more than lungs did.
+{_places(provenance.sites)} At another place sensitivity and specificity will differ, and must be measured there before
+anyone relies on them. Labels were read from films, not proven by culture. Markers, tubes and exposure may have taught
+the network more than lungs did.
 
 ## Licences
-Model files: Apache-2.0. Data: as its source says (the set of Kermany et al. is CC BY 4.0).
+Code: Apache-2.0. Weights: they were learned from films with terms of their own, which go with them: {terms}
 Weights the backbone started from: {find_backbone(config.backbone).licence if config.weights != "none" else "none."}
 """
 
 
-def _interval(value: dict[str, float], digits: int | None = None) -> str:
+def _population(description: Description) -> str:
+    sites = description.provenance.sites
+    if not sites:
+        return "Not stated."
+    lines = []
+    # Phantoms say so themselves.
+    if "phantom" in description.provenance.data:
+        lines += ["Synthetic drawings, no patients. **This model says nothing about real films.**", ""]
+    lines += [
+        "| site | films it learned from | patients | ages | views | source |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for site in sites:
+        learned = ", ".join(f"{site.films.get(f'train/{label}', 0)} {label}" for label in LABELS)
+        ages = (
+            f"{site.ages.low:g} to {site.ages.high:g}, "
+            + (f"median {site.ages.median:g} (known of {site.ages.known})" if site.ages.known else "as its source says")
+            if site.ages
+            else "not stated"
+        )
+        views = ", ".join(f"{count} {view}" for view, count in site.views.items()) or "not stated"
+        cells = (site.name, learned, str(site.patients), ages, views, site.source)
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def never_shown(sites: Sequence[Site]) -> str:
+    """Returns a plain paragraph on what a model has not seen, from what its sites state of themselves."""
+    if not sites:
+        return "Whom its training films show is not stated: nothing can be said of whom it was never shown."
+    names = [site.name for site in sites]
+    text = [f"It has never been shown a film of any place but {_listed(names)}."]
+    aged = [site for site in sites if site.ages]
+    if aged:
+        low, high = min(s.ages.low for s in aged if s.ages), max(s.ages.high for s in aged if s.ages)
+        text.append(
+            f"Where ages are known ({_listed([s.name for s in aged])}) it has seen people of {low:g} to {high:g} "
+            "years, and next to nobody younger or older."
+        )
+        if low >= _GROWN_UP:
+            text.append("Children are not among them.")
+        if high < _GROWN_UP:
+            text.append("Adults are not among them.")
+    unaged = [site.name for site in sites if not site.ages]
+    if unaged:
+        text.append(f"The ages of {_listed(unaged)} are not stated.")
+    views = sorted({view for site in sites for view in site.views})
+    if views:
+        text.append(f"The views that are stated are {_listed(views)}; it has been shown no other on purpose.")
+    else:
+        text.append("Views are not stated; the films are meant to be frontal.")
+    return " ".join(text)
+
+
+def _places(sites: Sequence[Site]) -> str:
+    if not sites:
+        return "Where its films were taken is not stated."
+    return f"{len(sites)} site{'s' * (len(sites) > 1)} and their scanners: {_listed([s.name for s in sites])}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _quality(metrics: dict[str, Any], default: str) -> str:
+    rows = []
+    for part, title in _PARTS.items():
+        measured = metrics.get(part)
+        if not measured:
+            continue
+        sites = measured["sites"]
+        if len(sites) > 1:
+            rows.append(_quality_row(title, f"mean of {len(sites)}", measured["n"], measured["mean"], default))
+        rows += [_quality_row(title, site, m["n"], m, default) for site, m in sites.items()]
+        rows += [_one_class_row(title, site, m, default) for site, m in measured.get("one_class", {}).items()]
+    return "\n".join(rows)
+
+
+def _quality_row(title: str, site: str, n: int, m: Mapping[str, Any], default: str) -> str:
+    at = m["operating_points"][default]
+    return (
+        f"| {title} | {site} | {n} | {_interval(m['auc'], 4)} | {_interval(at['accuracy'])} "
+        f"| {_interval(at['sensitivity'])} | {_interval(at['specificity'])} | {m['ece']['value']:.3f} |"
+    )
+
+
+def _one_class_row(title: str, site: str, m: Mapping[str, Any], default: str) -> str:
+    right = _interval(m["right"][default])
+    shares = f"| {right} | |" if m["label"] == LABELS[1] else f"| | {right} |"
+    return f"| {title} | {site} | {m['n']} {m['label']} | | {shares} |"
+
+
+def _elsewhere(metrics: dict[str, Any], record: Mapping[str, Any] | None, default: str) -> str:
+    """Returns what is known of places that taught nothing: the same recipe without each site, or this run's own."""
+    head = ["| site | n | AUC | sensitivity | specificity |", "| --- | --- | --- | --- | --- |"]
+    if record:
+        rows = []
+        for result in record["results"]:
+            m, alone = result["measures"], result["one_class"]
+            if m:
+                rows.append(_elsewhere_row(result["site"], str(m["n"]), m["auc"], m["operating_points"]["balanced"]))
+            else:
+                right = _interval(alone["right"]["balanced"])
+                shares = f"{right} |" if alone["label"] == LABELS[1] else f"| {right}"
+                rows.append(f"| {result['site']} | {alone['n']} {alone['label']} | | {shares} |")
+        mean = record["mean"]
+        if mean:
+            rows.append(_elsewhere_row("mean", f"{mean['sites']} sites", mean["auc"], mean))
+        settings = record["settings"]
+        recipe = f"{settings['backbone']}, {settings['head']}, {settings['size']} pixels, {settings['epochs']} epochs"
+        text = f"Trained without a site and judged on it, at the threshold of the others ({recipe}):"
+        return "\n".join([text, "", *head, *rows, ""])
+    left_out = metrics.get("left_out")
+    if left_out:
+        rows = [
+            _elsewhere_row(site, str(m["n"]), m["auc"], m["operating_points"][default])
+            for site, m in left_out["sites"].items()
+        ]
+        return "\n".join(["Films of a site that nothing was learned from:", "", *head, *rows, ""])
+    return "How good it is at a place that it has not learned from has not been measured.\n"
+
+
+def _elsewhere_row(site: str, n: str, auc: dict[str, float], at: Mapping[str, Any]) -> str:
+    return f"| {site} | {n} | {_interval(auc, 4)} | {_interval(at['sensitivity'])} | {_interval(at['specificity'])} |"
+
+
+def _pointing(metrics: dict[str, Any], description: Description) -> str:
+    """Returns how well the heatmap points, where there are boxes to tell."""
+    part = "test" if metrics.get("test") else "validation"
+    pointing = metrics[part].get("pointing")
+    if not pointing or not pointing["sites"]:
+        return "Whether the heatmap points at the disease has not been measured: no film had a box around an opacity.\n"
+    lines = [
+        f"Where the heatmap points, against radiologists' boxes ({part} films, Keras model; in the last column one "
+        "fixed map, the mean of all):",
+        "",
+        "| site | films | boxes cover | points into a box | pixel AUC | IoU of region and boxes | mean map points |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for site, sizes in pointing["sites"].items():
+        m = sizes["all"]
+        overlap = _interval(m["iou"], 3) if "iou" in m else "no region"
+        lines.append(
+            f"| {site} | {m['films']} | {m['boxes_cover']['value']:.1%} | {_interval(m['points'])} "
+            f"| {_interval(m['pixel_auc'], 3)} | {overlap} | {_interval(m['mean_map_points'])} |"
+        )
+    normals = "; ".join(f"{site} {m['with_region']['value']:.1%}" for site, m in pointing["normals"].items())
+    if normals:
+        lines += ["", f"Normal films that get a region, at the {description.default_operating_point} point: {normals}."]
+    return "\n".join([*lines, ""])
+
+
+def _interval(value: Mapping[str, float], digits: int | None = None) -> str:
     if digits is None:
         return f"{value['value']:.1%} ({value['low']:.1%} to {value['high']:.1%})"
     return f"{value['value']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"

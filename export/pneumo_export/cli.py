@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from importlib.util import find_spec
@@ -47,6 +48,10 @@ def export(
     calibration_films: Annotated[
         int, typer.Option(min=2, help="Training films that give the ranges of int8, half of each class.")
     ] = 256,
+    sites_results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A sites.json of pneumo-bench sites, whose table goes into the model card."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and stop.")
@@ -80,6 +85,7 @@ def export(
         max_drop=max_drop,
         calibration_films=calibration_films,
         force=force,
+        elsewhere=None if sites_results is None else _read_sites(sites_results),
     )
     _show(exported.parity)
     for name, record in exported.parity["files"].items():
@@ -92,6 +98,16 @@ def export(
         print(exported.bundle)
     if exported.refused is not None:
         raise typer.Exit(FAILED)
+
+
+def _read_sites(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("kind") != "sites" or not found.get("results"):
+        raise UsageError(f"{path} is no sites.json: make it with pneumo-bench sites --output DIR")
+    return found
 
 
 def _show(parity: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def export_run(
     max_drop: float = 0.5,
     calibration_films: int = 256,
     force: bool = False,
+    elsewhere: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Converts, quantises, judges and packs.
 
@@ -85,6 +86,7 @@ def export_run(
         max_drop: See `pneumo_export.gate.judge`.
         calibration_films: Training films that give the ranges of int8, half of each class.
         force: Replace a bundle that is there.
+        elsewhere: `sites.json` of pneumo-bench sites, for the card.
 
     Raises:
         RunError, UsageError, MissingExtraError: One sentence each; nothing is written.
@@ -148,7 +150,7 @@ def export_run(
         "files": records,
     }
     try:
-        return _write(output, config, metrics, parity, files, refused)
+        return _write(output, config, metrics, parity, files, refused, elsewhere)
     except OSError as error:
         # A full disk names no file.
         reason = f"{error.strerror or error}: nothing was exported, make room or give another --output"
@@ -289,6 +291,7 @@ def _write(
     parity: dict[str, Any],
     files: dict[str, bytes],
     refused: list[str],
+    elsewhere: Mapping[str, Any] | None,
 ) -> Exported:
     passed = {name: content for name, content in files.items() if name not in refused}
     aside = output.with_name(f"{output.name}-refused")
@@ -307,7 +310,7 @@ def _write(
                 (folder / name).write_bytes(content)
             write_description(folder, description)
             write_json(folder / "parity.json", parity)
-            write_text(folder / "MODEL_CARD.md", model_card(description, config, metrics, parity))
+            write_text(folder / "MODEL_CARD.md", model_card(description, config, metrics, parity, elsewhere))
     return Exported(output if passed else None, aside if refused else None, parity)
 
 
@@ -316,12 +319,19 @@ def _sites(config: Config, metrics: dict[str, Any]) -> tuple[Site, ...]:
     sites: tuple[Site, ...] = from_json(
         tuple[Site, ...],
         [
-            {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")} | known
+            {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")}
+            | known
+            | ({"ages": _stated(*config.ages[name])} if known["ages"] is None and name in config.ages else {})
             for name, known in metrics["sites"].items()
             if name != config.left_out
         ],
     )
     return sites
+
+
+def _stated(low: float, high: float) -> dict[str, float | None]:
+    """Returns ages that the user has stated of a site, as `pneumo_edge.bundle.Ages` holds them."""
+    return {"low": low, "median": None, "high": high, "known": 0}
 
 
 def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], files: dict[str, bytes]) -> Description:

@@ -39,6 +39,13 @@ def train(
         list[str] | None,
         typer.Option(metavar="SITE=TEXT", help="Say where the films of a site come from; repeatable."),
     ] = None,
+    ages: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE=LOW-HIGH",
+            help="State the ages in years of a site's patients, where its films do not; repeatable.",
+        ),
+    ] = None,
     licence: Annotated[
         list[str] | None, typer.Option(metavar="SITE=TEXT", help="State the terms of a site's films; repeatable.")
     ] = None,
@@ -121,6 +128,7 @@ def train(
             labels=_pairs("--label", label),
             sources=_pairs("--source", source),
             licences=_pairs("--licence", licence),
+            ages={site: _range(site, text) for site, text in _pairs("--ages", ages).items()},
             backbone=backbone,
             head=head,
             weights=weights,
@@ -140,6 +148,17 @@ def train(
         measure_test(folder)
     say(NOT_A_DIAGNOSIS)
     print(folder / "report.html")
+
+
+def _range(site: str, text: str) -> tuple[float, float]:
+    """Splits LOW-HIGH."""
+    try:
+        low, high = map(float, text.split("-"))
+    except ValueError:
+        low, high = -1.0, -1.0
+    if not 0 <= low <= high:
+        raise UsageError(f"--ages {site}={text}: give youngest and oldest in years, such as 1-5")
+    return low, high
 
 
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:

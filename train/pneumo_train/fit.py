@@ -44,6 +44,9 @@ AVERAGED_SHARE = 1 / 6
 """The averaged weights reach back over this share of all steps, and at most over 200 steps."""
 WARMUP_STEPS = 200
 
+MAP_WEIGHT = 10.0
+"""Of the cross-entropy of a cell of the map, in the mean over cells, against that of the film."""
+
 HISTORY = (
     "epoch", "loss", "map_loss", "accuracy", "val_loss", "val_accuracy", "val_auc", "perturbed_loss",
     "perturbed_accuracy", "perturbed_auc", "learning_rate", "seconds", "films_per_second",
@@ -111,13 +114,13 @@ def fit(
         soft_targets(teachers, data.validation[:1])
     sizes = progressive_sizes(model, settings.epochs)
     while len(history) < settings.epochs and not _exhausted(history, settings.patience):
-        learner, features = _without_frozen(model, run / "features", settings, data, teachers)
+        # Before the frozen layers are cut off: Keras copies what stands behind the cut, and a layer knows one output.
+        taught = _with_map(model) if data.knows_where and _has_map(model) else model
+        learner, features = _without_frozen(taught, run / "features", settings, data, teachers)
         until = settings.epochs
         side = sizes[len(history)]
         # What the frozen layers make of a film is kept of films of the model's size alone.
-        map_side = _map_side(model, side if features is None else model.input.shape[1]) if data.knows_where else None
-        if map_side is not None:
-            learner = _with_map(learner)
+        map_side = None if taught is model else _map_side(model, side if features is None else model.input.shape[1])
         if features is None:
             learner = arranged(learner, any_side=len(set(sizes)) > 1)
             until = next((e for e in range(len(history), until) if sizes[e] != side), until)
@@ -230,10 +233,12 @@ def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
     model.compile(optimizer, _loss(), metrics=[accuracy])
 
 
-def _map_side(model: keras.Model, side: int) -> int | None:
-    """Returns how many cells a film of that side has in the model's map of local evidence; None without a map."""
-    if LOCAL_LOGIT not in [layer.name for layer in model.layers]:
-        return None
+def _has_map(model: keras.Model) -> bool:
+    return LOCAL_LOGIT in [layer.name for layer in model.layers]
+
+
+def _map_side(model: keras.Model, side: int) -> int:
+    """Returns how many cells a film of that side has in the model's map of local evidence."""
     return int(side * model.get_layer(LOCAL_LOGIT).output.shape[1] // model.input.shape[1])
 
 
@@ -245,9 +250,9 @@ def _with_map(model: keras.Model) -> keras.Model:
 
 def _compile_learner(learner: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     if isinstance(learner.output, dict):
-        # Both losses are cross-entropies in nats, of the film and of a cell in the mean: they weigh the same.
         losses = {name: _loss() for name in learner.output}
-        learner.compile(optimizer, losses, metrics={"logit": [accuracy]})
+        weights = {"logit": 1.0, LOCAL_LOGIT: MAP_WEIGHT}
+        learner.compile(optimizer, losses, loss_weights=weights, metrics={"logit": [accuracy]})
     else:
         learner.compile(optimizer, _loss(), metrics=[accuracy])
 

@@ -61,6 +61,8 @@ class Config:
     """Site -> where its films come from, in words: as the data say or the user said, never guessed."""
     licences: dict[str, str]
     """Site -> terms of its films, likewise."""
+    ages: dict[str, tuple[float, float]]
+    """Site -> youngest and oldest patient in years, where the user said so and the films do not."""
     labels: dict[str, str]
     """Other names of classes: name -> NORMAL or PNEUMONIA."""
     left_out: str | None

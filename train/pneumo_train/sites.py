@@ -57,15 +57,12 @@ def measure_sites(
         of one class alone.
         `mean`: what `measure_mean` gives over `sites`; None where there is none.
     """
-    places = np.array(films.sites)
     probability = probabilities(logits, calibration)
     found: dict[str, Any] = {}
     one_class: dict[str, Any] = {}
     samples = []
-    for site in dict.fromkeys(films.sites):
-        here = np.flatnonzero(places == site)
-        sample = Sample(films.labels[here], probability[here], [films.patients[i] for i in here])
-        if set(sample.labels.tolist()) == {0, 1}:
+    for site, (here, sample) in _by_site(films, probability).items():
+        if _has_both(sample):
             samples.append(sample)
             found[site] = measure(sample.labels, sample.probabilities, sample.patients, thresholds) | {
                 "own": _own_would_give(sample, logits[here]),
@@ -82,6 +79,25 @@ def measure_sites(
     return whole | {
         "sites": found, "one_class": one_class, "mean": measure_mean(samples, thresholds) if samples else None,
     }  # fmt: skip
+
+
+def measure_mean_of_sites(films: Films, probability: Floats, thresholds: dict[str, float]) -> dict[str, Any]:
+    """Returns what `measure_mean` gives over the sites with films of both classes; there must be one."""
+    samples = [sample for _, sample in _by_site(films, probability).values()]
+    return measure_mean([sample for sample in samples if _has_both(sample)], thresholds)
+
+
+def _by_site(films: Films, probability: Floats) -> dict[str, tuple[list[int], Sample]]:
+    places = np.array(films.sites)
+    found = {}
+    for site in dict.fromkeys(films.sites):
+        here = np.flatnonzero(places == site).tolist()
+        found[site] = here, Sample(films.labels[here], probability[here], [films.patients[i] for i in here])
+    return found
+
+
+def _has_both(sample: Sample) -> bool:
+    return set(sample.labels.tolist()) == {0, 1}
 
 
 def _one_class(sample: Sample, thresholds: dict[str, float]) -> dict[str, Any]:
@@ -172,13 +188,7 @@ def _own_would_give(sample: Sample, logits: Floats) -> dict[str, Any] | None:
 
 
 def describe_sites(films: RunFilms) -> dict[str, Any]:
-    """Returns who the training films of each site show: what the bundle says of whom its model knows.
-
-    Beside it `weighing` says how much the site's films weigh in training, as `film_weights` has it, and how many of
-    them are pneumonias: by number, and by weight.
-    """
-    learned_anywhere = [f for f, part in zip(films.files, films.split, strict=True) if part == TRAIN]
-    weighed = weigh_sites(learned_anywhere)
+    """Returns who the training films of each site show: what the bundle says of whom its model knows."""
     described = {}
     for site in dict.fromkeys(film.site for film in films.files):
         pairs = [(f, part) for f, part in zip(films.files, films.split, strict=True) if f.site == site]
@@ -194,7 +204,6 @@ def describe_sites(films: RunFilms) -> dict[str, Any]:
             | {"known": len(ages)},
             "views": dict(Counter(f.view for f in learned if f.view)),
             "sexes": dict(Counter(f.sex for f in learned if f.sex)),
-            "weighing": weighed.get(site),
         }
     return described
 
@@ -219,20 +228,28 @@ def weigh_sites(files: Sequence[FilmFile]) -> dict[str, dict[str, float]]:
 
 
 def probe_sites(
-    files: Sequence[FilmFile], labels: Labels, patients: Sequence[str], features: Callable[[], Floats]
+    learned: Sequence[FilmFile],
+    files: Sequence[FilmFile],
+    labels: Labels,
+    patients: Sequence[str],
+    features: Callable[[], Floats],
 ) -> dict[str, Any] | None:
     """Asks what the site gives away of the class, and what the network's features give away of the site.
 
     Args:
+        learned: Films of training.
         files: Films that were not learned from.
         labels, patients: Theirs.
         features: Makes (N, F), what the last layer of the network's body knows of each film.
 
     Returns:
+        weighing: what `weigh_sites` says of the films of training.
         class_from_site: AUC for the class of a judge who is told the site alone and knows how many are ill there, with
         films as they are and with films weighed as in training: the latter is 0.5 where the weights do what they
-        should. site_from_features: share of films, each site with the same say, whose site a linear classifier finds
-        that has not seen their patients (five folds); guess: the same by guessing. None where there is one site.
+        should.
+        site_from_features: share of films, each site with the same say, whose site a linear classifier finds that has
+        not seen their patients (five folds); guess: the same by guessing.
+        None where there is one site.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -253,6 +270,7 @@ def probe_sites(
         return float(weighted_auc(labels, told, weights[np.newaxis])[0])
 
     found: dict[str, Any] = {
+        "weighing": weigh_sites(learned),
         "class_from_site": {
             "films_as_they_are": area(np.ones(len(labels))),
             "films_weighed": area(film_weights(files).astype(np.float64)),

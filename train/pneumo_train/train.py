@@ -42,7 +42,7 @@ from pneumo_train.run import (
     write_remarks,
     write_rows,
 )
-from pneumo_train.sites import SHARES, describe_sites, measure_sites, probe_sites, site_weights
+from pneumo_train.sites import SHARES, describe_sites, measure_mean_of_sites, measure_sites, probe_sites, site_weights
 from pneumo_train.sources import KAGGLE_PATIENT, absolute, gather
 from pneumo_train.split import (
     LEFT_OUT,
@@ -89,6 +89,7 @@ def start_run(
     labels: Mapping[str, str] | None = None,
     sources: Mapping[str, str] | None = None,
     licences: Mapping[str, str] | None = None,
+    ages: Mapping[str, tuple[float, float]] | None = None,
     test: bool = False,
 ) -> None:
     """Finds the films, cuts the validation set, trains and writes the run.
@@ -106,6 +107,7 @@ def start_run(
         leave_out: Site whose films are for the final measure only.
         labels: Other names of classes: name -> NORMAL or PNEUMONIA.
         sources, licences: Site -> where its films come from, and their terms.
+        ages: Site -> youngest and oldest patient in years, where the films do not say.
         test: Refuse data without a test split: `measure_test` is to follow.
 
     Raises:
@@ -138,9 +140,10 @@ def start_run(
         say(remark)
     if test and {f.label for f in files if f.folder == TEST} != {0, 1}:
         raise DataError(f"{where} has no test split with both classes: leave out --test")
-    if leave_out is not None and leave_out not in {f.site for f in files}:
-        known = ", ".join(dict.fromkeys(f.site for f in files))
-        raise DataError(f"--leave-out names the site {leave_out!r}, and no film is of it: there are {known}")
+    for option, site in (("--leave-out", leave_out), *(("--ages", site) for site in ages or {})):
+        if site is not None and site not in {f.site for f in files}:
+            known = ", ".join(dict.fromkeys(f.site for f in files))
+            raise DataError(f"{option} names the site {site!r}, and no film is of it: there are {known}")
     # Built before the films are decoded, which may take long, and before anything is written.
     precision = "mixed_bfloat16" if mixed_precision else "float32"
     model, started_from = _build(backbone, head, side, weights, seed, precision)
@@ -158,6 +161,7 @@ def start_run(
         data=tuple(absolute(place) for place in places),
         sources=gathered.sources,
         licences=gathered.licences,
+        ages=dict(ages or {}),
         labels=dict(labels or {}),
         left_out=leave_out,
         data_hash=index_hash(files, prepared.sha256),
@@ -351,7 +355,7 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
     if read_config(run).head == "local":
         region = choose_region_threshold(maps, [film.boxes for film in validation.files], validation.labels)
     both = Films(validation.files * 2, np.concatenate([validation.pixels, perturbed]), labels)
-    pooled_measure = measure_sites(both, pooled, calibration, thresholds)
+    pooled_measure = measure_mean_of_sites(both, probabilities(pooled, calibration), thresholds)
     p_clean, p_disturbed = probabilities(clean, calibration), probabilities(disturbed, calibration)
     rows = [
         *_prediction_rows(VALIDATION, validation, clean, p_clean),
@@ -364,7 +368,11 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
         elsewhere = _judge(left_out, scores, left_out_maps, calibration, thresholds, region)
     write_rows(run / "predictions.csv", PREDICTIONS, rows)
     probe = probe_sites(
-        validation.files, validation.labels, validation.patients, lambda: _features(model, validation.pixels)
+        films.part(TRAIN).files,
+        validation.files,
+        validation.labels,
+        validation.patients,
+        lambda: _features(model, validation.pixels),
     )
     write_json(
         run / "metrics.json",
@@ -375,7 +383,7 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
             "operating_points": {
                 name: {
                     "threshold": threshold,
-                    **{share: pooled_measure["mean"]["operating_points"][name][share] for share in SHARES},
+                    **{share: pooled_measure["operating_points"][name][share] for share in SHARES},
                 }
                 for name, threshold in thresholds.items()
             },

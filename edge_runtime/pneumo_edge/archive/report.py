@@ -15,6 +15,7 @@ from pneumo_edge.archive.drive import Outcome
 from pneumo_edge.archive.places import Store
 from pneumo_edge.bundle import LABELS
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
+from pneumo_edge.report_page import page, percent, table
 
 FORMAT_VERSION = 1
 SUMMARY, PAGE = "summary.json", "report.html"
@@ -173,7 +174,7 @@ def _verdict_bar(verdicts: Mapping[str, int]) -> str:
         wide = _WIDTH * films / total
         shapes.append(_rectangle(x, 0, wide, 44, _COLOURS[verdict], f"{_WORDS[verdict]}: {films:,} films"))
         if wide > 60:
-            shapes.append(_text(x + wide / 2, 28, _percent(films / total), "middle", "#ffffff", 600))
+            shapes.append(_text(x + wide / 2, 28, percent(films / total), "middle", "#ffffff", 600))
         x += wide
     says = ", ".join(f"{films:,} {_WORDS[verdict]}" for verdict, films in verdicts.items())
     return _svg(44, f"Films by verdict: {says}", *shapes)
@@ -191,7 +192,7 @@ def _probability_diagram(summary: Mapping[str, Any]) -> str:
     width = _WIDTH - _LEFT - _RIGHT
     x = _LEFT + width * summary["threshold"]
     shapes += [_line(x, 12, x, base, "#1d2529", "5 4")]
-    shapes += [_text(x, 10, f"threshold {_percent(summary['threshold'])}", "middle", "#1d2529")]
+    shapes += [_text(x, 10, f"threshold {percent(summary['threshold'])}", "middle", "#1d2529")]
     shapes += [_text(_LEFT + width * tenth / 10, base + 20, f"{10 * tenth} %") for tenth in range(11)]
     shapes += [_text(_LEFT + width / 2, base + 42, "probability of pneumonia")]
     return _svg(base + 52, "Histograms of the probability of pneumonia, by verdict", *shapes)
@@ -220,67 +221,16 @@ def _time_diagram(milliseconds: Mapping[str, Any]) -> str:
 # ----------------------------------------------------------------------------------------------------------- the page
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-
-
 def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    title = f"<caption>{html.escape(caption)}</caption>"
-    return f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    """A table of words, which may hold anything."""
+    return table(html.escape(caption), header, ([html.escape(cell) for cell in row] for row in rows))
 
 
 def _kinds(title: str, caption: str, first: str, kinds: Mapping[str, int], films: int) -> str:
     if not kinds:
         return ""
-    rows = [(kind, f"{count:,}", _percent(count / films)) for kind, count in kinds.items()]
+    rows = [(kind, f"{count:,}", percent(count / films)) for kind, count in kinds.items()]
     return f"<section><h2>{title}</h2>{_table(caption, (first, 'films', 'of all'), rows)}</section>"
-
-
-_STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-  color: #1d2529; background: #fff; max-width: 66rem; margin: 0 auto; padding: 1.2rem 1rem 3rem;
-  overflow-wrap: break-word; }
-p, .note { max-width: 46rem; }
-h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; }
-h2 { margin: 2.4rem 0 .6rem; font-size: 1.35rem; border-bottom: 2px solid #d5dbde; padding-bottom: .25rem; }
-.note { background: #fdf3e3; border-left: 5px solid #d55e00; padding: .7rem 1rem; }
-.lead { font-size: 1.25rem; line-height: 1.4; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; margin: 1rem 0; }
-.card { background: #f2f5f7; border-radius: .5rem; border-top: 5px solid #9aa6ad; padding: .7rem 1rem; }
-.card > * { display: block; } .card b { font-weight: 600; }
-.card strong { font-size: 1.7rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
-.card span { color: #46525a; font-size: .85rem; }
-svg { display: block; width: 100%; height: auto; margin: .8rem 0; }
-svg text { font-size: 14px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; margin: 1rem 0; }
-caption { text-align: left; padding: .3rem 0; color: #46525a; }
-th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid #e1e6e9; vertical-align: top; }
-thead th { border-bottom: 2px solid #9aa6ad; } tbody th { font-weight: 500; overflow-wrap: anywhere; }
-td { white-space: nowrap; } .wide { overflow-x: auto; }
-footer { margin-top: 3rem; border-top: 2px solid #d5dbde; padding-top: .6rem; color: #46525a; font-size: .9rem; }
-@media (max-width: 40rem) {
-  body { font-size: 15px; } h2 { font-size: 1.2rem; } .lead { font-size: 1.1rem; }
-  .cards { grid-template-columns: 1fr 1fr; } .card { padding: .6rem .7rem; } .card strong { font-size: 1.35rem; }
-  table { font-size: .87rem; } th, td { padding-right: .45rem; } .figure { overflow-x: auto; }
-  .figure svg { min-width: 40rem; } section:not(.figure) svg text { display: none; } tbody th { min-width: 7rem; }
-}
-@media print {
-  @page { size: A4; margin: 14mm; }
-  body { max-width: none; padding: 0; font-size: 9.5pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
-  p, .note { max-width: none; } h2 { margin-top: 1.2rem; break-after: avoid; }
-  .cards, svg, tr, .note { break-inside: avoid; } .cards { grid-template-columns: repeat(4, 1fr); }
-  table { font-size: 8.5pt; }
-}
-"""
 
 
 def _page(summary: Mapping[str, Any]) -> str:
@@ -288,7 +238,7 @@ def _page(summary: Mapping[str, Any]) -> str:
     rows = sum(verdicts.values())
     cards = "".join(
         f'<div class="card" style="border-color:{_COLOURS[verdict]}"><b>{_WORDS[verdict]}</b>'
-        f"<strong>{films:,}</strong><span>{_percent(films / rows) if rows else 'none'}</span></div>"
+        f"<strong>{films:,}</strong><span>{percent(films / rows) if rows else 'none'}</span></div>"
         for verdict, films in verdicts.items()
     )
     missing = summary["missing"]
@@ -320,17 +270,14 @@ def _page(summary: Mapping[str, Any]) -> str:
     settings = [
         ("model", f"{summary['model']}, {summary['file']}"),
         ("SHA-256 of the bundle's model.json", summary["bundle_sha256"]),
-        ("threshold on the probability", _percent(summary["threshold"])),
+        ("threshold on the probability", percent(summary["threshold"])),
         ("parts", f"{summary['parts']:,}, {summary['batch']:,} films in each but the last of a run"),
         ("schema version", str(summary["schema_version"])),
     ]
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Archive of {rows:,} films</title><style>{_STYLE}</style></head><body>
-<header><h1>Archive of {rows:,} films</h1>
+    header = f"""<h1>Archive of {rows:,} films</h1>
 <p>NORMAL or PNEUMONIA on chest X-rays, by {html.escape(summary["model"])}</p>
-<p class="note">{notes}</p></header>
-<main><section><h2>In short</h2>
+<p class="note">{notes}</p>"""
+    main = f"""<div class="archive"><section><h2>In short</h2>
 <div class="cards">{cards}</div>{_verdict_bar(verdicts)}
 <p>A verdict is withheld where a picture does not look like the chest films that the model has learned from. The model
 has its limits, which its card names; shares here are those of this archive's films and of this model, not those of a
@@ -358,7 +305,5 @@ logarithmic, so that single films are seen; none is no column.</p>{_probability_
     }</section>
 <section><h2>How it was made</h2>{
         _table("What stands in archive.json", ("setting", "value"), settings)
-    }</section></main>
-<footer>{NOT_A_DIAGNOSIS} Made by pneumo {__version__}; this page loads nothing from anywhere.</footer>
-</body></html>
-"""
+    }</section></div>"""
+    return page(f"Archive of {rows:,} films", header, main, __version__)

@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pneumo_edge.classifier import Classifier
+    from pneumo_edge.region import Polygon
 
 REPORTS = (EnhancedSRStorage, ComprehensiveSRStorage, BasicTextSRStorage)
 """What a report can be sent as, the best first."""
@@ -186,16 +187,17 @@ class Answer:
             evaluations.append(sr.QualitativeEvaluation(_REASON, why))
         description = classifier.bundle.description
         model = _plain(description.name)
+        algorithm = sr.AlgorithmIdentification(
+            name=model,
+            version=f"pneumo {__version__}",
+            parameters=[
+                f"file {classifier.file}, SHA-256 {description.files[classifier.file].sha256}",
+                f"operating point {_plain(classifier.operating_point)}",
+            ],
+        )
         group = sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=sr.TrackingIdentifier(self._uid("verdict"), "verdict"),
-            algorithm_id=sr.AlgorithmIdentification(
-                name=model,
-                version=f"pneumo {__version__}",
-                parameters=[
-                    f"file {classifier.file}, SHA-256 {description.files[classifier.file].sha256}",
-                    f"operating point {_plain(classifier.operating_point)}",
-                ],
-            ),
+            algorithm_id=algorithm,
             measurements=numbers,
             qualitative_evaluations=evaluations,
             source_images=[sr.SourceImageForMeasurementGroup(header.SOPClassUID, header.SOPInstanceUID)],
@@ -208,7 +210,7 @@ class Answer:
                 observer_device_context=sr.ObserverContext(codes.DCM.Device, device)
             ),
             procedure_reported=_PROCEDURE,
-            imaging_measurements=[group],
+            imaging_measurements=[group, *self._regions(algorithm)],
             language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
                 sr.CodedConcept(self._words.language, "RFC5646", _LANGUAGES[self._words.language])
             ),
@@ -230,6 +232,30 @@ class Answer:
             **self._made_by("report"),
         )
         return self._file(report)
+
+    def _regions(self, algorithm: Any) -> list[Any]:
+        """Returns each part of the region that stands out, as a closed line in the film's own pixels (TID 1410).
+
+        A hole in a region has no form there: the line around the whole is what is sent.
+        """
+        answer = self._answer
+        if isinstance(answer, Failure) or answer.label is None or answer.region is None:
+            return []
+        outer = [each for each in answer.region.polygons if not _is_hole(each, answer.region.polygons)]
+        source = sr.SourceImageForRegion(self._header.SOPClassUID, self._header.SOPInstanceUID)
+        return [
+            sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+                tracking_identifier=sr.TrackingIdentifier(self._uid(f"region {number}"), f"region {number}"),
+                referenced_region=sr.ImageRegion(
+                    graphic_type=sr.GraphicTypeValues.POLYLINE,
+                    graphic_data=np.array([*polygon, polygon[0]], np.float32).round(1),
+                    source_image=source,
+                ),
+                finding_type=_VERDICTS["PNEUMONIA"],
+                algorithm_id=algorithm,
+            )
+            for number, polygon in enumerate(outer, start=1)
+        ]
 
     def _made_by(self, kind: str) -> dict[str, Any]:
         return {
@@ -275,15 +301,29 @@ class Answer:
         """Lays what stands in the film over what was made, and returns the bytes of a DICOM file."""
         # The dates and times of one object are of one zone: that of the film, where it says which one that is.
         now = datetime.now().astimezone(time_zone(self._header))
-        for element in made:
-            if element.VR in ("DA", "TM") and element.value and element.keyword not in WHOSE:
-                element.value = now.strftime("%Y%m%d" if element.VR == "DA" else "%H%M%S.%f")
+        for element in made.iterall():
+            if element.VR in _MOMENTS and element.value and element.keyword not in WHOSE:
+                element.value = now.strftime(_MOMENTS[element.VR])
         made.SpecificCharacterSet = "ISO_IR 100"
         for element in self._whose:
             made[element.tag] = element
         if not made.SpecificCharacterSet:
             made.SpecificCharacterSet = "ISO_IR 100"
         return _bytes(made)
+
+
+def _is_hole(polygon: Polygon, polygons: Sequence[Polygon]) -> bool:
+    """Tells whether an outline lies within an odd number of others: they do not cross, so that one point decides."""
+    x, y = polygon[0]
+    within = 0
+    for other in polygons:
+        if other is not polygon:
+            crossings = sum(
+                (y1 > y) != (y2 > y) and x < x1 + (y - y1) / (y2 - y1) * (x2 - x1)
+                for (x1, y1), (x2, y2) in zip(other, (*other[1:], other[0]), strict=True)
+            )
+            within += crossings % 2
+    return within % 2 == 1
 
 
 def as_form(report: bytes, kind: str) -> Dataset:
@@ -361,6 +401,8 @@ def _evidence(header: Dataset) -> Dataset:
 
 
 _ORIENTATION = "PatientOrientation"
+
+_MOMENTS = {"DA": "%Y%m%d", "TM": "%H%M%S.%f", "DT": "%Y%m%d%H%M%S.%f"}
 
 _CHOICES = {
     "PatientSex": ("M", "F", "O"),

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from pneumo_edge.serve.inbox import Inbox
 
+PLAIN = TRANSFER_SYNTAXES[:3]
+"""Of C-ECHO, which has nothing to be packed."""
+
 MAX_PDU = 1 << 17
 _MAX_ANNOUNCED = 1 << 20
 """Bytes. We ask for units of the first size. pynetdicom would take whatever length a stranger announces, up to 4 GB;
@@ -110,7 +113,7 @@ class Node:
         self._entity.maximum_pdu_size = MAX_PDU
         self._entity.acse_timeout = min(self._limits.seconds, 10.0)
         self._entity.network_timeout = self._entity.dimse_timeout = self._limits.seconds
-        self._entity.add_supported_context(Verification)
+        self._entity.add_supported_context(Verification, list(PLAIN))
         for kind in KINDS:
             self._entity.add_supported_context(kind, list(TRANSFER_SYNTAXES))
         handlers: Any = [

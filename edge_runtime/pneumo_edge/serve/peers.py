@@ -25,7 +25,10 @@ _CONNECT, _ANSWER = 5.0, 60.0
 _CUT = 1.0
 """Seconds that an association has to end when it is cut."""
 
-_STORED = (0x0000, 0xB000, 0xB006, 0xB007, 0x0111)
+SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
+"""Explicit and implicit little endian: what our objects are sent in."""
+
+STORED = (0x0000, 0xB000, 0xB006, 0xB007, 0x0111)
 """Success, success with a remark, and "I have that one already" (PS3.4 B.2.3, PS3.7 C.4)."""
 
 
@@ -241,7 +244,7 @@ class DicomLink:
             raise LaterError("the PACS has hung up, or does not answer")
         comment = _without_patient(str(status.get("ErrorComment") or ""), ds)
         said = f"{code:04X}, {comment!r}" if comment else f"{code:04X}"
-        if code in _STORED:
+        if code in STORED:
             return None if code == 0x0000 else f"the PACS stored a {name} with a remark (status {said})"
         told = f"the PACS did not store a {name} (status {said})"
         # "Data set does not match", "cannot understand" and "SOP class not supported" are about the object; the rest
@@ -321,7 +324,6 @@ def _without_patient(comment: str, ds: Dataset) -> str:
 
 
 def _make_entity(ae_title: str) -> Any:
-    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
     from pynetdicom import AE
 
     from pneumo_edge.serve.answers import FORMS, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -329,10 +331,8 @@ def _make_entity(ae_title: str) -> Any:
     entity = AE(ae_title)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    entity.add_requested_context("1.2.840.10008.1.1")
-    for forms in FORMS.values():
-        for kind in forms:
-            entity.add_requested_context(kind, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    for kind in ("1.2.840.10008.1.1", *(form for forms in FORMS.values() for form in forms)):
+        entity.add_requested_context(kind, list(SYNTAXES))
     entity.connection_timeout, entity.acse_timeout = _CONNECT, _CONNECT
     entity.dimse_timeout = entity.network_timeout = _ANSWER
     return entity

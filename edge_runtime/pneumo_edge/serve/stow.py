@@ -21,7 +21,7 @@ DICOM_JSON = "application/dicom+json"
 _CONNECT, _ANSWER = 5.0, 60.0
 """Seconds that a server has to take the call, and to say that it has stored an object."""
 
-_FOR_GOOD = frozenset({400, 405, 406, 409, 410, 411, 413, 415, 422, 501})
+REFUSED_FOR_GOOD = frozenset({400, 405, 406, 409, 410, 411, 413, 415, 422, 501})
 """What a server says of an object or of our way to ask. Anything else may be mended there, or pass."""
 
 
@@ -116,7 +116,7 @@ def send(server: Server, data: bytes, context: ssl.SSLContext | None, authorizat
             return Told(True, False, "")
         # One object was sent, so that a failure is about that one.
         return Told(False, not any(code >> 8 == 0xA7 for code in refused), f"reason {refused[0]:04X}")
-    return Told(False, status in _FOR_GOOD, f"HTTP status {status}")
+    return Told(False, status in REFUSED_FOR_GOOD, f"HTTP status {status}")
 
 
 def greet(server: Server, context: ssl.SSLContext | None, authorization: str | None) -> Told:
