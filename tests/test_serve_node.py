@@ -1329,7 +1329,9 @@ def test_what_the_statement_says_is_what_a_peer_sees(
     wait_for(in_state(journal, answered, State.sent), "it is sent")
     pacs.close()
     assert {str(context.abstract_syntax) for context in pacs.requested} == {
-        line.split("`")[1] for line in said.splitlines() if "Explicit VR Little Endian, Implicit" in line
+        line.split("`")[1]
+        for line in said.splitlines()
+        if line.endswith("| Explicit VR Little Endian, Implicit VR Little Endian |")
     }
     assert {syntax for context in pacs.requested for syntax in context.transfer_syntax} == {
         uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian

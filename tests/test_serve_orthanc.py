@@ -417,7 +417,9 @@ def test_over_tls_in_both_directions(phantoms: list[npt.NDArray[np.uint8]], tmp_
             film = write(tmp_path / "film.dcm", dicom_film(phantoms[0], 1))
             assert storescu(service, film).returncode != 0
             assert storescu(service, "+tls", stranger[1], stranger[0], "+cf", trusted, film).returncode != 0
-            known = storescu(service, "+tls", modality[1], modality[0], "+cf", trusted, film)
+            # One who shakes no hands keeps nobody waiting.
+            with socket.create_connection(("127.0.0.1", service.port)):
+                known = storescu(service, "+tls", modality[1], modality[0], "+cf", trusted, film)
             assert known.returncode == 0, known.stderr
             wait_until(lambda: len(list((tmp_path / "pacs").iterdir())) == 2, "the PACS has both")
             assert service.stop() == 0

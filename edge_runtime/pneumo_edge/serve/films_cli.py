@@ -91,7 +91,7 @@ def _resolved(keys: list[str], at: str, token_file: Path | None) -> list[str]:
     """
     whole = []
     for key in keys:
-        told = _ask("GET", f"/v1/films?{urlencode({'search': key, 'limit': 2})}", at, token_file)
+        told = _ask("GET", f"/v1/films?{urlencode({'search': key, 'limit': 1000})}", at, token_file)
         found = [film["key"] for film in told["films"] if film["key"].startswith(key.lower())]
         if len(found) != 1:
             raise UsageError(f"{key}: {'several films have' if found else 'no film has'} a key that begins so")

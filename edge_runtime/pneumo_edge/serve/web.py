@@ -430,7 +430,7 @@ def _telling(
 ) -> APIRouter:
     router = APIRouter()
     description = classifier.bundle.description
-    file = description.files[classifier.file]
+    file, prevalence = description.files[classifier.file], classifier.prevalence
     model = as_json(
         {
             "name": description.name,
@@ -439,9 +439,13 @@ def _telling(
             "file": classifier.file,
             "precision": file.precision,
             "sha256": file.sha256,
-            "prevalence": classifier.prevalence,
+            "prevalence": prevalence,
             "operating_point": classifier.operating_point,
-            "operating_points": {name: asdict(point) for name, point in description.operating_points.items()},
+            "operating_points": {
+                name: asdict(point)
+                | {"threshold": _moved(point.threshold, description.calibration.prevalence, prevalence)}
+                for name, point in description.operating_points.items()
+            },
             "version": __version__,
             "max_bytes": limits.body,
             "destinations": list(send),
@@ -482,6 +486,14 @@ def _png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="PNG")
     return file.getvalue()
+
+
+def _moved(threshold: float, before: float, now: float) -> float:
+    """Returns a threshold on the probability at another prevalence: Bayes, as `Classifier` moves the probability."""
+    if before == now or threshold in (0, 1):
+        return threshold
+    odds = threshold / (1 - threshold) * now / (1 - now) / (before / (1 - before))
+    return odds / (1 + odds)
 
 
 def _asset(data: bytes, media_type: str) -> Callable[[], Coroutine[Any, Any, Response]]:
