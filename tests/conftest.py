@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 
 from pneumo_edge.bundle import (
     FORMAT_VERSION,
@@ -33,6 +34,10 @@ from pneumo_edge.bundle import (
     Provenance,
     write_description,
 )
+
+# How long an example takes is the machine's affair.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 Infer: TypeAlias = Callable[..., "subprocess.CompletedProcess[Any]"]
 WriteBundle: TypeAlias = Callable[..., Path]

@@ -40,8 +40,9 @@ def draw_picture(path: Path) -> None:
             page.goto(service.address)
             for film, word in ((damaged, "Not judged"), (withheld, "No verdict"), (shown, "Pneumonia")):
                 page.set_input_files("#file", film)
-                page.get_by_role("heading", name=word).wait_for()
-            # The list has the last one by now, and the focus lies nowhere.
+                page.get_by_role("heading", name=word, level=2).wait_for()
+            # The film itself and the list have come by now, and the focus lies nowhere.
+            page.locator("#figure[data-whole]").wait_for()
             page.locator("#films li:nth-child(3)").wait_for()
             png = page.screenshot()
             browser.close()

@@ -1,4 +1,8 @@
-"""Augmentation and the site perturbation: shapes, directions, and that they stay what they are."""
+"""Augmentation and the site perturbation: shapes, directions, and that they stay what they are.
+
+Arrays are compared bit for bit with arrays made here. Figures that stand here are means over a film: what another
+decoder of JPEG, or another processor, rounds otherwise in single pixels is lost in them.
+"""
 
 from __future__ import annotations
 

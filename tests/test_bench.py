@@ -41,8 +41,10 @@ from pneumo_train.backbones import BACKBONES
 from pneumo_train.films import Box, FilmFile
 from pneumo_train.measure import measure
 from pneumo_train.phantom import draw_phantoms
+from pneumo_train.pointing import measure_pointing
 from pneumo_train.run import FORMAT_VERSION as RUN_FORMAT
 from pneumo_train.run import METRICS, Config, read_config, write_config
+from pneumo_train.sites import measure_sites
 from pneumo_train.sources import KAGGLE_PATIENT, gather
 from pneumo_train.split import write_split
 
@@ -646,7 +648,9 @@ def finished(run_folder: Path, tmp_path: Path) -> Path:
     (run / "bundle").mkdir()
     parity = {"data": "films", "calibration_films": ["train/NORMAL/a.jpeg"], "reason": f"({run}/model.keras) is gone"}
     write_json(run / "bundle" / "parity.json", parity)
-    kept_back = ("predictions.csv", "report.html", "mistakes.png", "augmentation.png", "model.keras")
+    kept_back = (
+        "predictions.csv", "report.html", "mistakes.png", "overlays.png", "augmentation.png", "model.keras",
+    )  # fmt: skip
     for name in ("history.csv", *results.FIGURES, *kept_back, "bundle/model.onnx"):
         (run / name).write_text(name)
     return run
@@ -659,7 +663,7 @@ def test_what_is_collected_names_no_folder_and_holds_no_film(finished: Path, tmp
     results.main([str(docs), str(finished)])
     assert {file.name for file in (docs / "lite0").iterdir()} == {
         "config.json", "metrics.json", "history.csv", "parity.json", "curves.png", "confusion.png", "roc_pr.png",
-        "reliability.png", "scores.png",
+        "reliability.png", "scores.png", "sites.png",
     }  # fmt: skip
     config = read_json(docs / "lite0" / "config.json")
     assert config["data"] == "; ".join(config["sources"].values()) == "phantoms"
@@ -673,7 +677,7 @@ def test_what_is_collected_names_no_folder_and_holds_no_film(finished: Path, tmp
     for file in docs.rglob("*"):
         assert file.is_dir() or str(tmp_path) not in file.read_text(encoding="utf-8"), file
     summary = read_json(docs / "results.json")
-    assert summary["bench"] == ["latency.md"]
+    assert summary["bench"] == ["bench/latency.md"]
     assert summary["runs"]["lite0"]["validation"]["n"] == 20
     assert summary["runs"]["lite0"]["test"] is None
     markdown = (docs / "results.md").read_text(encoding="utf-8")
@@ -707,6 +711,31 @@ def test_runs_of_one_recipe_are_averaged_and_those_of_before_stay(finished: Path
     assert group["validation"]["auc"] == pytest.approx({"mean": value - 0.01, "sd": 0.02 / np.sqrt(2)})
     assert "test" not in group
     assert f"| another-seed, lite0 | validation | {value - 0.01:.3f} ± 0.014 |" in (docs / "results.md").read_text()
+
+
+def test_several_sites_and_heatmaps_have_rows_of_their_own(finished: Path, tmp_path: Path) -> None:
+    split, films = judged_films({"plain": [0, 1] * 10, "boxed": [0] * 10 + [1] * 30})
+    logits = (films.labels - 0.5) * 2 + np.random.default_rng(0).normal(0, 1, len(split.files))
+    judged, plain = films.at(SIZE), Calibration(1.0, 0.0, 0.5)
+    measures = measure_sites(judged, logits, plain, {"balanced": 0.5})
+    maps = films.pixels[SIZE].astype(float)
+    boxes = [film.boxes for film in split.files]
+    pointing = measure_pointing(maps, boxes, films.labels, logits > 0, judged.patients, judged.sites, None)
+    one = measure_sites(judged, logits, plain, {"balanced": 0.5}) | {"mean": None}
+    metrics = read_json(finished / "metrics.json")
+    metrics |= {"validation": measures | {"pointing": pointing}, "left_out": one, "test": measures}
+    write_json(finished / "metrics.json", metrics)
+    results.main([str(tmp_path / "docs"), str(finished)])
+    run = read_json(tmp_path / "docs" / "results.json")["runs"]["lite0"]
+    assert run["validation"]["auc"] == measures["mean"]["auc"]
+    assert run["validation"]["sites"]["boxed"]["auc"] == measures["sites"]["boxed"]["auc"]
+    assert run["validation"]["pointing"]["films"] == 30
+    assert run["left_out"] is None
+    markdown = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
+    area = measures["mean"]["auc"]
+    assert f"| 60 test, mean over 2 sites | {area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f}) |" in markdown
+    assert "| 40 validation: boxed |" in markdown
+    assert "| [lite0](lite0/) | 30 validation | 1.000 (1.000 to 1.000) |" in markdown
 
 
 def test_an_unfinished_run_leaves_what_was_collected_before(finished: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import itertools
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -97,9 +97,13 @@ def packed_bits(values: Array, bits: int) -> bytes:
     return np.packbits(loose.astype(np.uint8).reshape(len(values), -1), axis=1).tobytes()
 
 
+Order = Literal["<", ">"]
+ORDERS: tuple[Order, Order] = ("<", ">")
+
+
 def tiff(
     samples: Array,
-    order: str = "<",
+    order: Order = "<",
     *,
     bits: int | None = None,
     photometric: int = 1,
@@ -147,21 +151,21 @@ def tiff(
     word, entry, place = ("Q", "HHQ", 20) if big else ("L", "HHL", 12)
     at = 16 if big else 8
     places = []
-    for part in parts:
+    for frame in parts:
         places.append(at)
-        at += len(part) + len(part) % 2
-    tags |= {324 if tile else 273: places, 325 if tile else 279: [len(part) for part in parts]}
-    body = b"".join(part + bytes(len(part) % 2) for part in parts)
+        at += len(frame) + len(frame) % 2
+    tags |= {324 if tile else 273: places, 325 if tile else 279: [len(frame) for frame in parts]}
+    body = b"".join(frame + bytes(len(frame) % 2) for frame in parts)
     head = struct.pack(order + "2sHHHQ", b"", 43, 8, 0, at) if big else struct.pack(order + "2sHL", b"", 42, at)
     head = (b"II" if order == "<" else b"MM") + head[2:]
     behind = at + struct.calcsize(order + ("Q" if big else "H")) + place * len(tags) + struct.calcsize(order + word)
     entries, values = b"", b""
     for tag, numbers in sorted(tags.items()):
-        raw = struct.pack(f"{order}{len(numbers)}{word}", *numbers)
+        packed = struct.pack(f"{order}{len(numbers)}{word}", *numbers)
         if len(numbers) > 1:
-            value, values = struct.pack(order + word, behind + len(values)), values + raw
+            value, values = struct.pack(order + word, behind + len(values)), values + packed
         else:
-            value = raw
+            value = packed
         entries += struct.pack(order + entry, tag, 16 if big else 4, len(numbers)) + value
     count = struct.pack(order + ("Q" if big else "H"), len(tags))
     return head + body + count + entries + struct.pack(order + word, 0) + values
@@ -243,7 +247,7 @@ NUMBERS: dict[str, Array] = {
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("white_is_zero", [False, True])
-def test_tiff_of_every_number_type(number: str, order: str, white_is_zero: bool) -> None:
+def test_tiff_of_every_number_type(number: str, order: Order, white_is_zero: bool) -> None:
     """PhotometricInterpretation 0: the smallest value is white (TIFF 6.0, 8)."""
     values = NUMBERS[number]
     grey = grey_of(tiff(values[:, :, np.newaxis], order, photometric=0 if white_is_zero else 1))
@@ -254,7 +258,7 @@ def test_tiff_of_every_number_type(number: str, order: str, white_is_zero: bool)
 @pytest.mark.parametrize("bits", range(9, 16))
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("white_is_zero", [False, True])
-def test_tiff_of_packed_bits(bits: int, order: str, white_is_zero: bool) -> None:
+def test_tiff_of_packed_bits(bits: int, order: Order, white_is_zero: bool) -> None:
     values = np.rint(UNIT[:, :91] * (2**bits - 1)).astype(np.uint16)
     data = tiff(values[:, :, np.newaxis], order, bits=bits, photometric=0 if white_is_zero else 1, rows=10)
     film = read_film(data, SIDE)
@@ -280,7 +284,7 @@ def test_tiff_of_every_layout(data: st.DataObject) -> None:
         samples = np.dstack([samples, np.full_like(values, opaque)])
     file = tiff(
         samples,
-        data.draw(st.sampled_from("<>")),
+        data.draw(st.sampled_from(ORDERS)),
         photometric=2 if channels > 2 else 1,
         deflate=deflate,
         predictor=data.draw(st.sampled_from(predictors)) if deflate else 1,
@@ -293,7 +297,7 @@ def test_tiff_of_every_layout(data: st.DataObject) -> None:
     assert same(grey_of(file), levels(values), channels)
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "raw"])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "lzma", "zstd", "packbits", "raw"])
 @pytest.mark.parametrize("predictor", [1, 2])
 def test_tiff_that_libtiff_wrote(compression: str, predictor: int) -> None:
     if compression in ("packbits", "raw") and predictor == 2:
@@ -391,6 +395,30 @@ def test_tiles_that_claim_gigabytes_are_refused() -> None:
         read_film(bytes(file), 32)
 
 
+def test_a_bmp_that_holds_a_jpeg_is_named() -> None:
+    file = bytearray(encode(Image.fromarray((TWELVE // 16).astype(np.uint8)), "BMP"))
+    file[30:34] = struct.pack("<L", 4)
+    with pytest.raises(ImageError, match=r"^the film is a BMP of a rare kind, which is not read here: save it as PNG$"):
+        read_film(bytes(file), 32, "the film")
+
+
+def test_an_eight_bit_tiff_that_pillow_does_not_know_is_named() -> None:
+    file = tiff(np.dstack([(TWELVE // 16).astype(np.uint8)] * 2), photometric=0, extra=2)
+    with pytest.raises(
+        ImageError, match=r"^the film is a TIFF of a rare kind, which is not read here: save it as PNG$"
+    ):
+        read_film(file, 32, "the film")
+
+
+def test_a_codec_that_is_missing_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = encode(Image.fromarray((TWELVE // 16).astype(np.uint8)), "TIFF", compression="tiff_lzw")
+    monkeypatch.delattr("PIL.Image.core.libtiff_decoder")
+    with pytest.raises(
+        ImageError, match=r"cannot be read by the Pillow installed here \(decoder libtiff not available\)"
+    ):
+        read_film(file, 32)
+
+
 # --- JPEG that Pillow does not know ---
 
 
@@ -413,9 +441,13 @@ def film_of(values: Array) -> Film:
 def test_dead_pixels_and_letters_do_not_darken_a_film(hot: int, how: str) -> None:
     base = TWELVE + np.uint16(1500) if hot == 0 else TWELVE
     values = base.copy()
-    where = {"pixel": np.s_[40, 40], "pixels": np.s_[::31, ::37], "column": np.s_[:, 17], "letter": np.s_[5:18, 70:82]}[
-        how
-    ]
+    everywhere: dict[str, tuple[Any, Any]] = {
+        "pixel": np.s_[40, 40],
+        "pixels": np.s_[::31, ::37],
+        "column": np.s_[:, 17],
+        "letter": np.s_[5:18, 70:82],
+    }
+    where = everywhere[how]
     values[where] = hot
     alive = np.ones((SIDE, SIDE), bool)
     alive[where] = False

@@ -170,6 +170,11 @@ def gdcm_encoded(tmp_path: Path, ds: Dataset, syntax: UID) -> bytes:
     return packed.read_bytes()
 
 
+def for_gdcm() -> bytes:
+    """A film that GDCM alone decodes."""
+    return compressed(dataset(SMALL, bits=12), JPEG_OF_12_BITS, JPEGExtended12Bit)
+
+
 def jpeg_2000(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG2000", no_jp2=True, irreversible=False)
@@ -350,7 +355,6 @@ def test_old_files_that_leave_things_out() -> None:
     assert np.array_equal(read(encode(ds)).grey, unit_levels(pixels))
 
 
-@needs_gdcm
 @pytest.mark.parametrize(("bits", "signed"), [(8, False), (12, False), (12, True), (16, False)])
 def test_rle(bits: int, signed: bool) -> None:
     ds = dataset(ramp(bits, signed), bits=bits)
@@ -503,9 +507,7 @@ def test_syntaxes_without_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "MPEG2" in refusal(known)
     assert "unknown syntax" in refusal(unknown)
     monkeypatch.setattr(importlib.util, "find_spec", no_package)
-    ds = dataset(ramp(8))
-    ds.compress(RLELossless, generate_instance_uid=False)
-    assert "needs the package python-gdcm" in refusal(encode(ds))
+    assert "JPEG of 12 bits) that needs the package python-gdcm: pip install 'pneumo[dicom]'" in refusal(for_gdcm())
 
 
 def test_deflated_files_that_unpack_to_more_than_a_film_are_refused_before_that(
@@ -700,11 +702,9 @@ def test_a_decoder_that_does_not_come_back_is_stopped(monkeypatch: pytest.Monkey
     sleeper.write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setattr("pneumo_edge.dicom.decode._PATIENCE", 0.5)
     spec = importlib.util.spec_from_file_location("gdcm", sleeper)
-    ds = dataset(ramp(8))
-    ds.compress(RLELossless, generate_instance_uid=False)
     monkeypatch.setattr(importlib.util, "find_spec", {"gdcm": spec}.get)
     begun = time.monotonic()
-    assert "damaged" in refusal(encode(ds))
+    assert "damaged" in refusal(for_gdcm())
     assert time.monotonic() - begun < 20
 
 
@@ -717,7 +717,6 @@ def test_zeros_that_pose_as_a_million_sequence_items() -> None:
     assert time.monotonic() - begun < 10
 
 
-@needs_gdcm
 def test_run_lengths_that_would_fill_the_memory() -> None:
     frame = pack("<16L", 1, 64, *[0] * 14) + b"\x81\x00" * 2_000_000
     survives(compressed(dataset(ramp(8)), frame, RLELossless))
@@ -1014,6 +1013,24 @@ def test_raw_detector_values_bear_a_word(tags: dict[str, Any]) -> None:
     assert "raw detector values (FOR PROCESSING)" in shown.warnings[0]
 
 
+def test_raw_values_that_nothing_tells_how_to_show_get_a_verdict_by_force_alone(bundle: Path) -> None:
+    raw = encode(dataset(ramp(), bits=12, PresentationIntentType="FOR PROCESSING"))
+    for force in (False, True):
+        with Classifier.load(bundle, force_verdict=force) as classifier:
+            prediction = classifier.predict(raw)
+        assert (prediction.label is not None) == force
+        assert "FOR PROCESSING" in prediction.warnings[0]
+    # As large as a film, so that nothing else withholds the verdict.
+    large = np.kron(ramp(), np.ones((5, 5), np.uint16))
+    shown = encode(
+        dataset(large, bits=12, PresentationIntentType="FOR PROCESSING", WindowCenter=2048, WindowWidth=4096)
+    )
+    with Classifier.load(bundle) as classifier:
+        prediction = classifier.predict(shown)
+    assert prediction.label is not None
+    assert any("FOR PROCESSING" in warning for warning in prediction.warnings)
+
+
 def test_films_for_viewing_bear_none() -> None:
     for tags in ({}, {"PresentationIntentType": "FOR PRESENTATION"}):
         film = read(encode(dataset(ramp(), bits=12, **tags)))
@@ -1129,22 +1146,17 @@ def test_a_decoder_that_cannot_be_imported_is_named(
     module = tmp_path / "gdcm.py"
     module.write_text(broken)
     spec = importlib.util.spec_from_file_location("gdcm", module)
-    ds = dataset(ramp(8))
-    ds.compress(RLELossless, generate_instance_uid=False)
     monkeypatch.setattr(importlib.util, "find_spec", {"gdcm": spec}.get)
-    assert f"python-gdcm, which cannot be imported from {tmp_path}" in refusal(encode(ds))
+    assert f"python-gdcm, which cannot be imported from {tmp_path}" in refusal(for_gdcm())
 
 
+@needs_gdcm
 def test_a_process_that_cannot_be_started_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    ds = dataset(ramp(8))
-    ds.compress(RLELossless, generate_instance_uid=False)
     monkeypatch.setattr(subprocess, "run", refuse)
-    said = refusal(encode(ds))
-    assert "damaged" not in said
-    assert "needs the package python-gdcm" in said
+    assert "whose process cannot be started here (Resource temporarily unavailable)" in refusal(for_gdcm())
 
 
 # --- real films ---

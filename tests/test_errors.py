@@ -88,3 +88,29 @@ run(app, "pneumo-test")
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert line.startswith("pneumo-test: no thread can be started: ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this is about POSIX")
+def test_a_user_without_home_is_told_what_to_set() -> None:
+    """Libraries ask for it when they are imported, kagglehub among them."""
+    code = """
+import pathlib, pwd
+import typer
+from pneumo_edge.command_line import run
+app = typer.Typer()
+
+def nobody(_):
+    raise KeyError("uid not found")
+
+@app.command()
+def looks_for_its_home() -> None:
+    pwd.getpwuid = nobody
+    pathlib.Path.home()
+
+run(app, "pneumo-test")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "pneumo-test: this user has no home folder: set HOME to a folder that it can write in\n"

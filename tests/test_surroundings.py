@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pneumo_bench.output import save
 from pneumo_edge.errors import UsageError
 from pneumo_train.surroundings import cache_folder, check_path
 
@@ -106,6 +107,12 @@ def test_a_latin1_folder_is_a_sentence_before_training(where: str, tmp_path: Pat
     said = start(command, tmp_path, cwd=cwd)
     assert "has bytes in its name that are no UTF-8" in said
     assert r"r\udcf6ntgen" in said
+
+
+def test_a_benchmark_that_names_a_latin1_folder_is_written(tmp_path: Path) -> None:
+    save(tmp_path, "latency", {"made": "today", "command": "pneumo-bench latency --model r\udcf6ntgen"}, [])
+    assert r"--model r\udcf6ntgen" in (tmp_path / "latency.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "latency.json").read_text(encoding="utf-8"))["command"].endswith("r\udcf6ntgen")
 
 
 # ---------------------------------------------------------------------------------------------------------- a home

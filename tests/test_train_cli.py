@@ -1,4 +1,8 @@
-"""The installed command `pneumo-train`, as a user meets it; a backbone of a few weights stands in for the real ones."""
+"""The installed command `pneumo-train`, as a user meets it; a backbone of a few weights stands in for the real ones.
+
+Runs are compared with runs of this very processor on the same films, and figures with those that a file states to six
+digits: no tolerance here depends on which processor it is.
+"""
 
 from __future__ import annotations
 
@@ -342,6 +346,62 @@ def test_a_student_of_another_size_learns_from_what_its_teachers_say(
     done = command(environment, *settings(data, tmp_path / "other"), "--teacher", cheat)
     assert "has learned from" in refused(done)
     assert not (tmp_path / "other").exists()
+
+
+def test_several_sites_are_trained_together_and_one_is_left_out(environment: dict[str, str], tmp_path: Path) -> None:
+    phantoms, run = draw_phantoms(tmp_path / "phantoms", films=240, several_sites=True), tmp_path / "run"
+    # Contradictory, and a class that nobody asked for.
+    with (phantoms / "films.csv").open("a") as text:
+        for name, label in (("one", "NORMAL"), ("two", "PNEUMONIA"), ("three", "OTHER")):
+            (phantoms / f"{name}.png").write_bytes((phantoms / "PHANTOM.json").read_bytes())
+            Image.new("L", (40, 40), 90).save(phantoms / f"{name}.png")
+            text.write(f"{name}.png,{label},,phantom_north,train,,,\n")
+    given = ("--leave-out", "phantom_coast", "--licence", "phantom_north=free", "--source", "phantom_south=drawings")
+    done = command(environment, *settings(phantoms, run, 2), *given, "--test")
+    assert done.returncode == 0, done.stderr
+
+    with (run / "split.csv").open(newline="") as text:
+        rows = list(csv.DictReader(text))
+    used: dict[str, set[str]] = {}
+    for row in rows:
+        used.setdefault(row["site"], set()).add(row["split"])
+    assert used == {
+        "phantom_north": {"train", "validation", "test", "contradiction"},
+        "phantom_south": {"train", "validation", "test"},
+        "phantom_coast": {"left_out", "test"},
+    }
+    patients: dict[str, set[str]] = {}
+    for row in rows:
+        patients.setdefault(row["patient"], set()).add(row["split"])
+    assert all(len(parts) == 1 for parts in patients.values())
+    assert {row["boxes"] != "" for row in rows if row["label"] == "PNEUMONIA" and row["path"] != "two.png"} == {True}
+
+    config = json.loads((run / "config.json").read_text())
+    assert config["left_out"] == "phantom_coast"
+    assert config["licences"] == {"phantom_north": "free"}
+    assert config["sources"]["phantom_south"] == "drawings"
+    assert "no real films" in config["sources"]["phantom_north"]
+
+    # Said before training, kept with the run, without the place of the films.
+    remarks = json.loads((run / "remarks.json").read_text())
+    assert remarks[0] == (
+        "phantoms/films.csv: not used: 1 films labelled OTHER (the first in line 244): take them with "
+        "--label OTHER=PNEUMONIA or NORMAL"
+    )
+    assert "one.png (phantom_north) = two.png (phantom_north)" in remarks[1]
+    for remark, site in zip(remarks[2:], ("phantom_north", "phantom_south"), strict=False):
+        assert re.search(rf"^{site}: \d+ films: .*; in training \d+% PNEUMONIA, weighed 50%; the site weighs", remark)
+    assert re.fullmatch(r"phantom_coast: 48 films: 38 left_out, 10 test", remarks[4])
+    said = done.stderr.replace(str(tmp_path) + "/", "")
+    assert all(remark in said for remark in remarks)
+    assert said.index(remarks[4]) < said.index("epoch 1/2")
+
+    metrics = metrics_of(run)
+    assert set(metrics["validation"]["sites"]) == {"phantom_north", "phantom_south"}
+    assert metrics["left_out"]["n"] == 38
+    assert metrics["test"]["n"] == 48
+    assert metrics["validation"]["pointing"]["boxed"]["all"]["films"] > 10
+    assert all(record["map_loss"] > 0 for record in history_of(run))
 
 
 def test_300_phantoms_are_learned_by_a_real_network(environment: dict[str, str], tmp_path: Path) -> None:

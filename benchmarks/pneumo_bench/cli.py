@@ -171,6 +171,39 @@ def accuracy(
         raise typer.Exit(FAILED)
 
 
+@app.command(epilog=NOT_A_DIAGNOSIS)
+def faithful(
+    model: Models = None,
+    data: Data = None,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="RUN", help="Run whose validation films are used, not those in test/."),
+    ] = None,
+    films: Annotated[int, typer.Option(min=1, help="Films labelled PNEUMONIA of each site, at most.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the films, and the other piece of each.")] = 0,
+    output: Output = None,
+) -> None:
+    """Hides the region of films with pneumonia, and another piece: which costs the logit more, and how much?"""
+    from pneumo_bench.accuracy import test_split, validation_split
+    from pneumo_bench.faithful import faithful_table, hide_all
+    from pneumo_bench.inputs import open_bundles
+    from pneumo_bench.output import make_folder
+
+    if output is not None:
+        make_folder(output)
+    bundles = open_bundles(model or [])
+    if run_folder is not None:
+        split = validation_split(run_folder, data or ())
+    elif data:
+        split = test_split(data)
+    else:
+        raise UsageError("no films named: give --run RUN for its validation films, or --data DIR for those in test/")
+    record = hide_all(bundles, split, films=films, seed=seed)
+    _publish(output, f"faithful-{split.name}", record, [faithful_table(record)])
+    if record["missing"] or record["settings"]["unreadable"]:
+        raise typer.Exit(FAILED)
+
+
 @app.command(epilog=NOT_A_DIAGNOSIS, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def sites(
     context: typer.Context,

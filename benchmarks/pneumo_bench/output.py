@@ -89,7 +89,9 @@ def save(folder: Path, stem: str, record: dict[str, Any], tables: list[Table]) -
         lines = [f"## {table.title}", "", row(table.columns), row(("---",) + ("---:",) * (len(table.columns) - 1))]
         lines += [row(cells) for cells in table.rows] + [""] + [f"- {note}" for note in table.notes]
         parts.append("\n".join(lines).rstrip() + "\n")
-    write_text(folder / f"{stem}.md", "\n".join([*parts, NOT_A_DIAGNOSIS]) + "\n")
+    text = "\n".join([*parts, NOT_A_DIAGNOSIS]) + "\n"
+    # The command may name a folder with bytes that are no UTF-8.
+    write_text(folder / f"{stem}.md", text.encode("utf-8", "backslashreplace").decode())
 
 
 def row(cells: tuple[str, ...]) -> str:

@@ -3,7 +3,7 @@
     python -m pneumo_bench.results docs/results RUN...
 
 For each run, docs/results/RUN/; over all that have been collected, those of before included, and over what the commands
-of pneumo-bench have left in docs/results/bench/, results.json and results.md.
+of pneumo-bench have left in docs/results/bench/ and docs/results/sites/, results.json and results.md.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from pneumo_bench.output import row
 from pneumo_edge.atomic import replacing_folder, write_json, write_text
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.errors import PneumoError, RunError, UsageError
+from pneumo_train.report import FIGURES as FILM_FREE
 from pneumo_train.run import read_config, read_metrics
 
-FIGURES = ("curves.png", "confusion.png", "roc_pr.png", "reliability.png", "scores.png")
-"""Those without a film: mistakes.png and augmentation.png show some."""
+FIGURES = tuple(f"{name}.png" for name in FILM_FREE)
 
 BENCH = "bench"
-TAKEN = frozenset({BENCH, "arm"})
+SITES = "sites"
+TAKEN = frozenset({BENCH, SITES, "arm"})
 """Folders in docs/results/ that other commands fill."""
 
-SPLITS = ("validation", "validation_perturbed", "test")
-MEASURES = ("auc", "accuracy", "sensitivity", "specificity", "ece")
+SPLITS = ("validation", "validation_perturbed", "test", "left_out")
+SHARES = ("accuracy", "sensitivity", "specificity")
+MEASURES = ("auc", *SHARES, "ece")
+POINTING = ("points", "mean_map_points", "pixel_auc", "iou", "touched", "evidence_outside", "boxes_cover")
+"""Of heatmaps against boxes: see `pneumo_train.pointing`."""
 
 _APART_BY_SEED = frozenset({"seed", "trained", "versions"})
 """What may differ between the configurations of runs that are one recipe with several seeds."""
@@ -83,22 +87,35 @@ def summarise(results: Path, first: Sequence[str] = ()) -> None:
     recipes: dict[str, list[str]] = {}
     for name in [*first, *(name for name in there if name not in first)]:
         config, metrics = _read(results / name / "config.json"), _read(results / name / "metrics.json")
-        measured = {split: _in_short(metrics[split]) for split in SPLITS}
+        # Runs of before films of several sites have no measure of a site that was left out.
+        measured = {split: _in_short(metrics.get(split)) for split in SPLITS}
         runs[name] = {key: config[key] for key in ("backbone", "head", "size", "data", "data_hash")} | measured
         recipe = json.dumps({key: value for key, value in config.items() if key not in _APART_BY_SEED}, sort_keys=True)
         recipes.setdefault(recipe, []).append(name)
     seeds = {names[0]: _over_seeds(names, runs) for names in recipes.values() if len(names) > 1}
-    bench = sorted(path.name for path in (results / BENCH).glob("*.md"))
+    bench = sorted(f"{folder}/{path.name}" for folder in (BENCH, SITES) for path in (results / folder).glob("*.md"))
     write_json(results / "results.json", {"runs": runs, "seeds": seeds, "bench": bench})
     write_text(results / "results.md", _markdown(runs, seeds, bench))
 
 
 def _in_short(measures: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if measures is None:
+    """Returns the measures of the tables: of several sites their mean, and beside it each; where the heatmap points."""
+    if measures is None or ("mean" in measures and measures["mean"] is None):
         return None
+    sites = measures.get("sites") or {}
+    short = {key: measures[key] for key in ("n", "patients")} | _shown(measures.get("mean") or measures)
+    if len(sites) > 1:
+        short["sites"] = {site: {"n": m["n"], "patients": m["patients"]} | _shown(m) for site, m in sites.items()}
+    pointing = (measures.get("pointing") or {}).get("boxed")
+    if pointing:
+        found = pointing["all"]
+        short["pointing"] = {key: found[key] for key in ("films", *POINTING) if key in found}
+    return short
+
+
+def _shown(measures: Mapping[str, Any]) -> dict[str, Any]:
     point = measures["operating_points"]["balanced"]
-    shares = {key: point[key] for key in ("accuracy", "sensitivity", "specificity")}
-    return {key: measures[key] for key in ("n", "patients", "auc", "ece")} | shares
+    return {key: measures[key] for key in ("auc", "ece")} | {key: point[key] for key in SHARES}
 
 
 def _over_seeds(names: Sequence[str], runs: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,8 +146,13 @@ def _markdown(runs: Mapping[str, Any], seeds: Mapping[str, Any], bench: Sequence
             if measures is None:
                 continue
             model = f"{run['backbone']}, {run['head']}, {run['size']}"
-            films = f"{measures['n']} {split.replace('_', ', ')}"
-            lines.append(row((f"[{name}]({name}/)", model, films, *(_text(measures[key]) for key in MEASURES))))
+            films = f"{measures['n']} {_split(split)}"
+            sites = measures.get("sites", {})
+            mean = f", mean over {len(sites)} sites" if sites else ""
+            lines.append(row((f"[{name}]({name}/)", model, films + mean, *(_text(measures[key]) for key in MEASURES))))
+            for site, m in sites.items():
+                lines.append(row(("", "", f"{m['n']} {_split(split)}: {site}", *(_text(m[key]) for key in MEASURES))))
+    lines += _pointing(runs)
     if seeds:
         lines += ["", "Runs that differ by their seed alone, mean ± standard deviation:", ""]
         lines += _heading("runs", "films", *columns)
@@ -138,11 +160,40 @@ def _markdown(runs: Mapping[str, Any], seeds: Mapping[str, Any], bench: Sequence
         for split in SPLITS:
             if split in group:
                 values = (f"{group[split][key]['mean']:.3f} ± {group[split][key]['sd']:.3f}" for key in MEASURES)
-                lines.append(row((", ".join(group["runs"]), split.replace("_", ", "), *values)))
+                lines.append(row((", ".join(group["runs"]), _split(split), *values)))
     if bench:
         lines += ["", "Side by side on one machine:", ""]
-        lines += [f"- [{Path(file).stem}]({BENCH}/{file})" for file in bench]
+        lines += [f"- [{Path(file).stem}]({file})" for file in bench]
     return "\n".join([*lines, "", NOT_A_DIAGNOSIS, ""])
+
+
+def _pointing(runs: Mapping[str, Any]) -> list[str]:
+    """Returns the lines of the table of heatmaps against boxes; none where no run had any."""
+    lines = []
+    for name, run in runs.items():
+        for split in SPLITS:
+            found = (run[split] or {}).get("pointing")
+            if found:
+                cells = (_text(found[key]) if key in found else "" for key in POINTING)
+                lines.append(row((f"[{name}]({name}/)", f"{found['films']} {_split(split)}", *cells)))
+    if not lines:
+        return []
+    columns = (
+        "run", "films with boxes", "points into a box", "the mean map does", "pixel AUC", "IoU", "boxes found",
+        "evidence outside", "boxes cover",
+    )  # fmt: skip
+    heading = [row(columns), row((*["---"] * 2, *["---:"] * len(POINTING)))]
+    return [
+        "",
+        "Heatmaps against the boxes of radiologists ([what is measured](../benchmarks.md#heatmaps)):",
+        "",
+        *heading,
+        *lines,
+    ]
+
+
+def _split(split: str) -> str:
+    return split.replace("left_out", "of the left-out site").replace("_", ", ")
 
 
 def _heading(*columns: str) -> list[str]:

@@ -19,6 +19,14 @@ NOT_A_DIAGNOSIS = "For education and research. Not a diagnosis."
 
 DONE, FAILED, CANNOT_START, INTERRUPTED = 0, 1, 2, 130
 
+_SURROUNDINGS = {
+    "can't start new thread": (
+        "no thread can be started: let this user or container have more processes (ulimit -u, pids limit)"
+    ),
+    "Could not determine home directory.": "this user has no home folder: set HOME to a folder that it can write in",
+}
+"""What Python says, as a bare RuntimeError, of what a process finds around it -> what is to be done about it."""
+
 
 def say(text: str) -> None:
     """Prints one line for the person at the terminal, on stderr: stdout is for results."""
@@ -68,9 +76,9 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         say(f"{name}: {error.strerror or error}{where}")
         sys.exit(FAILED)
     except RuntimeError as error:
-        if debug or str(error) != "can't start new thread":
+        if debug or str(error) not in _SURROUNDINGS:
             raise
-        say(f"{name}: no thread can be started: let this user or container have more processes (ulimit -u, pids limit)")
+        say(f"{name}: {_SURROUNDINGS[str(error)]}")
         sys.exit(CANNOT_START)
     except (KeyboardInterrupt, ImportError) as error:
         # Ctrl-C while C code is being imported comes out of it as an ImportError.

@@ -293,7 +293,8 @@ def _check_size(width: int, height: int, name: str) -> None:
 def _explained(error: Exception, data: bytes, name: str) -> ImageError:
     """Tells what is the matter: the installation, a kind that is not read, or the bytes."""
     said = one_line(error)
-    if isinstance(error, ImportError) or "not available" in said or "not installed" in said:
+    # Pillow leaves a plugin whose library it was built without in place, without the name of that library.
+    if isinstance(error, (ImportError, NameError)) or "not available" in said or "not installed" in said:
         return ImageError(
             f"{name} cannot be read by the Pillow installed here ({said}): pip install --force-reinstall pillow"
         )

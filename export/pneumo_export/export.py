@@ -320,7 +320,8 @@ def _sites(config: Config, metrics: dict[str, Any]) -> tuple[Site, ...]:
         tuple[Site, ...],
         [
             {"name": name, "source": config.sources[name], "licence": config.licences.get(name, "")}
-            | known
+            # How much a site weighed in training is for the report.
+            | {key: value for key, value in known.items() if key != "weighing"}
             | ({"ages": _stated(*config.ages[name])} if known["ages"] is None and name in config.ages else {})
             for name, known in metrics["sites"].items()
             if name != config.left_out

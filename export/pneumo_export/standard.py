@@ -42,9 +42,9 @@ def standard_failures(content: bytes, film: npt.NDArray[np.uint8]) -> list[str]:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return [f"the checker of ONNX refuses it: {' '.join(str(error).split())}"]
-    if max(o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}) < _EVALUATED_OPSET:
-        model = onnx.version_converter.convert_version(model, _EVALUATED_OPSET)
     try:
+        if max(o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}) < _EVALUATED_OPSET:
+            model = onnx.version_converter.convert_version(model, _EVALUATED_OPSET)
         evaluator = ReferenceEvaluator(model)
         found = dict(zip(evaluator.output_names, evaluator.run(None, {"image": film[None, ..., None]}), strict=True))
     except Exception as error:

@@ -311,7 +311,9 @@ def _with_gdcm(frame: bytes, syntax: str, rows: int, columns: int, bits: int, na
             check=False,
         )
     except OSError as error:
-        raise ImageError(f"{what}, whose process cannot be started here ({error.strerror}): allow one more") from error
+        raise ImageError(
+            f"{what}, whose process cannot be started here ({error.strerror}): allow more processes"
+        ) from error
     if done.returncode == NO_GDCM:
         raise ImageError(f"{what}, which cannot be imported from {folder}: install it again")
     done.check_returncode()

@@ -104,12 +104,12 @@ async function show(film, byHand) {
   if (picture) {
     stage("figure");
     for (const id of ["tools", "light", "papers"]) $(id).hidden = false;
+    $("figure").style.setProperty("--tall", picture.height / picture.width);
     viewer.show(picture, heatmap, outlines(record));
     overlays(record, heatmap);
   } else broken(record ? "broken.gone" : "broken.judge", "");
   shown = film;
   tell();
-  if (picture) print();
   if (byHand) {
     if ($("viewer").getBoundingClientRect().top < 0) $("viewer").scrollIntoView();
     $("verdict").focus({ preventScroll: true });
@@ -130,7 +130,6 @@ async function refine({ key }) {
   viewer.refine(film);
   size = film;
   tell();
-  print();
   $("figure").dataset.whole = key;
 }
 
@@ -143,7 +142,7 @@ function outlines({ label, region }) {
 /** What can be laid over the film. A model that says where has an outline, and its colours wait to be asked for. */
 function overlays(record, heatmap) {
   $("outlined").hidden = !viewer.polygons.length;
-  $("blend").hidden = $("paper-marked").hidden = !heatmap;
+  $("blend").hidden = !heatmap;
   for (const each of ["legend-what", "legend-none", "legend-full"]) {
     $(each).dataset.word = `${each}.${record.region ? "region" : "evidence"}`;
     $(each).textContent = t($(each).dataset.word);
@@ -155,16 +154,20 @@ function tell() {
   if (!shown) return;
   write(shown, names.get(shown.key), size);
   for (const id of ["film", "paper-film"]) $(id).setAttribute("aria-label", t("film.key", { key: short(shown.key) }));
-  $("paper-marks-say").textContent = t(shown.record?.region ? "region.paper" : "heatmap.paper");
+  if (viewer.film) print();
   document.title = t("film.title", { verdict: t(outcome(shown)), key: short(shown.key) });
 }
 
-/** Draws what the printer gets: the film as it is, and with what the model found. */
+/** Draws what the printer gets: the film as it is, and with what the model found, where that is anything. */
 function print() {
+  const { record } = shown;
+  const where = Boolean(record.region);
+  // On paper nobody can ask for the colours: a model that has nothing else shows them there in any case.
+  const mix = $("blend").hidden ? 0 : where ? wanted ?? 0 : wanted || AT_FIRST;
+  $("paper-marked").hidden = !mix && !viewer.polygons.length;
+  $("paper-marks-say").textContent = t(!where ? "heatmap.paper" : mix ? "region.paper.colours" : "region.paper");
   viewer.print($("paper-film"), 0, false);
-  // On paper nobody can ask for the colours: without an outline they are there.
-  const mix = wanted ?? 0;
-  if (!$("paper-marked").hidden) viewer.print($("paper-marks"), shown?.record?.region ? mix : mix || AT_FIRST, true);
+  if (!$("paper-marked").hidden) viewer.print($("paper-marks"), mix, true);
 }
 
 // --------------------------------------------------------------------------------------------------- its tools
