@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pneumo_edge.errors import ImageError
-from pneumo_edge.levels import film_range
+from pneumo_edge.levels import DeepFilm, film_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,8 @@ Samples = npt.NDArray[Any]
 
 _MAX_BYTES = 1 << 30
 """Of one plane: twice the largest film in 8 bytes a pixel. Tiles may claim more than the picture they are of."""
+
+_MOST_LEVELS = 65535
 
 _ROWS = 256
 """Of a picture that are worked on at a time: wide numbers of all would take gigabytes."""
@@ -75,6 +77,32 @@ def to_eight_bits(deep: Deep, name: str) -> Image.Image:
             levels = np.rint(levels * (opacity[at : at + _ROWS, :, np.newaxis] / deep.opacity).clip(0, 1))
         eight[at : at + _ROWS] = levels
     return Image.fromarray(eight if deep.colours == 3 else eight[:, :, 0])
+
+
+def own_levels(deep: Deep, name: str) -> DeepFilm | None:
+    """Returns all grey levels of a picture; None for one that is in colour or where something shows through.
+
+    Raises:
+        ImageError: It has pixels that are not numbers.
+    """
+    values = deep.samples[:, :, 0]
+    if deep.colours != 1 or (deep.opacity and np.ptp(deep.samples[:, :, 1])):
+        return None
+    if values.dtype.kind == "f" and not all(np.isfinite(part).all() for part in _parts(values)):
+        raise ImageError(f"{name} has pixels that are not numbers: export it again as 8 or 16 bits")
+    low, high = (0.0, 255.0) if values.dtype == np.uint8 else film_range(values)
+    darkest, span = float(values.min()), float(values.max()) - float(values.min())
+    # Whole numbers that fit keep each its own level.
+    fits = values.dtype.kind != "f" and span <= _MOST_LEVELS
+    levels = max(int(span), 1) if fits else _MOST_LEVELS
+    scale = 1.0 if fits else levels / (span or 1.0)
+    found = np.empty(values.shape, np.uint8 if levels < 256 else np.uint16)
+    for at in range(0, len(values), _ROWS):
+        found[at : at + _ROWS] = np.rint((values[at : at + _ROWS].astype(np.float64) - darkest) * scale)
+    low, high = (low - darkest) * scale, (high - darkest) * scale
+    if deep.white_is_zero:
+        found, low, high = levels - found, levels - high, levels - low
+    return DeepFilm(found, levels, low, max(high, low + 1))
 
 
 def _parts(values: Samples) -> Iterator[Samples]:
