@@ -197,8 +197,8 @@ def test_boxes_move_as_the_film_does(drawn: list[Box], movement: Movement) -> No
     assert told.min() >= 0
     assert told.max() <= 1
     # Both are moved by the same bilinear rule, the boxes at half of the film's resolution: edges differ by a pixel of
-    # that at most, an eighth of a cell, and every corner of every box may add to it.
-    assert np.abs(told - seen).max() < 0.3
+    # that at most, an eighth of a cell, and every side of every box may add to it: four of them meet in a cell.
+    assert np.abs(told - seen).max() <= 0.5
     assert np.abs(told - seen).mean() < 0.012
     assert float(told.sum()) == pytest.approx(float(seen.sum()), abs=0.02 * float(seen.sum()) + 0.3)
 

@@ -125,8 +125,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path
     run = tmp_path_factory.mktemp("bench") / "run"
     run.mkdir()
     config = Config(
-        RUN_FORMAT, (str(phantoms),), {"phantoms": "phantoms"}, {}, {}, {}, None, "0" * 64, KAGGLE_PATIENT, "none", "gap",
-        SIZE, "none", "none", 1, 1, 1e-3, 0,
+        RUN_FORMAT, (str(phantoms),), {"phantoms": "phantoms"}, {}, {}, {}, None, "0" * 64, KAGGLE_PATIENT, "none",
+        "gap", SIZE, "none", "none", 1, 1, 1e-3, 0,
         "weights", (), "float32", None, {}, "2018-02-22",
     )  # fmt: skip
     write_config(run, config)

@@ -30,7 +30,8 @@ from pneumo_train.sources import KAGGLE_PATIENT, gather
 from pneumo_train.split import TEST, TRAIN, VALIDATION, write_split
 
 CONFIG = Config(
-    format_version=FORMAT_VERSION, data=("/films", "north=/more"), sources={"here": "films"}, licences={"here": "none"}, ages={"here": (1.0, 5.0)},
+    format_version=FORMAT_VERSION, data=("/films", "north=/more"), sources={"here": "films"},
+    licences={"here": "none"}, ages={"here": (1.0, 5.0)},
     labels={"COVID19": "PNEUMONIA"}, left_out=None, data_hash="00", patient_rule=KAGGLE_PATIENT,
     backbone="efficientnet_lite0", head="gap", size=32, weights="none", started_from="none", epochs=2, batch_size=8,
     learning_rate=3e-4, seed=0, balance="weights", teachers=(), precision="float32", limit=None,

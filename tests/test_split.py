@@ -255,7 +255,8 @@ def test_a_smaller_val_is_used_where_it_is_as_much_as_would_be_cut(val: int, tra
         made.patients(label, [1] * (train // 2))
         made.patients(label, [1] * (val // 2), "val")
     split = made.split()
-    assert ([f for f, p in zip(made.films, split, strict=True) if p == VALIDATION] == made.films[-val:]) or not used
+    given = [f for f in made.films if f.folder == "val"]
+    assert ([f for f, p in zip(made.films, split, strict=True) if p == VALIDATION] == given) == used
     assert (TRAIN in {p for f, p in zip(made.films, split, strict=True) if f.folder == "val"}) != used
 
 
