@@ -148,7 +148,7 @@ def test_what_is_published_names_no_folder_of_a_machine_and_holds_no_film() -> N
     assert texts
     for path in texts:
         assert not absolute.search(path.read_text(encoding="utf-8")), path
-    kept_back = {"predictions.csv", "split.csv", "report.html", "mistakes.png", "augmentation.png"}
+    kept_back = {"predictions.csv", "split.csv", "report.html", "mistakes.png", "overlays.png", "augmentation.png"}
     assert [p for p in files if p.name in kept_back or p.suffix not in {".json", ".md", ".csv", ".png"}] == []
 
 

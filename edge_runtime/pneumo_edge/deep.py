@@ -291,8 +291,8 @@ def _directory(data: bytes) -> tuple[dict[int, list[int]], int]:
             value = data[where : where + length * _SIZES[kind]]
         numbers = np.frombuffer(value, f"{order}u{_SIZES[kind]}", min(length, len(value) // _SIZES[kind]))
         found[tag] = numbers.tolist() or [0]
-    (after,) = struct.unpack_from(order + place, data, at + count * size)
-    return found, after
+    after = data[at + count * size :][: struct.calcsize(order + place)]
+    return found, int.from_bytes(after, "big" if order == ">" else "little")
 
 
 def _order(data: bytes) -> str:
@@ -335,6 +335,7 @@ def _plane(
     }
     if steps * row * height > _MAX_BYTES:
         raise ValueError("more than the largest film takes")
+    _check_there(data, described, places, lengths)
     packed = _bytes(data, described).reshape(height * steps, row)
     predictor = one.get(_Tag.PREDICTOR, 1) if one.get(_Tag.COMPRESSION, 1) not in (1, 32773) else 1
     if bits % 8:
@@ -357,6 +358,29 @@ def _plane(
             native = values.astype(values.dtype.newbyteorder("=")).reshape(len(packed), step, samples)
             values = np.cumsum(native, axis=1, dtype=native.dtype).view(f"{kind}{bits // 8}")
     return values.reshape(height, steps * step, samples)[:, :width]
+
+
+def _check_there(data: bytes, tags: dict[int, list[int]], places: int, lengths: int) -> None:
+    """Sees to it that no strip or tile goes on behind the file, where `_bytes` puts the new tags.
+
+    Raises:
+        ValueError: One does.
+    """
+    (height,) = tags[_Tag.HEIGHT]
+    (row,), (rows,) = (
+        (tags[_Tag.TILE_WIDTH], tags[_Tag.TILE_HEIGHT])
+        if _Tag.TILE_WIDTH in tags
+        else (tags[_Tag.WIDTH], tags.get(_Tag.ROWS_PER_STRIP, [height]))
+    )
+    for n, place in enumerate(tags[places]):
+        if tags[_Tag.COMPRESSION] == [1]:
+            # All that is read, whatever length is stated.
+            left = rows if _Tag.TILE_WIDTH in tags else min(rows, height - n * rows)
+            length = row * max(left, 0)
+        else:
+            length = tags[lengths][n]
+        if place + length > len(data):
+            raise ValueError("strips that go on behind the end of the file")
 
 
 def _bytes(data: bytes, tags: dict[int, list[int]]) -> npt.NDArray[np.uint8]:

@@ -380,6 +380,9 @@ def _decode_smaller(picture: Image.Image, size: int) -> tuple[float, float, floa
 
 def _to_grey(picture: Image.Image) -> tuple[Image.Image, float]:
     """Returns the picture in mode L and its chroma."""
+    if picture.mode.startswith(("I", "F")):
+        # What has deep samples went another way; of what could not go there Pillow would make white.
+        raise ValueError("deep samples that cannot be told")
     if picture.mode in {"LA", "PA", "RGBA", "La", "RGBa"} or "transparency" in picture.info:
         # What shows through is black, as the background of a film is.
         picture = picture.convert("RGBA")
