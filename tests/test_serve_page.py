@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import sqlite3
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -408,6 +409,7 @@ def test_films_that_come_meanwhile_are_listed(
     page = visit(service.address)
     hand_in(page, phantoms["NORMAL"].path)
     verdict(page, "The model says Normal")
+    expect(page.locator("#films li").first).to_have_attribute("data-key", page.url.partition("#")[2])
     page.locator("#films button").first.focus()
     data = Path(phantoms["PNEUMONIA"].path).read_bytes()
     with urllib.request.urlopen(urllib.request.Request(f"{service.address}/v1/films", data)) as answer:  # noqa: S310
@@ -477,6 +479,13 @@ def test_a_busy_device_is_tried_again(serve: Serve, visit: Open, phantoms: dict[
         for _ in range(16):
             half = senders.enter_context(socket.create_connection((host, int(port))))
             half.sendall(f"POST /v1/predict HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9\r\n\r\nhalf".encode())
+        # Once it has read the beginnings of them all, it says so to anybody.
+        status = 0
+        while status != 429:
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{service.address}/v1/predict", b"no film")  # noqa: S310
+            status = refused.value.code
+            refused.value.close()
         hand_in(page, phantoms["NORMAL"].path)
         expect(page.get_by_text("The device is busy. Trying again in 1 s")).to_be_visible()
     verdict(page, "The model says")

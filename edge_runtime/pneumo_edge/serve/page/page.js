@@ -72,8 +72,8 @@ async function open(key, byHand = false) {
       if (current !== key) return;
       if (film.state === "received") busy("judging");
       else {
-        await show(film, byHand);
         list.renew().catch(unreached);
+        await show(film, byHand);
         return;
       }
     } catch (error) {
