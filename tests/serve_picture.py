@@ -6,13 +6,8 @@ python tests/serve_picture.py docs/serve.png
 from __future__ import annotations
 
 import io
-import re
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from pneumo_bench.picture import find_phantom
+from pneumo_bench.serve import Service
 from pneumo_edge import Classifier
 from pneumo_edge.atomic import replacing_file
 
@@ -35,41 +31,24 @@ def draw_picture(path: Path) -> None:
         withheld = next(p for p in sorted(folder.rglob("*.jpeg")) if classifier.predict(p).label is None)
         damaged = folder / "damaged.jpeg"
         damaged.write_bytes(withheld.read_bytes()[:2000])
-        with _service(folder) as address, sync_playwright() as playwright:
+        with Service(folder / "spool", dicom=False) as service, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(
                 viewport={"width": 1280, "height": 800}, color_scheme="light", reduced_motion="reduce"
             )
             page.set_default_timeout(1000 * ENOUGH)
-            page.goto(address)
+            page.goto(service.address)
             for film, word in ((damaged, "Not judged"), (withheld, "No verdict"), (shown, "Pneumonia")):
                 page.set_input_files("#file", film)
-                page.get_by_role("heading", name=word).wait_for()
-            # The list has the last one by now, and the focus lies nowhere.
+                page.get_by_role("heading", name=word, level=2).wait_for()
+            # The film itself and the list have come by now, and the focus lies nowhere.
+            page.locator("#figure[data-whole]").wait_for()
             page.locator("#films li:nth-child(3)").wait_for()
             png = page.screenshot()
             browser.close()
     # No palette: the colours of the heatmap would come in steps.
     with Image.open(io.BytesIO(png)) as picture, replacing_file(path) as temporary:
         picture.convert("RGB").save(temporary, optimize=True)
-
-
-@contextmanager
-def _service(folder: Path) -> Iterator[str]:
-    said = folder / "said"
-    with said.open("wb") as stderr:
-        command = [str(Path(sys.executable).with_name("pneumo-serve")), "--port", "0", "--spool", str(folder / "spool")]
-        process = subprocess.Popen(command, stderr=stderr)
-    try:
-        deadline = time.monotonic() + ENOUGH
-        while not (found := re.search(r"page and HTTP: (\S+)\n", said.read_text(encoding="utf-8"))):
-            if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(said.read_text(encoding="utf-8"))
-            time.sleep(0.1)
-        yield found[1]
-    finally:
-        process.terminate()
-        process.wait(ENOUGH)
 
 
 if __name__ == "__main__":

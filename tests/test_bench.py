@@ -126,8 +126,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path
     run.mkdir()
     config = Config(
         RUN_FORMAT, (str(phantoms),), {"phantoms": "phantoms"}, {}, {}, {}, None, "0" * 64, KAGGLE_PATIENT, "none",
-        "gap", SIZE, "none", "none", 1, 1, 1e-3, 0,
-        "weights", (), "float32", None, {}, "2018-02-22",
+        "gap", SIZE, "none", "none", 1, 1, 1e-3, 0, "weights", (), "float32", None, {}, "2018-02-22",
     )  # fmt: skip
     write_config(run, config)
     films = gather([str(phantoms)]).films

@@ -34,6 +34,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "gdcm": "python-gdcm", "sklearn": "scikit-lear
 OURS = {"pneumo_edge", "pneumo_train", "pneumo_export", "pneumo_bench"}
 
 NOT_IMPORTED = {
+    "axe-playwright-python": "is a file of JavaScript",
     "bokeh": "draws Dask's dashboard",
     "build": "makes the wheel",
     "import-linter": "is a command",

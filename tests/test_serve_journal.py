@@ -18,8 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pneumo_edge.errors import UsageError
-from pneumo_edge.serve.journal import Entry, Journal, State
+from pneumo_edge.errors import PassingError, UsageError
+from pneumo_edge.serve.inbox import Inbox
+from pneumo_edge.serve.journal import Delivery, Entry, Journal, Selection, State
 from pneumo_edge.serve.spool import ANSWER, FILM, Spool, key_of_instance, new_key
 
 RECORD = {"label": "NORMAL", "probability": 0.25, "in_distribution": True}
@@ -48,76 +49,182 @@ def find(journal: Journal, key: str) -> Entry:
 
 # ------------------------------------------------------------------------------------------------------------ journal
 
+BOTH = [("A", "sc"), ("A", "sr")]
+KEY = "a" * 32
+
 
 def test_a_film_goes_its_way(journal: Journal) -> None:
     before = time.time()
-    entry, new = journal.add("a" * 32, "dicom")
+    entry, new = journal.add(KEY, "dicom", "digest")
     assert new
-    assert (entry.key, entry.source, entry.state, entry.label) == ("a" * 32, "dicom", State.received, None)
+    assert (entry.key, entry.source, entry.state, entry.label) == (KEY, "dicom", State.received, None)
     assert before <= entry.received <= time.time()
     assert journal.next_received() == entry
-    assert journal.next_to_send(time.time()) is None
+    assert journal.waiting("A") == []
 
-    journal.answered(entry.key, RECORD, send=True)
-    answered = find(journal, entry.key)
+    journal.answered(entry, RECORD, BOTH)
+    answered = find(journal, KEY)
     assert (answered.state, answered.label, answered.probability) == (State.answered, "NORMAL", 0.25)
     assert answered.in_distribution is True
     assert journal.next_received() is None
-    assert journal.next_to_send(time.time()) == answered
+    picture, report = journal.waiting("A")
+    assert (picture.object, report.object, picture.key) == ("sc", "sr", KEY)
 
-    journal.not_sent(entry.key, "away", time.time() + 60)
-    waiting = find(journal, entry.key)
-    assert (waiting.state, waiting.error, waiting.attempts) == (State.answered, "away", 1)
-    assert journal.next_to_send(time.time()) is None
-    assert journal.next_due() == waiting.next_attempt
-    assert journal.next_to_send(time.time() + 61) == waiting
+    journal.not_sent(report, "away")
+    journal.sent(picture)
+    [waiting] = journal.waiting("A")
+    assert (waiting.object, waiting.error, waiting.attempts) == ("sr", "away", 1)
+    assert find(journal, KEY).state is State.answered
+    assert journal.failures == {"A": 1}
 
-    journal.sent(entry.key)
-    sent = find(journal, entry.key)
-    assert (sent.state, sent.error, sent.label) == (State.sent, None, "NORMAL")
-    assert journal.next_due() is None
+    journal.sent(waiting, "a remark")
+    assert find(journal, KEY).state is State.sent
+    assert [(each.state, each.error) for each in journal.sendings([KEY])[KEY]] == [
+        (Delivery.sent, None),
+        (Delivery.sent, "a remark"),
+    ]
+    assert journal.deliveries() == {("A", Delivery.sent): 2}
+    journal.resend(KEY, [("A", "sr"), ("B", "sc")])
+    assert find(journal, KEY).state is State.answered
+    assert [len(journal.waiting(name)) for name in "AB"] == [1, 1]
 
 
 def test_an_answer_that_goes_nowhere_is_not_sent(journal: Journal) -> None:
-    journal.add("a" * 32, "page")
-    journal.answered("a" * 32, WITHHELD)
-    assert journal.next_to_send(time.time() + 1e9) is None
-    assert find(journal, "a" * 32).in_distribution is False
+    entry, _ = journal.add(KEY, "page")
+    journal.answered(entry, WITHHELD, reason="too-young")
+    assert journal.sendings([KEY])[KEY] == []
+    found = find(journal, KEY)
+    assert (found.in_distribution, found.reason, found.state) == (False, "too-young", State.answered)
 
 
 def test_a_film_that_cannot_be_judged_stays_failed_when_the_report_is_sent(journal: Journal) -> None:
-    journal.add("a" * 32, "dicom")
-    journal.failed("a" * 32, "it is a tooth", send=True)
-    journal.not_sent("a" * 32, "away", 0.0)
-    assert find(journal, "a" * 32).error == "it is a tooth"
-    assert journal.next_to_send(time.time()) is not None
-    journal.sent("a" * 32)
-    entry = find(journal, "a" * 32)
-    assert (entry.state, entry.error, entry.next_attempt) == (State.failed, "it is a tooth", None)
-
-    journal.again("a" * 32)
-    assert find(journal, "a" * 32).state is State.received
-    # What the sender still had to say of the time before that.
-    journal.sent("a" * 32)
-    journal.not_sent("a" * 32, "away", 0.0)
-    journal.refused("a" * 32, "never")
-    assert find(journal, "a" * 32).state is State.received
-    assert journal.next_due() is None
-    journal.answered("a" * 32, RECORD)
-    journal.again("a" * 32)
-    assert find(journal, "a" * 32).state is State.answered
+    entry, _ = journal.add(KEY, "dicom")
+    journal.failed(entry, "it is a tooth", [("A", "sr")])
+    [report] = journal.waiting("A")
+    journal.not_sent(report, "away")
+    assert find(journal, KEY).error == "it is a tooth"
+    journal.sent(report)
+    found = find(journal, KEY)
+    assert (found.state, found.error, journal.waiting("A")) == (State.failed, "it is a tooth", [])
 
 
-def test_what_the_pacs_refuses_for_good_has_failed(journal: Journal) -> None:
-    journal.add("a" * 32, "dicom")
-    journal.answered("a" * 32, RECORD, send=True)
-    journal.refused("a" * 32, "the PACS says no")
-    entry = find(journal, "a" * 32)
-    assert (entry.state, entry.error, entry.next_attempt) == (State.failed, "the PACS says no", None)
-    journal.again("a" * 32)
-    journal.failed("a" * 32, "it is a tooth", send=True)
-    journal.refused("a" * 32, "the PACS says no")
-    assert find(journal, "a" * 32).error == "it is a tooth; the PACS says no"
+def test_what_is_still_told_of_a_film_that_has_come_again_is_not_written_down(journal: Journal) -> None:
+    entry, _ = journal.add(KEY, "dicom", "old")
+    journal.answered(entry, RECORD, BOTH)
+    picture, report = journal.waiting("A")
+    assert journal.again(KEY, "new")
+    again = find(journal, KEY)
+    assert (again.state, again.revision, again.digest, again.label) == (State.received, 1, "new", None)
+    journal.sent(picture)
+    journal.refused(report, "never")
+    journal.begin(entry)
+    journal.answered(entry, RECORD, BOTH)
+    assert find(journal, KEY) == again
+    assert journal.sendings([KEY])[KEY] == []
+    journal.answered(again, WITHHELD)
+    assert find(journal, KEY).state is State.answered
+    assert not journal.again("b" * 32)
+
+
+def test_a_film_has_failed_where_a_destination_takes_nothing_of_it(journal: Journal) -> None:
+    entry, _ = journal.add(KEY, "dicom")
+    journal.answered(entry, RECORD, [*BOTH, ("B", "sr")])
+    picture, report = journal.waiting("A")
+    [other] = journal.waiting("B")
+    journal.sent(picture)
+    journal.refused(report, "no reports")
+    journal.sent(other)
+    assert find(journal, KEY).state is State.sent
+    journal.resend(KEY, [("B", "sr")])
+    journal.refused(other, "no")
+    assert find(journal, KEY).state is State.failed
+
+
+def test_what_waits_for_a_destination_that_is_no_more_goes_to_those_of_today(journal: Journal) -> None:
+    first, _ = journal.add(KEY, "dicom")
+    journal.answered(first, RECORD, [*BOTH, ("B", "sr")])
+    second, _ = journal.add("b" * 32, "dicom")
+    journal.answered(second, RECORD, BOTH)
+    assert journal.retarget({}) == []
+    assert journal.retarget({"B": ("sr",), "C": ("sc",)}) == [("A", 2)]
+    assert [(each.key, each.object) for each in journal.waiting("B")] == [(KEY, "sr"), ("b" * 32, "sr")]
+    assert [(each.key, each.object) for each in journal.waiting("C")] == [(KEY, "sc"), ("b" * 32, "sc")]
+    assert journal.waiting("A") == []
+
+
+def test_the_list_is_sorted_filtered_and_turned_over(journal: Journal) -> None:
+    for number, probability in enumerate((0.9, 0.1, 0.5)):
+        entry, _ = journal.add(f"{number:032x}", "page")
+        label = "PNEUMONIA" if probability > 0.4 else "NORMAL"
+        journal.answered(entry, RECORD | {"label": label, "probability": probability})
+    withheld, _ = journal.add(f"{3:032x}", "page")
+    journal.answered(withheld, WITHHELD | {"probability": 0.99})
+    journal.add(f"{4:032x}", "page")
+
+    def keys(**asked: Any) -> tuple[list[int], int]:
+        found, total = journal.select(Selection(**asked))
+        return [int(entry.key, 16) for entry in found], total
+
+    assert keys() == ([4, 3, 2, 1, 0], 5)
+    assert keys(limit=2, offset=1) == ([3, 2], 5)
+    assert keys(ascending=True, limit=2) == ([0, 1], 5)
+    assert keys(by_probability=True) == ([0, 2, 1, 3, 4], 5)
+    assert keys(by_probability=True, ascending=True) == ([1, 2, 0, 3, 4], 5)
+    assert keys(verdict="PNEUMONIA") == ([2, 0], 2)
+    assert keys(verdict="none") == ([3], 1)
+    assert keys(state=State.received) == ([4], 1)
+    assert keys(keys=[f"{number:032x}" for number in (1, 9)]) == ([1], 1)
+    assert keys(keys=[]) == ([], 0)
+
+
+def test_the_clock_of_the_journal_knows_no_time_of_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board without a battery: received 400 days ago, by its clock, and a moment ago in truth."""
+    opened = Journal(tmp_path / "journal.db")
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 1.7e9 - 400 * 86400)
+        entry, _ = opened.add(KEY, "page")
+    opened.answered(entry, RECORD)
+    device = opened.device_uid
+    opened.close()
+    again = Journal(tmp_path / "journal.db")
+    assert again.clock() >= entry.since
+    assert again.device_uid == device
+    assert again.forget_before(again.clock() - 86400) == []
+    assert again.forget_before(again.clock() + 1) == [KEY]
+    again.close()
+
+
+def test_a_journal_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "journal.db") as db:
+        db.executescript(
+            "CREATE TABLE films (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, source TEXT NOT NULL,"
+            " received REAL NOT NULL, state TEXT NOT NULL, label TEXT, probability REAL, in_distribution INTEGER,"
+            " error TEXT, attempts INTEGER NOT NULL, next_attempt REAL);"
+            "CREATE INDEX films_by_state ON films (state, id);"
+            "CREATE INDEX films_to_send ON films (next_attempt) WHERE next_attempt IS NOT NULL;"
+            "INSERT INTO films VALUES"
+            " (1, 'sent', 'dicom', 5.0, 'sent', 'NORMAL', 0.1, 1, NULL, 1, NULL),"
+            " (2, 'waits', 'dicom', 5.0, 'answered', 'NORMAL', 0.1, 1, 'away', 7, 9.0),"
+            " (3, 'refused', 'dicom', 5.0, 'failed', 'NORMAL', 0.1, 1, 'C001', 1, NULL),"
+            " (4, 'tooth', 'dicom', 5.0, 'failed', NULL, NULL, NULL, 'it is a tooth', 1, 9.0),"
+            " (5, 'new', 'page', 5.0, 'received', NULL, NULL, NULL, NULL, 2, NULL);"
+            "PRAGMA user_version = 1;"
+        )
+    db.close()
+    journal = Journal(tmp_path / "journal.db")
+    assert journal.retarget({"A": ("sc", "sr")}) == [("", 2)]
+    assert [(each.key, each.object) for each in journal.waiting("A")] == [
+        ("waits", "sc"), ("waits", "sr"), ("tooth", "sr")
+    ]  # fmt: skip
+    assert {entry.key: (entry.state, entry.error, entry.attempts) for entry in journal.recent()} == {
+        "sent": (State.sent, None, 0),
+        "waits": (State.answered, None, 0),
+        "refused": (State.failed, None, 0),
+        "tooth": (State.failed, "it is a tooth", 0),
+        "new": (State.received, None, 2),
+    }
+    assert [each.error for each in journal.sendings(["refused"])["refused"]] == ["C001"]
+    journal.close()
 
 
 def test_the_oldest_comes_first_and_the_newest_is_shown_first(journal: Journal) -> None:
@@ -177,19 +284,8 @@ def test_a_file_that_is_no_journal_is_named(tmp_path: Path, damage: bytes | None
         Journal(path)
 
 
-ACTS = (
-    "add",
-    "begin",
-    "answered",
-    "answered to send",
-    "failed",
-    "failed to send",
-    "not_sent",
-    "sent",
-    "refused",
-    "again",
-    "forget",
-)
+ACTS = ("add", "begin", "answered", "answered to send", "failed", "failed to send", "not_sent", "sent", "refused",
+        "again", "resend", "retarget", "delete", "forget")  # fmt: skip
 STEPS = st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 2)), max_size=25)
 
 
@@ -201,23 +297,36 @@ def test_nothing_that_waits_is_ever_forgotten(tmp_path: Path, steps: list[tuple[
     for step, film in steps:
         key = f"{film:032x}"
         known = journal.find(key)
-        waits = known is not None and (known.state is State.received or known.next_attempt is not None)
+        sendings = journal.sendings([key])[key]
+        waiting = [each for each in sendings if each.state is Delivery.waiting]
+        send = [("A", "sc"), ("B", "sr")] if step.endswith("send") else []
         if step == "add":
             _, new = journal.add(key, "dicom")
             assert new == (known is None)
         elif step == "forget":
-            gone = journal.forget_before(time.time() + 1)
-            assert (key in gone) == (known is not None and not waits)
-        elif step.startswith("answered"):
-            journal.answered(key, RECORD, send=step.endswith("send"))
-        elif step.startswith("failed"):
-            journal.failed(key, "why", send=step.endswith("send"))
-        elif step == "not_sent":
-            journal.not_sent(key, "away", 0.0)
-        elif step == "refused":
-            journal.refused(key, "never")
-        else:
-            getattr(journal, step)(key)
+            gone = journal.forget_before(journal.clock() + 1)
+            assert (key in gone) == (known is not None and known.state is not State.received and not waiting)
+        elif step == "retarget":
+            journal.retarget({"B": ("sc", "sr")})
+            # Nothing waits for nobody.
+            assert journal.waiting("A") == []
+        elif step in ("again", "delete"):
+            assert getattr(journal, step)(key) == (known is not None)
+        elif step == "resend":
+            journal.resend(key, [("A", "sc")])
+        elif step in ("not_sent", "sent", "refused"):
+            for each in sendings:
+                getattr(journal, step)(each, "why")
+        elif known is not None and step == "begin":
+            journal.begin(known)
+        elif known is not None and step.startswith("answered"):
+            journal.answered(known, RECORD, send)
+        elif known is not None:
+            journal.failed(known, "why", send)
+        entry = journal.find(key)
+        if entry is not None and entry.state is State.sent:
+            assert {each.state for each in journal.sendings([key])[key]} >= {Delivery.sent}
+            assert not [each for each in journal.sendings([key])[key] if each.state is Delivery.waiting]
         # What one connection has been told, another one reads: it is in the file.
         assert sum(journal.counts().values()) == len(journal.recent())
     rows = journal.recent()
@@ -238,8 +347,16 @@ def test_a_film_is_kept_once(spool: Spool) -> None:
     spool.write(key, {ANSWER: b"{}", "film.png": b"png"})
     assert spool.read(key, ANSWER) == b"{}"
     assert sorted(path.name for path in spool.path(key).parent.iterdir()) == ["answer.json", "film", "film.png"]
+    # Of an earlier judgement nothing is left beside this one.
+    spool.write(key, {ANSWER: b"[]"})
+    assert sorted(path.name for path in spool.path(key).parent.iterdir()) == ["answer.json", "film"]
+    spool.replace(key, b"another one")
+    assert spool.read(key, FILM) == b"another one"
+    assert [path.name for path in spool.path(key).parent.iterdir()] == ["film"]
     spool.remove(key)
     assert spool.read(key, FILM) is None
+    spool.replace(key, b"it was away")
+    assert spool.read(key, FILM) == b"it was away"
 
 
 def test_a_film_that_comes_over_many_associations_at_once_is_kept_once(spool: Spool) -> None:
@@ -301,7 +418,7 @@ def test_two_processes_never_share_a_spool(tmp_path: Path) -> None:
     with subprocess.Popen(line, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(UsageError, match="in use by another pneumo-serve"):
+        with pytest.raises(PassingError, match="in use by another pneumo-serve"):
             Spool(tmp_path / "spool")
         holder.kill()
         holder.wait()
@@ -318,19 +435,27 @@ def test_what_no_row_knows_is_swept_away(spool: Spool) -> None:
     assert [path.name for path in (spool.root / "films").iterdir()] == [known]
 
 
-def test_old_films_go_with_their_rows(spool: Spool) -> None:
+def test_old_films_go_with_their_rows(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pneumo_edge")
     journal = Journal(spool.journal)
-    answered, waiting, received = new_key(), new_key(), new_key()
-    for key in (answered, waiting, received):
+    inbox = Inbox(journal, spool)
+    entries = []
+    for _ in range(3):
+        key = new_key()
         spool.add(key, b"film")
-        journal.add(key, "dicom")
+        entries.append(journal.add(key, "dicom")[0])
+    answered, waiting, received = entries
     journal.answered(answered, RECORD)
-    journal.answered(waiting, RECORD, send=True)
-    spool.forget(journal, 1)
+    journal.answered(waiting, RECORD, [("A", "sr")])
+    inbox.tidy(1)
     assert len(journal.keys()) == 3
-    spool.forget(journal, -1)
-    assert journal.keys() == {waiting, received}
-    assert {path.name for path in (spool.root / "films").iterdir()} == {waiting, received}
+    inbox.tidy(-1)
+    assert journal.keys() == {waiting.key, received.key}
+    assert {path.name for path in (spool.root / "films").iterdir()} == {waiting.key, received.key}
+    assert f"film {answered.key[:8]}: deleted after" in caplog.text
+    assert inbox.delete(waiting.key)
+    assert not inbox.delete(waiting.key)
+    assert {path.name for path in (spool.root / "films").iterdir()} == {received.key}
     journal.close()
 
 
@@ -364,6 +489,6 @@ def test_a_spool_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_an_entry_holds_nothing_of_the_patient() -> None:
     fields: dict[str, Any] = Entry.__dataclass_fields__
     assert set(fields) == {
-        "id", "key", "source", "received", "state", "label", "probability", "in_distribution", "error", "attempts",
-        "next_attempt",
+        "id", "key", "source", "received", "since", "state", "label", "probability", "in_distribution", "reason",
+        "error", "attempts", "revision", "digest",
     }  # fmt: skip

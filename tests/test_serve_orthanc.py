@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import shutil
 import signal
+import socket
+import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,7 @@ pydicom = pytest.importorskip("pydicom", reason="needs the extra serve")
 pytest.importorskip("pynetdicom", reason="needs the extra serve")
 pytest.importorskip("highdicom", reason="needs the extra serve")
 
-from pneumo_bench.serve import Orthanc, Service, dicom_film, find_program, survive  # noqa: E402
+from pneumo_bench.serve import Orthanc, Service, dicom_film, find_program, free_port, survive  # noqa: E402
 from pneumo_edge.classifier import Classifier  # noqa: E402
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
 from pneumo_train.phantom import draw_phantoms  # noqa: E402
@@ -211,3 +216,270 @@ def test_after_ctrl_c_it_goes_on_where_it_was(
         service.start()
         for i in range(3):
             wait_for_study(pacs, pydicom.dcmread(tmp_path / f"{i}.dcm").StudyInstanceUID)
+
+
+# --------------------------------------------------------------------------------------- what was lost in silence
+
+
+def write(path: Path, film: bytes) -> Path:
+    path.write_bytes(film)
+    return path
+
+
+def reports(pacs: Orthanc, uid: str) -> list[str]:
+    """The texts of all structured reports under a study, in the order in which they came."""
+    (study,) = [s for s in pacs.get("studies?expand") if s["MainDicomTags"]["StudyInstanceUID"] == uid]
+    found = []
+    for series in map(pacs.get, [f"series/{s}" for s in study["Series"]]):
+        if series["MainDicomTags"]["Modality"] == "SR":
+            found += [(series["LastUpdate"], each) for each in series["Instances"]]
+    return [text_of(pacs.get(f"instances/{each}/simplified-tags")) for _, each in sorted(found)]
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 600
+    while not holds():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.2)
+
+
+def test_a_film_that_was_cut_off_heals_when_it_comes_whole(
+    service: Service, pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    whole = dicom_film(phantoms[0], 1)
+    study = pydicom.dcmread(pydicom.filebase.DicomBytesIO(whole)).StudyInstanceUID
+    cut = pydicom.dcmread(pydicom.filebase.DicomBytesIO(whole))
+    cut.PixelData = cut.PixelData[:1000]
+    cut.save_as(tmp_path / "cut.dcm")
+    assert storescu(service, tmp_path / "cut.dcm").returncode == 0
+    wait_until(lambda: pacs.instances().get(study) == {"SR": 1}, "the PACS has the report of the failure")
+    assert storescu(service, write(tmp_path / "whole.dcm", whole)).returncode == 0
+    # The failure of then stays in the PACS; the answer of now is another object, and the PACS takes it.
+    wait_until(lambda: pacs.instances().get(study) == {"OT": 1, "SR": 2}, "the PACS has the answer")
+    first, second = reports(pacs, study)
+    assert "cannot be judged" in first
+    assert "cannot be judged" not in second
+    assert any("with other pixels: judged anew" in line for line in service.said)
+
+
+def test_a_corrected_film_is_answered_again_under_the_right_patient(
+    service: Service, pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    wrong, right = (dicom_film(phantoms[0], 1, PatientID=each) for each in ("WRONG", "RIGHT"))
+    study = pydicom.dcmread(pydicom.filebase.DicomBytesIO(wrong)).StudyInstanceUID
+    assert storescu(service, write(tmp_path / "wrong.dcm", wrong)).returncode == 0
+    wait_for_study(pacs, study)
+    assert storescu(service, write(tmp_path / "right.dcm", right)).returncode == 0
+
+    def patients() -> dict[str, int]:
+        return {
+            patient["MainDicomTags"]["PatientID"]: len(patient["Studies"]) for patient in pacs.get("patients?expand")
+        }
+
+    wait_until(lambda: patients() == {"WRONG": 1, "RIGHT": 1}, "the PACS has both")
+    wait_until(lambda: pacs.get("statistics")["CountInstances"] == 4, "it has all")
+    assert any("with other patient: judged anew. Its earlier answer" in line for line in service.said)
+    # A collision of UIDs is another thing.
+    other = dicom_film(phantoms[1], 1, PatientID="THIRD")
+    assert storescu(service, write(tmp_path / "other.dcm", other)).returncode != 0
+    assert not [line for line in service.said if "WRONG" in line or "RIGHT" in line or "THIRD" in line]
+
+
+def test_its_own_answer_that_comes_back_is_no_film(
+    service: Service, pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    film = dicom_film(phantoms[0], 1)
+    study = pydicom.dcmread(pydicom.filebase.DicomBytesIO(film)).StudyInstanceUID
+    assert storescu(service, write(tmp_path / "film.dcm", film)).returncode == 0
+    wait_for_study(pacs, study)
+    (picture,) = series_of(pacs, study)["OT"]["Instances"]
+    assert storescu(service, write(tmp_path / "picture.dcm", pacs.file(picture))).returncode == 0
+    assert any("an answer of pneumo came back as a film: dropped" in line for line in service.said)
+    time.sleep(2)
+    assert pacs.instances() == {study: {"OT": 1, "SR": 1}}
+
+
+@contextmanager
+def storescp(folder: Path, *options: str) -> Iterator[int]:
+    """A PACS that takes what DCMTK's storescp takes; yields its port."""
+    folder.mkdir()
+    port = free_port()
+    line = [program("storescp"), "-aet", "STORESCP", "-od", str(folder), *options, str(port)]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: listens(port), "storescp is there")
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as line:
+        return line.connect_ex(("127.0.0.1", port)) == 0
+
+
+def kinds(folder: Path) -> list[str]:
+    return sorted(pydicom.dcmread(path).SOPClassUID.name for path in folder.iterdir() if path.is_file())
+
+
+def test_each_destination_gets_what_it_is_to_get_and_can_take(
+    pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    """Orthanc gets the report alone; an old PACS, without Enhanced and Comprehensive SR, what it knows."""
+    profile = tmp_path / "old.cfg"
+    profile.write_text(
+        "[[TransferSyntaxes]]\n[Plain]\nTransferSyntax1 = LittleEndianImplicit\n[[PresentationContexts]]\n[Old]\n"
+        "PresentationContext1 = SecondaryCaptureImageStorage\\Plain\n"
+        "PresentationContext2 = BasicTextSRStorage\\Plain\n[[Profiles]]\n[Default]\nPresentationContexts = Old\n"
+    )
+    with storescp(tmp_path / "old", "-xf", str(profile), "Default") as port:
+        options = ["--send-to", f"{pacs.ae_title}@127.0.0.1:{pacs.port}=sr", "--send-to", f"STORESCP@127.0.0.1:{port}"]
+        with Service(tmp_path / "spool", *options) as service:
+            film = dicom_film(phantoms[0], 1)
+            study = pydicom.dcmread(pydicom.filebase.DicomBytesIO(film)).StudyInstanceUID
+            assert storescu(service, write(tmp_path / "film.dcm", film)).returncode == 0
+            wait_until(lambda: pacs.instances().get(study) == {"SR": 1}, "Orthanc has the report")
+            wait_until(lambda: len(list((tmp_path / "old").iterdir())) == 2, "the old PACS has both")
+            wait_until(lambda: sum("sent to" in line for line in service.said) == 3, "all of it is noted")
+            assert service.stop() == 0
+    assert kinds(tmp_path / "old") == ["Basic Text SR Storage", "Secondary Capture Image Storage"]
+
+
+def test_a_destination_that_takes_no_reports_has_its_picture_and_says_why(
+    phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    profile = tmp_path / "old.cfg"
+    profile.write_text(
+        "[[TransferSyntaxes]]\n[Plain]\nTransferSyntax1 = LittleEndianImplicit\n[[PresentationContexts]]\n[Old]\n"
+        "PresentationContext1 = SecondaryCaptureImageStorage\\Plain\n[[Profiles]]\n[Default]\n"
+        "PresentationContexts = Old\n"
+    )
+    with (
+        storescp(tmp_path / "old", "-xf", str(profile), "Default") as port,
+        Service(tmp_path / "spool", "--send-to", f"STORESCP@127.0.0.1:{port}") as service,
+    ):
+        assert storescu(service, write(tmp_path / "film.dcm", dicom_film(phantoms[0], 1))).returncode == 0
+        wait_until(lambda: any("takes no reports (Enhanced" in line for line in service.said), "it is told")
+        assert any("is there; it takes no reports" in line for line in service.said)
+        wait_until(lambda: kinds(tmp_path / "old") == ["Secondary Capture Image Storage"], "the picture is there")
+        assert service.stop() == 0
+    with sqlite3.connect(tmp_path / "spool" / "journal.db") as db:
+        assert db.execute("SELECT state FROM films").fetchall() == [("sent",)]
+    db.close()
+
+
+def test_a_pacs_that_hangs_does_not_keep_it_from_stopping(
+    phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    """storescp takes the object and answers after ten minutes."""
+    with (
+        storescp(tmp_path / "slow", "--sleep-after", "600") as port,
+        Service(tmp_path / "spool", "--send-to", f"STORESCP@127.0.0.1:{port}") as service,
+    ):
+        assert storescu(service, write(tmp_path / "film.dcm", dicom_film(phantoms[0], 1))).returncode == 0
+        wait_until(lambda: len(list((tmp_path / "slow").iterdir())) == 1, "it hangs")
+        start = time.monotonic()
+        assert service.stop() == 0
+        # The PACS would have 60 s, and systemd gives no more than that.
+        print("stopped after", time.monotonic() - start)
+        assert time.monotonic() - start < 50
+
+
+def test_a_pacs_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> None:
+    with Service(tmp_path / "spool", "--send-to", f"PACS@127.0.0.1:{free_port()}") as service:
+        wait_until(lambda: any("the PACS does not answer; answers wait" in line for line in service.said), "it is told")
+        assert service.stop() == 0
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """Makes a certificate of an authority of its own, for this machine; returns it and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl")
+    crt, key = folder / f"{name}.crt", folder / f"{name}.key"
+    line = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", crt]
+    more = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    subprocess.run([openssl, *map(str, line), *more], check=True, capture_output=True)
+    return crt, key
+
+
+def test_over_tls_in_both_directions(phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
+    """DCMTK's storescu calls with a certificate and without one; its storescp is the PACS."""
+    ours, modality, stranger = (certificate(tmp_path, name) for name in ("pneumo", "modality", "stranger"))
+    trusted = tmp_path / "trusted.crt"
+    trusted.write_text(ours[0].read_text() + modality[0].read_text())
+    options = ["--tls-certificate", ours[0], "--tls-key", ours[1], "--tls-authority", trusted]
+    scp = ["+tls", modality[1], modality[0], "+cf", trusted]
+    with storescp(tmp_path / "pacs", *map(str, scp)) as port:
+        to = f"tls:STORESCP@127.0.0.1:{port}"
+        with Service(tmp_path / "spool", "--send-to", to, *map(str, options)) as service:
+            film = write(tmp_path / "film.dcm", dicom_film(phantoms[0], 1))
+            assert storescu(service, film).returncode != 0
+            assert storescu(service, "+tls", stranger[1], stranger[0], "+cf", trusted, film).returncode != 0
+            # One who shakes no hands keeps nobody waiting.
+            with socket.create_connection(("127.0.0.1", service.port)):
+                known = storescu(service, "+tls", modality[1], modality[0], "+cf", trusted, film)
+            assert known.returncode == 0, known.stderr
+            wait_until(lambda: len(list((tmp_path / "pacs").iterdir())) == 2, "the PACS has both")
+            assert service.stop() == 0
+    # A PACS that is not who it says it is gets nothing.
+    scp = ["+tls", stranger[1], stranger[0], "-ic"]
+    with storescp(tmp_path / "false", *map(str, scp)) as port:
+        to = f"tls:STORESCP@127.0.0.1:{port}"
+        with Service(tmp_path / "spool2", "--send-to", to, *map(str, options)) as service:
+            wait_until(lambda: any("not over TLS" in line for line in service.said), "it is told")
+            assert service.stop() == 0
+    assert list((tmp_path / "false").iterdir()) == []
+
+
+@pytest.fixture
+def dicomweb(tmp_path: Path) -> Iterator[Orthanc]:
+    program("Orthanc")
+    found = [*Path("/usr/share/orthanc/plugins").glob("libOrthancDicomWeb.so*")]
+    if not found:
+        why = "needs Orthanc's DICOMweb plugin: apt install orthanc-dicomweb"
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)
+        pytest.skip(why)
+    with Orthanc(tmp_path / "web", plugin=found[0]) as running:
+        yield running
+
+
+def test_films_and_answers_go_over_dicomweb(
+    dicomweb: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    """Orthanc's STOW-RS client hands the film in, and its server gets the answer."""
+    url = f"http://127.0.0.1:{dicomweb.http}/dicom-web"
+    with Service(tmp_path / "spool", "--send-to", url) as service:
+        film = dicom_film(phantoms[0], 1)
+        study = pydicom.dcmread(pydicom.filebase.DicomBytesIO(film)).StudyInstanceUID
+        there = dicomweb.post("instances", film)["ID"]
+        dicomweb.put("dicom-web/servers/pneumo", {"Url": f"{service.address}/dicom-web/"})
+        dicomweb.post("dicom-web/servers/pneumo/stow", json.dumps({"Resources": [there]}).encode())
+        wait_until(lambda: dicomweb.instances().get(study) == {"DX": 1, "OT": 1, "SR": 1}, "the answer is there")
+        assert any(f"report sent to {url}" in line for line in service.said)
+        assert any("received from 127.0.0.1" in line for line in service.said)
+        assert service.stop() == 0
+
+
+def test_a_child_gets_the_reason_and_a_hand_gets_nothing(
+    pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    options = ["--send-to", f"{pacs.ae_title}@127.0.0.1:{pacs.port}", "--min-age", "4", "--other-parts", "ignore"]
+    with Service(tmp_path / "spool", *options) as service:
+        films = {
+            "hand": dicom_film(phantoms[0], 1, BodyPartExamined="HAND"),
+            "tooth": dicom_film(phantoms[0], 2, Modality="PX"),
+            "child": dicom_film(phantoms[0], 3, PatientAge="003Y"),
+        }
+        for name, film in films.items():
+            assert storescu(service, write(tmp_path / f"{name}.dcm", film)).returncode == 0
+        study = pydicom.dcmread(tmp_path / "child.dcm").StudyInstanceUID
+        wait_for_study(pacs, study)
+        assert pacs.instances() == {study: {"OT": 1, "SR": 1}}
+        (text,) = reports(pacs, study)
+        assert "this device gives no verdict on patients younger than 4 years" in text
+        assert "Patient younger than the device answers for" in text
+        assert "Probability" not in text
+        assert service.stop() == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import io
 import json
 import os
@@ -9,11 +11,12 @@ import re
 import shutil
 import socket
 import sqlite3
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from pneumo_edge import Classifier, Prediction
 from pneumo_edge.bundle import DEFAULT_BUNDLE
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.serve.spool import PICTURE
+from pneumo_edge.words import CATALOGUE, Words
 
 CHROMIUM = shutil.which("chromium")
 if os.environ.get("CI") != "true":
@@ -130,6 +134,13 @@ def picture(page: Page) -> Image.Image:
     return Image.open(io.BytesIO(page.locator("#figure").screenshot(animations="disabled"))).convert("RGB")
 
 
+def whole(page: Page) -> None:
+    """Waits until the film itself has taken the place of the quick picture."""
+    expect(page).to_have_url(re.compile("#[0-9a-f]{32}$"))
+    key = page.url.partition("#")[2]
+    expect(page.locator(f"#figure[data-whole='{key}']")).to_be_visible()
+
+
 def no_sideways_scroll(page: Page) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
@@ -145,12 +156,23 @@ def test_a_phantom_gets_its_verdict(service: Any, visit: Open, phantoms: dict[st
     verdict(page, "The model says Pneumonia")
     chance, cut = f"{film.probability:.1%}".replace("%", " %"), f"{film.threshold:.1%}".replace("%", " %")
     expect(page.locator("#live")).to_have_text(f"The model says pneumonia. Probability of pneumonia {chance}.")
+    whole(page)
     expect(page.locator("main")).to_match_aria_snapshot(f"""
       - region "Film":
-        - figure:
+        - figure "Film":
           - img /Film [0-9a-f]{{8}}/
+        - slider "Brightness": "0"
+        - slider "Contrast": "0"
         - slider "Heatmap over the film": "60"
         - paragraph: "Evidence for pneumonia: none strong"
+        - group "Film":
+          - button "Zoom out" [disabled]
+          - button "Zoom in"
+          - button "Fit the film" [disabled]
+          - button "Dragging changes brightness and contrast"
+          - button "Invert black and white"
+          - button "Reset the view"
+          - button "Full screen"
         - button "Another film"
       - region "The model says Pneumonia":
         - heading "The model says Pneumonia" [level=2]
@@ -158,16 +180,25 @@ def test_a_phantom_gets_its_verdict(service: Any, visit: Open, phantoms: dict[st
           - strong: {chance}
           - text: probability of pneumonia
         - img /the probability of pneumonia is {chance}; the operating point balanced lies at {cut}/
+        - term: Name
+        - definition: {Path(film.path).name}
+        - term: Film
+        - term: Received
+        - definition: /by upload/
+        - term: Picture
+        - definition: /[0-9]+ × [0-9]+ pixels, 8 bits/
         - term: Model
         - definition: {film.model}
         - term: File
         - definition: {film.file}
         - paragraph:
           - button "Print"
-      - region "Recent films":
+          - button "Judge again"
+          - button "Delete"
+      - region "Films":
         - list:
           - listitem:
-            - button /Pneumonia .* upload/
+            - button /Pneumonia [0-9.]+ % .* upload/
     """)
     scale, pin = page.locator(".track").bounding_box(), page.locator(".pin").bounding_box()
     tick = page.locator(".cut").bounding_box()
@@ -200,10 +231,10 @@ def test_normal_and_withheld(service: Any, visit: Open, phantoms: dict[str | Non
     assert [reason.rstrip(".").lower() for reason in reasons] == [each.lower() for each in phantoms[None].warnings]
     expect(page.get_by_text("probability of pneumonia")).to_be_hidden()
     # A heatmap without a verdict would be taken for one.
-    expect(page.get_by_role("slider")).to_be_hidden()
+    expect(page.get_by_role("slider", name="Heatmap")).to_be_hidden()
     page.emulate_media(media="print")
-    expect(page.locator("#film")).to_be_visible()
-    expect(page.locator("#paper-heatmap")).to_be_hidden()
+    expect(page.locator("#paper-film")).to_be_visible()
+    expect(page.locator("#paper-marks")).to_be_hidden()
     expect(page.locator("#live")).to_contain_text("No verdict. It is withheld because the picture is unlike")
 
 
@@ -212,12 +243,15 @@ def test_the_slider_lays_the_heatmap_over_the_film(
 ) -> None:
     page = visit(service.address, reduced_motion="reduce")
     hand_in(page, phantoms["PNEUMONIA"].path)
-    verdict(page, "Pneumonia")
+    verdict(page, "The model says Pneumonia")
+    whole(page)
     slider = page.get_by_role("slider", name="Heatmap over the film")
     shown = {}
     for value, words in (("0", "film alone"), ("50", "50 % heatmap"), ("100", "100 % heatmap")):
         slider.fill(value)
         expect(slider).to_have_attribute("aria-valuetext", words)
+        # It is drawn at the next frame.
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         shown[value] = picture(page)
     # The film alone is grey; the more heatmap, the farther from it.
     colour = {value: np.asarray(image, dtype=int) for value, image in shown.items()}
@@ -232,19 +266,38 @@ def test_a_region_is_outlined_and_told(serve: Serve, visit: Open, local_bundle: 
     light = np.full((200, 400), 30, np.uint8)
     light[:, 200:] = 220
     Image.fromarray(light).save(tmp_path / "ill.png")
-    Image.fromarray(np.full((200, 400), 112, np.uint8) + (np.arange(400) > 200).astype(np.uint8) * 14).save(
-        tmp_path / "spread.png"
-    )
+    # Stripes, so that it is not blank; no quarter of it is light enough.
+    stripes = np.where(np.arange(400) // 50 % 2, 140, 108).astype(np.uint8)
+    Image.fromarray(np.tile(stripes, (200, 1))).save(tmp_path / "spread.png")
     hand_in(page, tmp_path / "ill.png")
-    verdict(page, "Pneumonia")
-    expect(page.locator("#outlined")).to_contain_text("Outlined: the region that stands out,")
-    expect(page.locator("#colours")).to_be_hidden()
-    shown = np.asarray(picture(page), dtype=int)
-    line = np.abs(shown[:, :, 0] - shown[:, :, 2]) > 60
-    # A thin line and no colours.
-    assert 0.001 < line.mean() < 0.05
+    verdict(page, "The model says Pneumonia")
+    whole(page)
+    expect(page.locator("#facts")).to_contain_text(
+        re.compile(r"% of the film stands out; strongest local probability \d+ %")
+    )
+    # The line is there at once, the colours wait to be asked for.
+    expect(page.locator("#mix")).to_have_value("0")
+    expect(page.get_by_text("Local probability: 0 % 100 %")).to_be_visible()
+
+    def coloured(beyond: int = 60) -> float:
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        shown = np.asarray(picture(page), dtype=int)
+        return float((np.abs(shown[:, :, 0] - shown[:, :, 2]) > beyond).mean())
+
+    line = coloured()
+    assert 0.001 < line < 0.05
+    outline = page.get_by_role("button", name="Outline")
+    expect(outline).to_have_attribute("aria-pressed", "true")
+    outline.click()
+    assert coloured() == 0
+    outline.click()
+    assert coloured() == line
+    page.locator("#mix").fill("100")
+    # The colours are faint, so that the film is seen through them.
+    assert coloured(15) > 4 * line
     hand_in(page, tmp_path / "spread.png")
-    expect(page.locator("#outlined")).to_have_text("No region stands out.")
+    expect(page.locator("#facts")).to_contain_text("no region stands out")
+    expect(outline).to_be_hidden()
 
 
 # ------------------------------------------------------------------------------------------------ ways to hand in
@@ -252,10 +305,10 @@ def test_a_region_is_outlined_and_told(serve: Serve, visit: Open, local_bundle: 
 
 def test_by_keyboard_alone(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
     page = visit(service.address)
-    page.get_by_role("heading", name="Recent films").wait_for()
+    page.get_by_role("heading", name="About the model").wait_for()
 
     def tab_to(selector: str) -> None:
-        for _ in range(80):
+        for _ in range(120):
             page.keyboard.press("Tab")
             if page.evaluate("selector => document.activeElement.matches(selector)", selector):
                 # Who cannot see where the focus is cannot use it.
@@ -274,9 +327,23 @@ def test_by_keyboard_alone(service: Any, visit: Open, phantoms: dict[str | None,
         page.evaluate("document.activeElement.blur()")
     tab_to("#mix")
     page.keyboard.press("ArrowLeft")
-    expect(page.get_by_role("slider")).to_have_value("55")
+    expect(page.locator("#mix")).to_have_value("55")
     page.keyboard.press("End")
-    expect(page.get_by_role("slider")).to_have_value("100")
+    expect(page.locator("#mix")).to_have_value("100")
+    tab_to("#figure")
+    page.keyboard.press("+")
+    expect(page.get_by_role("button", name="Zoom out")).to_be_enabled()
+    page.keyboard.press("Shift+ArrowUp")
+    expect(page.locator("#brightness")).to_have_value("5")
+    page.keyboard.press("i")
+    expect(page.locator("#invert")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("r")
+    expect(page.locator("#brightness")).to_have_value("0")
+    tab_to("#zoom-in")
+    page.keyboard.press("Enter")
+    tab_to("#zoom-fit")
+    page.keyboard.press("Enter")
+    expect(page.locator("#zoom-fit")).to_be_disabled()
     tab_to("#print")
     tab_to("#films button:not([aria-current])")
     page.keyboard.press("Enter")
@@ -286,7 +353,7 @@ def test_by_keyboard_alone(service: Any, visit: Open, phantoms: dict[str | None,
 
 def test_drop_and_paste(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
     page = visit(service.address)
-    page.get_by_role("heading", name="Recent films").wait_for()
+    page.get_by_role("heading", name="About the model").wait_for()
     for event, label in (("drop", "PNEUMONIA"), ("paste", "NORMAL")):
         page.evaluate(
             """async ([event, bytes]) => {
@@ -308,7 +375,7 @@ def test_several_films_at_once(
 ) -> None:
     (tmp_path / "letter.png").write_text("no picture")
     page = visit(service.address, "422")
-    page.get_by_role("heading", name="Recent films").wait_for()
+    page.get_by_role("heading", name="About the model").wait_for()
     before = page.locator("#films li").count()
     hand_in(page, [phantoms["NORMAL"].path, phantoms["PNEUMONIA"].path, tmp_path / "letter.png", phantoms[None].path])
     expect(page.locator("#films li")).to_have_count(before + 3)
@@ -333,7 +400,7 @@ def test_what_is_no_film_is_said_to_be_none(
     expect(page.locator("#remarks")).to_contain_text("damaged")
     expect(page.locator("#live")).to_contain_text("The film could not be judged. Film")
     expect(page.locator("#films li").first).to_contain_text("Not judged")
-    expect(page.get_by_role("slider")).to_be_hidden()
+    expect(page.get_by_role("slider").first).to_be_hidden()
 
 
 def test_films_that_come_meanwhile_are_listed(
@@ -342,6 +409,7 @@ def test_films_that_come_meanwhile_are_listed(
     page = visit(service.address)
     hand_in(page, phantoms["NORMAL"].path)
     verdict(page, "The model says Normal")
+    expect(page.locator("#films li").first).to_have_attribute("data-key", page.url.partition("#")[2])
     page.locator("#films button").first.focus()
     data = Path(phantoms["PNEUMONIA"].path).read_bytes()
     with urllib.request.urlopen(urllib.request.Request(f"{service.address}/v1/films", data)) as answer:  # noqa: S310
@@ -356,10 +424,19 @@ def test_films_that_come_meanwhile_are_listed(
     verdict(page, "The model says Pneumonia")
     # What the sender notes when the PACS is away, and when it is back.
     with closing(sqlite3.connect(service.said.parent / "spool" / "journal.db", isolation_level=None)) as journal:
-        journal.execute("UPDATE films SET error = 'the PACS is away' WHERE key = ?", (key,))
+        journal.execute(
+            "INSERT INTO sendings SELECT id, 'PACS@localhost:104', 'sr', 'waiting', 1, 'the PACS does not answer'"
+            " FROM films WHERE key = ?",
+            (key,),
+        )
         expect(row).to_contain_text("answer not sent")
-        expect(page.locator("#remarks")).to_have_text("The answer has not been sent: the PACS is away.")
-        journal.execute("UPDATE films SET error = NULL, state = 'sent' WHERE key = ?", (key,))
+        expect(page.locator("#remarks")).to_have_text("The answer has not been sent: the PACS does not answer.")
+        page.get_by_label("Language").select_option("es")
+        expect(row).to_contain_text("respuesta no enviada")
+        expect(page.locator("#remarks")).to_have_text("La respuesta no se ha enviado: el PACS no responde.")
+        page.get_by_label("Idioma").select_option("en")
+        journal.execute("UPDATE sendings SET error = NULL, state = 'sent'")
+        journal.execute("UPDATE films SET state = 'sent' WHERE key = ?", (key,))
     expect(row).to_contain_text("answer sent")
     expect(page.get_by_text("sent to the PACS")).to_be_visible()
     expect(page.locator("#remarks")).to_be_hidden()
@@ -388,8 +465,7 @@ def test_the_token_is_asked_for_once(
     expect(page.get_by_text("None yet.")).to_be_visible()
     hand_in(page, phantoms["NORMAL"].path)
     verdict(page, "The model says")
-    expect(page.locator("#film")).to_have_js_property("complete", True)
-    assert page.evaluate("document.getElementById('film').naturalWidth") > 0
+    whole(page)
     page.reload()
     verdict(page, "The model says")
     expect(dialog).to_be_hidden()
@@ -403,6 +479,13 @@ def test_a_busy_device_is_tried_again(serve: Serve, visit: Open, phantoms: dict[
         for _ in range(16):
             half = senders.enter_context(socket.create_connection((host, int(port))))
             half.sendall(f"POST /v1/predict HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9\r\n\r\nhalf".encode())
+        # Once it has read the beginnings of them all, it says so to anybody.
+        status = 0
+        while status != 429:
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{service.address}/v1/predict", b"no film")  # noqa: S310
+            status = refused.value.code
+            refused.value.close()
         hand_in(page, phantoms["NORMAL"].path)
         expect(page.get_by_text("The device is busy. Trying again in 1 s")).to_be_visible()
     verdict(page, "The model says")
@@ -430,6 +513,7 @@ def test_a_device_that_goes_away_and_comes_back(
         verdict(page, "The model says")
         key = page.url.split("#")[1]
         # A film that is gone by the time it is opened.
+        whole(page)
         (tmp_path / "spool" / "films" / key / PICTURE).unlink()
         page.reload()
         expect(page.get_by_text("The picture of this film is gone", exact=True)).to_be_visible()
@@ -474,9 +558,9 @@ def test_it_prints_on_one_sheet(service: Any, visit: Open, phantoms: dict[str | 
         sheet = page.pdf(prefer_css_page_size=True)
         assert len(re.findall(rb"/Type\s*/Page\b(?!s)", sheet)) == 1
     page.emulate_media(media="print")
-    for shown in (page.get_by_text(NOT_A_DIAGNOSIS), page.locator("#film"), page.locator("#paper-heatmap")):
+    for shown in (page.get_by_text(NOT_A_DIAGNOSIS), page.locator("#paper-film"), page.locator("#paper-marks")):
         expect(shown).to_be_visible()
-    for left_out in (page.get_by_role("button"), page.get_by_role("slider"), page.locator("#films")):
+    for left_out in (page.get_by_role("button"), page.get_by_role("slider"), page.locator("#films, #figure, select")):
         expect(left_out.first).to_be_hidden()
 
 
@@ -544,18 +628,450 @@ def test_structure_for_a_screen_reader(service: Any, visit: Open) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
     expect(page.locator("#live")).to_have_attribute("role", "status")
     # Nothing can be pressed, moved or filled in that has no name.
-    for role in ("button", "slider", "textbox", "link", "progressbar"):
+    for role in ("button", "slider", "textbox", "searchbox", "combobox", "link", "progressbar"):
         for each in page.get_by_role(role).all():
             expect(each).to_have_accessible_name(re.compile(r"\S"))
     assert page.evaluate("document.querySelectorAll('img:not([alt])').length") == 0
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
     assert len(ids) == len(set(ids))
     # No order of the keyboard but that of the page.
-    assert page.evaluate("document.querySelectorAll('[tabindex]:not([tabindex=\"-1\"])').length") == 0
+    assert page.evaluate("[...document.querySelectorAll('[tabindex]')].every(each => each.tabIndex <= 0)")
     assert NOT_A_DIAGNOSIS in page.locator("header").inner_text()
 
 
 def test_no_animation_for_those_who_want_none(service: Any, visit: Open) -> None:
-    moving = "getComputedStyle(document.getElementById('heatmap')).transitionDuration"
+    moving = "getComputedStyle(document.querySelector('.pin')).transitionDuration"
     assert visit(service.address, reduced_motion="reduce").evaluate(moving) == "0s"
     assert visit(service.address, reduced_motion="no-preference").evaluate(moving) != "0s"
+
+
+# --------------------------------------------------------------------------------------------- looking at a film
+
+SHADES = """([left, top, width, height]) => {
+  const canvas = document.getElementById("film");
+  const copy = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
+  copy.drawImage(canvas, -left, -top);
+  const red = copy.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 0);
+  let text = "";
+  for (let i = 0; i < red.length; i += 30000) text += String.fromCharCode(...red.subarray(i, i + 30000));
+  return btoa(text);
+}"""
+"""What stands in a part of the canvas, its red alone."""
+
+
+def shades(page: Page, part: tuple[int, int, int, int] | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The grey levels of a part (left, top, width, height) of the film on the screen, in pixels of the canvas."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    width, height = page.evaluate("[document.getElementById('film').width, document.getElementById('film').height]")
+    part = part or (0, 0, width, height)
+    red = np.frombuffer(base64.b64decode(page.evaluate(SHADES, part)), np.uint8)
+    return red.reshape(part[3], part[2]).astype(np.int64)
+
+
+def deep_film(path: Path, height: int = 1500, width: int = 1200) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """Writes a film of 12 bits as a 16-bit PNG: with lines one pixel wide and a step of 6 levels."""
+    y, x = np.mgrid[0:height, 0:width]
+    values = 1200 + 900 * np.sin(np.pi * x / width) * np.sin(np.pi * y / height)
+    values[:, width // 2 - 40 : width // 2 + 40 : 2] = 0
+    values[200:300, 200:300] = 2048
+    values[225:275, 225:275] = 2054
+    # From end to end, so that this is the window.
+    values[: height // 15] = np.linspace(0, 4095, width)
+    pixels = np.rint(values).astype(np.uint16)
+    Image.fromarray(pixels).save(path)
+    return np.asarray(pixels)
+
+
+def test_the_film_is_shown_at_its_own_resolution_and_depth(service: Any, visit: Open, tmp_path: Path) -> None:
+    pixels = deep_film(tmp_path / "deep.png")
+    page = visit(service.address)
+    hand_in(page, tmp_path / "deep.png")
+    verdict(page, "The model says")
+    whole(page)
+    expect(page.get_by_text("1200 × 1500 pixels, 12 bits")).to_be_visible()
+    # At first all of it, lines of one pixel melted into grey; enlarged there are black and light columns.
+    middle = shades(page).shape[0] // 2
+    across = shades(page).shape[1] // 2
+    assert np.ptp(shades(page, (across - 5, middle - 5, 10, 10))) < 90
+    zoom_in = page.get_by_role("button", name="Zoom in")
+    for _ in range(12):
+        zoom_in.click()
+    columns = shades(page, (across - 60, middle - 5, 120, 10))
+    assert columns.min() < 10
+    assert columns.max() > 100
+    # 6 of 4,096 levels are less than one of 256: nothing is seen of that step before the window is made narrow.
+    page.get_by_role("button", name="Reset the view").click()
+    scale = shades(page).shape[0] / pixels.shape[0]
+    left = across + (250 - pixels.shape[1] / 2) * scale
+
+    def step() -> int:
+        inside = shades(page, (round(left), round(250 * scale), 1, 1))
+        outside = shades(page, (round(left), round(212 * scale), 1, 1))
+        return int(inside[0, 0] - outside[0, 0])
+
+    assert step() == 0
+    page.locator("#contrast").fill("100")
+    assert step() >= 1
+    narrow = shades(page)
+    page.get_by_role("button", name="Invert black and white").click()
+    turned = shades(page)
+    # All but the ground around the film, and its corners which are black and white already.
+    film = slice(round(across - 550 * scale), round(across + 550 * scale))
+    assert np.abs(turned[:, film] - (255 - narrow[:, film])).max() <= 1
+
+
+def test_the_window_moves_by_dragging_and_by_sliders(service: Any, visit: Open, tmp_path: Path) -> None:
+    deep_film(tmp_path / "deep.png")
+    page = visit(service.address)
+    hand_in(page, tmp_path / "deep.png")
+    verdict(page, "The model says")
+    whole(page)
+    at_first = shades(page)
+    page.locator("#brightness").fill("20")
+    lighter = shades(page)
+    assert lighter.mean() > at_first.mean() + 15
+    page.get_by_role("button", name="Reset the view").click()
+    assert np.array_equal(shades(page), at_first)
+    box = page.locator("#figure").bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def drag(dx: int, dy: int, button: Literal["left", "right"] = "left") -> None:
+        page.mouse.move(x, y)
+        page.mouse.down(button=button)
+        page.mouse.move(x + dx, y + dy, steps=4)
+        page.mouse.up(button=button)
+
+    # Without anything to be moved the left button does nothing, and the right one changes the window.
+    drag(60, -60)
+    assert np.array_equal(shades(page), at_first)
+    drag(60, -60, "right")
+    expect(page.locator("#brightness")).to_have_value("20")
+    expect(page.locator("#contrast")).to_have_value("20")
+    page.get_by_role("button", name="Reset the view").click()
+    toggle = page.get_by_role("button", name="Dragging changes brightness and contrast")
+    toggle.click()
+    expect(toggle).to_have_attribute("aria-pressed", "true")
+    drag(-30, 30)
+    expect(page.locator("#brightness")).to_have_value("-10")
+    expect(page.locator("#contrast")).to_have_value("-10")
+
+
+def test_zoom_and_pan_by_mouse(service: Any, visit: Open, tmp_path: Path) -> None:
+    deep_film(tmp_path / "deep.png")
+    page = visit(service.address)
+    hand_in(page, tmp_path / "deep.png")
+    verdict(page, "The model says")
+    whole(page)
+    at_first = shades(page)
+    box = page.locator("#figure").bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] * 0.55, box["y"] + box["height"] * 0.4
+    page.mouse.move(x, y)
+    before = shades(page, (round(box["width"] * 0.55), round(box["height"] * 0.4), 1, 1))
+    page.mouse.wheel(0, -800)
+    expect(page.get_by_role("button", name="Zoom out")).to_be_enabled()
+    zoomed = shades(page)
+    assert not np.array_equal(zoomed, at_first)
+    # What lay under the mouse stays there.
+    after = shades(page, (round(box["width"] * 0.55), round(box["height"] * 0.4), 1, 1))
+    assert abs(int(before[0, 0]) - int(after[0, 0])) <= 12
+    page.mouse.down()
+    page.mouse.move(x + 50, y + 30, steps=3)
+    page.mouse.up()
+    # All of it by the same way.
+    assert np.array_equal(shades(page)[40:, 60:], zoomed[10:-30, 10:-50])
+    page.get_by_role("button", name="Fit the film").click()
+    assert np.array_equal(shades(page), at_first)
+    assert page.evaluate("scrollY") == 0
+
+
+def test_two_fingers_zoom(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+    page = visit(service.address, touch=True, width=390)
+    hand_in(page, phantoms["NORMAL"].path)
+    verdict(page, "The model says")
+    whole(page)
+    box = page.locator("#figure").bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = page.context.new_cdp_session(page)
+
+    def fingers(kind: str, *apart: int) -> None:
+        points = [{"x": x + way * each, "y": y, "id": way} for each in apart for way in (-1, 1)]
+        points = [point | {"id": i} for i, point in enumerate(points)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    fingers("touchStart", 30)
+    for apart in (40, 60, 90):
+        fingers("touchMove", apart)
+    fingers("touchEnd")
+    expect(page.locator("#zoom-out")).to_be_enabled()
+    # It is the film that has grown, and not the page.
+    assert page.evaluate("visualViewport.scale") == 1
+    assert no_sideways_scroll(page)
+
+
+def test_it_fills_the_screen(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+    page = visit(service.address)
+    hand_in(page, phantoms["NORMAL"].path)
+    verdict(page, "The model says")
+    page.get_by_role("button", name="Full screen").click()
+    expect(page.locator("#viewer:fullscreen")).to_be_visible()
+    page.locator("#figure").focus()
+    page.keyboard.press("f")
+    expect(page.locator("#viewer:fullscreen")).to_have_count(0)
+
+
+# ------------------------------------------------------------------------------------------------------ the list
+
+
+def test_names_of_files_stay_in_the_tab(
+    serve: Serve, visit: Open, phantoms: dict[str | None, Prediction], tmp_path: Path
+) -> None:
+    service = serve("--model", DEFAULT_BUNDLE)
+    named = {
+        label: tmp_path / f"{name}.jpeg" for label, name in (("NORMAL", "MUELLER^ANNA"), ("PNEUMONIA", "NGO^MINH"))
+    }
+    page = visit(service.address)
+    sent: list[bytes] = []
+    page.on(
+        "request", lambda request: sent.append(repr((request.url, request.headers, request.post_data_buffer)).encode())
+    )
+    for label, path in named.items():
+        shutil.copyfile(phantoms[label].path, path)
+        hand_in(page, path)
+        verdict(page, f"The model says {label.capitalize()}")
+    expect(page.locator("#films li")).to_have_count(2)
+    expect(page.locator("#films li").first).to_contain_text("NGO^MINH.jpeg")
+    expect(page.locator("#facts")).to_contain_text("NGO^MINH.jpeg")
+    page.reload()
+    expect(page.locator("#films li").last).to_contain_text("MUELLER^ANNA.jpeg")
+    page.get_by_role("searchbox", name="Search the films").fill("anna")
+    expect(page.locator("#films li")).to_have_count(1)
+    expect(page.locator("#films li")).to_contain_text("MUELLER^ANNA.jpeg")
+    page.get_by_role("searchbox", name="Search the films").fill("nobody")
+    expect(page.get_by_text("No film matches.")).to_be_visible()
+    assert not [each for each in sent if b"MUELLER" in each.upper() or b"NGO^MINH" in each.upper()]
+    # Another tab has not heard of them.
+    other = visit(service.address)
+    expect(other.locator("#films li")).to_have_count(2)
+    assert "MUELLER" not in other.content()
+    spool = service.said.parent / "spool"
+    assert not [path for path in spool.rglob("*") if path.is_file() and b"MUELLER" in path.read_bytes()]
+    assert "MUELLER" not in service.log()
+
+
+def test_the_list_is_sorted_filtered_and_turned(
+    serve: Serve, visit: Open, phantoms: dict[str | None, Prediction]
+) -> None:
+    service = serve("--model", DEFAULT_BUNDLE)
+    for label in ("NORMAL", "PNEUMONIA", None):
+        data = Path(phantoms[label].path).read_bytes()
+        urllib.request.urlopen(urllib.request.Request(f"{service.address}/v1/films", data)).close()  # noqa: S310
+    page = visit(service.address)
+    expect(page.locator("#films li")).to_have_count(3)
+    expect(page.locator("#films")).not_to_contain_text("Waiting")
+
+    order, show = page.get_by_label("Order"), page.get_by_label("Show")
+    expect(page.locator("#films .what").first).to_have_text("No verdict")
+    order.select_option(label="Oldest first")
+    expect(page.locator("#films .what").first).to_contain_text("Normal")
+    order.select_option(label="Most likely pneumonia first")
+    expect(page.locator("#films .what").first).to_contain_text("Pneumonia")
+    order.select_option(label="Least likely pneumonia first")
+    expect(page.locator("#films .what").first).to_contain_text("Normal")
+    for choice, word in (("Pneumonia", "Pneumonia"), ("Normal", "Normal"), ("No verdict", "No verdict")):
+        show.select_option(label=choice)
+        expect(page.locator("#films li")).to_have_count(1)
+        expect(page.locator("#films .what")).to_contain_text(word)
+    show.select_option(label="Failed")
+    expect(page.get_by_text("No film matches.")).to_be_visible()
+    show.select_option(label="All films")
+    expect(page.locator("#films li")).to_have_count(3)
+    expect(page.get_by_role("button", name="Next")).to_be_hidden()
+    # More than a page of them: rows as the journal has them, without their films.
+    with closing(sqlite3.connect(service.said.parent / "spool" / "journal.db", isolation_level=None)) as journal:
+        columns = [row[1] for row in journal.execute("PRAGMA table_info(films)")]
+        copied = ", ".join(column for column in columns if column not in ("id", "key"))
+        for i in range(60):
+            journal.execute(f"INSERT INTO films (key, {copied}) SELECT ?, {copied} FROM films LIMIT 1", (f"{i:032x}",))  # noqa: S608
+    order.select_option(label="Newest first")
+    expect(page.get_by_text("1 to 50 of 63")).to_be_visible()
+    page.get_by_role("button", name="Next").click()
+    expect(page.get_by_text("51 to 63 of 63")).to_be_visible()
+    expect(page.locator("#films li")).to_have_count(13)
+    page.get_by_role("button", name="Previous").click()
+    expect(page.get_by_text("1 to 50 of 63")).to_be_visible()
+
+
+def test_a_film_is_judged_again_and_deleted(serve: Serve, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+    service = serve("--model", DEFAULT_BUNDLE)
+    page = visit(service.address)
+    hand_in(page, phantoms["NORMAL"].path)
+    verdict(page, "The model says Normal")
+    key = page.url.partition("#")[2]
+    # It came by upload: there is no answer to be sent.
+    expect(page.get_by_role("button", name="Send again")).to_be_hidden()
+    page.get_by_role("button", name="Judge again").click()
+    dialog = page.get_by_role("dialog", name="Judge this film again?")
+    with page.expect_response(lambda response: response.url.endswith(f"{key}/rejudge")) as answer:
+        dialog.get_by_role("button", name="Judge again").click()
+    assert answer.value.status == 202
+    verdict(page, "The model says Normal")
+    page.get_by_role("button", name="Delete").click()
+    dialog = page.get_by_role("dialog", name="Delete this film?")
+    dialog.get_by_role("button", name="Cancel").click()
+    verdict(page, "The model says Normal")
+    page.get_by_role("button", name="Delete").click()
+    page.keyboard.press("Escape")
+    verdict(page, "The model says Normal")
+    page.get_by_role("button", name="Delete").click()
+    dialog.get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("Drop a chest X-ray here")).to_be_visible()
+    expect(page.locator("#live")).to_have_text("The film is deleted.")
+    expect(page.get_by_role("button", name="Choose a film")).to_be_focused()
+    expect(page.get_by_text("None yet.")).to_be_visible()
+    assert not (service.said.parent / "spool" / "films" / key).exists()
+
+
+def test_whose_film_it_is_where_the_clinic_wants_that(serve: Serve, visit: Open, tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
+    pixels = (deep_film(tmp_path / "deep.png", 300, 240) // 16).astype(np.uint8)
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = pydicom.uid.ComputedRadiographyImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = pydicom.uid.UID("2.25.1")
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = "2.25.2", "2.25.3"
+    ds.PatientName, ds.PatientID, ds.AccessionNumber = "Secret^Name", "ID-4711", "ACC-0815"
+    ds.Modality, ds.SamplesPerPixel, ds.PhotometricInterpretation = "CR", 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = pixels.shape
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit, ds.PixelRepresentation = 7, 0
+    ds.PixelData = pixels.tobytes()
+    ds["PixelData"].VR = "OB"
+    film = io.BytesIO()
+    ds.save_as(film, enforce_file_format=True)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nowhere = closed.getsockname()[1]
+    service = serve(
+        "--dicom-port", "0", "--send-to", f"PACS@127.0.0.1:{nowhere}", "--show", "accession,patient-id"
+    )  # fmt: skip
+    request = urllib.request.Request(  # noqa: S310
+        f"{service.address}/dicom-web/studies", film.getvalue(), {"Content-Type": "application/dicom"}
+    )
+    urllib.request.urlopen(request).close()  # noqa: S310
+    page = visit(service.address)
+    page.locator("#films button").first.click()
+    expect(page.locator("#facts")).to_contain_text("ACC-0815")
+    expect(page.locator("#facts")).to_contain_text("ID-4711")
+    expect(page.locator("#films li").first).to_contain_text("ACC-0815, ID-4711")
+    assert "Secret" not in page.content()
+    page.get_by_role("searchbox", name="Search the films").fill("0815")
+    expect(page.locator("#films li")).to_have_count(1)
+    page.emulate_media(media="print")
+    expect(page.get_by_text("ACC-0815").first).to_be_visible()
+    page.emulate_media(media="screen")
+    # There is no PACS there: the answer has not been sent, and may be sent again.
+    expect(page.locator("#remarks")).to_contain_text("The answer has not been sent")
+    page.get_by_role("button", name="Send again").click()
+    dialog = page.get_by_role("dialog", name="Send the answer again?")
+    with page.expect_response(lambda response: response.url.endswith("/resend")) as answer:
+        dialog.get_by_role("button", name="Send again").click()
+    assert answer.value.status == 202
+
+
+# ----------------------------------------------------------------------------------------------------- languages
+
+LANGUAGES = {"en-US": "en", "es-MX": "es", "fr-FR": "fr", "pt-BR": "pt"}
+
+AXE = "axe.run(document, {resultTypes: ['violations']})"
+
+
+def violations(page: Page) -> list[str]:
+    """What axe has to say of the page as it is."""
+    package = importlib.util.find_spec("axe_playwright_python")
+    assert package
+    assert package.origin
+    # Not as a script of the page: its content security policy allows none but its own.
+    source = (Path(package.origin).parent / "axe.min.js").read_text(encoding="utf-8")
+    page.context.new_cdp_session(page).send("Runtime.evaluate", {"expression": source})
+    found = page.evaluate(AXE)
+    assert len(page.evaluate("axe.getRules()")) > 50
+    return [f"{each['id']}: {node['html']}" for each in found["violations"] for node in each["nodes"]]
+
+
+@pytest.mark.parametrize(("locale", "language"), LANGUAGES.items())
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_language_and_axe(
+    scheme: str,
+    locale: str,
+    language: str,
+    service: Any,
+    visit: Open,
+    phantoms: dict[str | None, Prediction],
+    tmp_path: Path,
+) -> None:
+    words = Words(language)
+    page = visit(service.address, "422", locale=locale, color_scheme=scheme)
+    expect(page.get_by_role("heading", name=words("about"))).to_be_visible()
+    assert page.evaluate("document.documentElement.lang") == language
+    expect(page.get_by_text(words("note"))).to_be_in_viewport()
+    expect(page.locator("#model")).to_contain_text(words("sensitivity.means"))
+    expect(page.locator("#model")).to_contain_text(words("balanced.means"))
+    assert violations(page) == []
+    for film, word in (("PNEUMONIA", "PNEUMONIA"), (None, "withheld")):
+        page.locator("#file").set_input_files(phantoms[film].path)
+        expect(page.get_by_role("heading", name=f"{words('says')} {words(word)}")).to_be_visible()
+        whole(page)
+        if film:
+            expect(page.locator("#share")).to_have_text(words.percent(phantoms[film].probability))
+        else:
+            said = [text.rstrip(".").lower() for text in page.locator("#remarks li").all_inner_texts()]
+            assert said == [words.sentence(each).lower() for each in phantoms[film].warnings]
+        assert violations(page) == []
+    page.get_by_role("button", name=words("delete")).click()
+    expect(page.get_by_role("dialog", name=words("delete.ask"))).to_be_visible()
+    assert violations(page) == []
+    page.get_by_role("button", name=words("cancel")).click()
+    (tmp_path / "letter.png").write_text("no picture")
+    page.locator("#file").set_input_files(tmp_path / "letter.png")
+    refused = words.sentence("letter.png is no film: use PNG, JPEG or DICOM")
+    expect(page.locator("#broken-why")).to_have_text(f"{refused}.")
+    assert violations(page) == []
+    # Nothing has been left empty, and nothing in its place's stead.
+    assert page.evaluate("[...document.querySelectorAll('[data-word]')].filter(each => !each.textContent).length") == 0
+    assert re.findall(r"\{\w+\}", page.locator("body").inner_text()) == []
+
+
+def test_the_language_is_chosen_and_kept(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+    page = visit(service.address, locale="de-DE")
+    hand_in(page, phantoms["NORMAL"].path)
+    verdict(page, "The model says Normal")
+    page.get_by_label("Language").select_option(label="Français")
+    verdict(page, "Le modèle dit Normal")
+    expect(page.get_by_role("button", name="Imprimer")).to_be_visible()
+    expect(page.locator("#films li").first).to_contain_text("page")
+    expect(page).to_have_title(re.compile("^Normal, radiographie [0-9a-f]{8}, pneumo$"))
+    page.reload()
+    verdict(page, "Le modèle dit Normal")
+    page.get_by_label("Langue").select_option(label="Português")
+    verdict(page, "O modelo diz Normal")
+
+
+def test_the_page_translates_as_the_runtime_does(service: Any, visit: Open) -> None:
+    page = visit(service.address)
+    catalogue = json.loads(CATALOGUE.read_text(encoding="utf-8"))
+    samples = [re.sub(r"\{\w+\}", "a lateral view", each["en"]) for each in catalogue["sentences"]]
+    samples += [
+        "",
+        "nothing known",
+        "film 0123abcd is damaged and cannot be read (x {y} $&): copy it again from where it came",
+    ]
+    for language in LANGUAGES.values():
+        page.get_by_label(re.compile("Language|Idioma|Langue")).select_option(language)
+        found = page.evaluate(
+            "async (texts) => { const words = await import('./words.js'); return texts.map(words.translated); }",
+            samples,
+        )
+        assert found == [Words(language).sentence(text) for text in samples]

@@ -12,12 +12,13 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,17 @@ httpx = pytest.importorskip("httpx", reason="the tests of pneumo-serve need the 
 pytest.importorskip("fastapi", reason="pneumo-serve needs the extra serve")
 
 import uvicorn  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 
 from pneumo_edge.errors import UsageError  # noqa: E402
-from pneumo_edge.serve.cli import _listen, _read_token  # noqa: E402
+from pneumo_edge.serve import stow  # noqa: E402
+from pneumo_edge.serve.cli import Token, _listen, _read_token  # noqa: E402
 from pneumo_edge.serve.connection import Connection  # noqa: E402
-from pneumo_edge.serve.intake import Limits  # noqa: E402
+from pneumo_edge.serve.inbox import Inbox, Limits  # noqa: E402
 from pneumo_edge.serve.journal import Journal  # noqa: E402
-from pneumo_edge.serve.spool import FILM, Spool  # noqa: E402
+from pneumo_edge.serve.rules import Rules  # noqa: E402
+from pneumo_edge.serve.spool import FILM, REPORT, Spool  # noqa: E402
 from pneumo_edge.serve.web import make_app  # noqa: E402
 
 Infer = Callable[..., "subprocess.CompletedProcess[Any]"]
@@ -82,12 +87,21 @@ def classifier(bundle: Path) -> Iterator[Classifier]:
 
 
 @pytest.fixture
-def parts(classifier: Classifier, tmp_path: Path) -> Iterator[tuple[Classifier, Journal, Spool]]:
+def parts(classifier: Classifier, tmp_path: Path) -> Iterator[tuple[Classifier, Inbox]]:
     spool = Spool(tmp_path / "spool")
     journal = Journal(spool.journal)
-    yield classifier, journal, spool
+    yield classifier, Inbox(journal, spool)
     journal.close()
     spool.close()
+
+
+def limited(parts: Any, limits: Limits) -> tuple[Classifier, Inbox]:
+    classifier, inbox = parts
+    return classifier, Inbox(inbox.journal, inbox.spool, limits)
+
+
+def token() -> str:
+    return TOKEN
 
 
 @asynccontextmanager
@@ -154,6 +168,25 @@ def test_a_token_file_that_protects_nothing_is_refused(
     assert TOKEN not in str(refused.value)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="this is about POSIX")
+def test_another_token_in_the_file_is_the_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    file.chmod(0o600)
+    current = Token(file)
+    assert current() == TOKEN
+    (tmp_path / "new").write_text("fedcba9876543210\n")
+    (tmp_path / "new").chmod(0o600)
+    (tmp_path / "new").replace(file)
+    assert current() == "fedcba9876543210"
+    file.write_text("short")
+    assert current() == "fedcba9876543210"
+    file.unlink()
+    assert current() == "fedcba9876543210"
+    assert "is short" in caplog.text
+    assert "fedcba" not in caplog.text
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "example.invalid"])  # noqa: S104
 def test_another_host_needs_a_token(host: str, serve_command: Command, tmp_path: Path) -> None:
     refused = subprocess.run(
@@ -170,10 +203,46 @@ def test_a_port_in_use_is_said_in_a_sentence(serve_command: Command, tmp_path: P
             serve_command("--port", str(taken.getsockname()[1]), "--spool", tmp_path / "spool"),
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
-    assert refused.returncode == 2
+    # systemd tries again where it is not 2: that program may end.
+    assert refused.returncode == 1
     assert re.fullmatch(
-        r"pneumo-serve: cannot listen on 127\.0\.0\.1, port \d+ .*: give another --port\n", refused.stderr
+        r"pneumo-serve: cannot listen for the page on 127\.0\.0\.1, port \d+: .* or give another --port\n",
+        refused.stderr,
     )
+
+
+@pytest.mark.parametrize("option", ["--host", "--dicom-host"])
+def test_an_address_that_is_not_there_yet_may_come(option: str, serve_command: Command, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o600)
+    more = ["--token-file", tmp_path / "token", "--dicom-port", "0", "--allow", "A"]
+    refused = subprocess.run(
+        serve_command("--port", "0", "--spool", tmp_path / "spool", option, "192.0.2.1", *more),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert f"no such address, or not yet: wait for the network, or give another {option}\n" in refused.stderr
+
+
+@pytest.mark.skipif(not Path("/sys/fs").exists(), reason="a small disk is made with Linux's tmpfs")
+def test_a_full_disk_is_called_by_its_name(serve_command: Command, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], check=False).returncode != 0:
+        pytest.skip("a small disk is mounted by root alone")
+    try:
+        with (disk / "filled").open("wb", buffering=0) as filled, suppress(OSError):
+            while True:
+                filled.write(bytes(4096))
+        refused = subprocess.run(
+            serve_command("--port", "0", "--spool", disk / "spool"),
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert refused.returncode == 1
+        assert "make room" in refused.stderr
+        assert "in use" not in refused.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_answers_are_not_held_back() -> None:
@@ -220,7 +289,7 @@ def test_the_record_of_a_dicom_film(serve: Serve, infer: Infer, tmp_path: Path) 
     pydicom = pytest.importorskip("pydicom", reason="DICOM needs the extra dicom")
     ds = pydicom.Dataset()
     ds.SOPClassUID, ds.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "1.2.3"
-    ds.Modality, ds.PatientName, ds.PatientAge = "CR", "Doe^Jane", "034Y"
+    ds.Modality, ds.PatientName, ds.BodyPartExamined = "CR", "Doe^Jane", "HAND"
     ds.PhotometricInterpretation, ds.Rows, ds.Columns, ds.SamplesPerPixel = "MONOCHROME2", 128, 160, 1
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
     with Image.open(io.BytesIO(film())) as picture:
@@ -234,7 +303,7 @@ def test_the_record_of_a_dicom_film(serve: Serve, infer: Infer, tmp_path: Path) 
     with httpx.Client(base_url=service.address, timeout=60) as asking:
         answer = asking.post("/v1/predict", files={"file": ("film.dcm", data)}).json()
         assert answer | {"milliseconds": 0} == record | {"milliseconds": 0}
-        assert "34 years" in " ".join(answer["warnings"])
+        assert "HAND" in " ".join(answer["warnings"])
         key = asking.post("/v1/films", content=data).json()["key"]
         assert answered(asking, key)["record"]["warnings"] == answer["warnings"]
     assert "Doe" not in service.log()
@@ -243,7 +312,7 @@ def test_the_record_of_a_dicom_film(serve: Serve, infer: Infer, tmp_path: Path) 
 def test_a_film_is_kept_judged_and_listed(serve: Serve, tmp_path: Path) -> None:
     service = serve()
     with httpx.Client(base_url=service.address, timeout=60) as asking:
-        assert asking.get("/v1/films").json() == {"films": []}
+        assert asking.get("/v1/films").json() == {"films": [], "total": 0}
         before = datetime.now(UTC)
         handed = asking.post("/v1/films", files={"file": (NAME, film())})
         entry = handed.json()
@@ -260,6 +329,8 @@ def test_a_film_is_kept_judged_and_listed(serve: Serve, tmp_path: Path) -> None:
         with Image.open(io.BytesIO(pictures[0].content)) as shown, Image.open(io.BytesIO(pictures[1].content)) as heat:
             assert shown.size == heat.size
             assert heat.mode == "RGBA"
+        # As a proxy on this machine hands it on.
+        asking.get("/v1/model", headers={"X-Forwarded-For": "203.0.113.9"})
         broken = asking.post("/v1/films", content=PICTURES["damaged.png"]).json()["key"]
         failed = answered(asking, broken)
         assert failed["state"] == "failed"
@@ -281,16 +352,17 @@ def test_a_film_is_kept_judged_and_listed(serve: Serve, tmp_path: Path) -> None:
             "/docs",
         ):
             assert asking.get(url).status_code == 404
-        for url in ("/v1/films/0", "/v1/films/0%00", "/v1/films?limit=0", "/v1/films?limit=x"):
+        for url in ("/v1/films/0", "/v1/films/0%00", "/v1/films?limit=0", "/v1/films?limit=x", "/v1/films?sort=name"):
             assert asking.get(url).status_code == 422
         assert (tmp_path / "spool" / "films" / entry["key"] / FILM).read_bytes() == film()
     # What is on disk and in the log must not tell whose film it is.
     assert "Doe" not in service.log()
     assert entry["key"] not in service.log()
     lines = service.log().splitlines()
-    assert sum(line.endswith(" ms") and " POST /v1/films 202 " in line for line in lines) == 2
+    assert sum(line.endswith(" ms") and " 127.0.0.1 POST /v1/films 202 " in line for line in lines) == 2
     assert any(" GET /v1/films/{key} 200 " in line for line in lines)
     assert any(" GET none 404 " in line for line in lines)
+    assert any(" 203.0.113.9 GET /v1/model 200 " in line for line in lines)
     # Pages ask for the list all the time.
     assert not any(" GET /v1/films 200 " in line for line in lines)
 
@@ -350,6 +422,20 @@ def test_model_and_metrics(serve: Serve, bundle: Path) -> None:
     assert samples["pneumo_http_requests_total", "OTHER", "none", "404"] == 1
     assert samples["pneumo_http_request_seconds_count", "/v1/predict"] == 2
     assert ("pneumo_model_info", "model.onnx", "tiny", __version__) in samples
+    assert samples[("pneumo_disk_free_bytes",)] > 0
+    assert samples[("pneumo_oldest_unanswered_seconds",)] == 0
+
+
+def test_the_operating_point_and_the_prevalence_of_the_place(serve: Serve) -> None:
+    with httpx.Client(
+        base_url=serve("--operating-point", "screening", "--prevalence", "0.1").address, timeout=60
+    ) as asking:
+        record = asking.post("/v1/predict", content=film()).json()
+        model = asking.get("/v1/model").json()
+    assert (record["operating_point"], model["operating_point"], model["prevalence"]) == ("screening", "screening", 0.1)
+    assert model["operating_points"]["screening"]["threshold"] == pytest.approx(record["threshold"])
+    # The tiny model is calibrated at 75 %, its threshold there is 0.2.
+    assert record["threshold"] == pytest.approx(0.25 / 27 / (1 + 0.25 / 27))
 
 
 # ------------------------------------------------------------------------------------------------------- the gate
@@ -402,7 +488,7 @@ def test_without_a_token_only_this_machines_names_are_answered(host: str, status
         async with client(make_app(*parts)) as asking:
             for url in ("/", "/v1/films", "/healthz", "/openapi.json"):
                 assert (await asking.get(url, headers={"Host": host})).status_code == status
-        async with client(make_app(*parts, token=TOKEN)) as asking:
+        async with client(make_app(*parts, token=token)) as asking:
             assert (await asking.get("/healthz", headers={"Host": host})).status_code == 200
 
     asyncio.run(ask())
@@ -434,11 +520,11 @@ def test_pages_of_other_sites_are_refused(headers: dict[str, str], read: int, wr
 
 
 def test_an_unforeseen_error_is_told_without_its_words(parts: Any, caplog: pytest.LogCaptureFixture) -> None:
-    classifier, journal, spool = parts
-    journal.close()
+    classifier, inbox = parts
+    inbox.journal.close()
 
     async def ask() -> None:
-        async with client(make_app(classifier, journal, spool)) as asking:
+        async with client(make_app(classifier, inbox)) as asking:
             answer = await asking.get("/v1/films")
             assert answer.status_code == 500
             assert answer.json() == {"error": "something went wrong here: the log says where"}
@@ -468,7 +554,7 @@ def test_a_film_that_is_too_large_is_refused(parts: Any) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 
     async def ask() -> None:
-        async with client(make_app(*parts, limits=Limits(body=100_000))) as asking:
+        async with client(make_app(*limited(parts, Limits(body=100_000)))) as asking:
             for url in ("/v1/predict", "/v1/films"):
                 for answer in (
                     await asking.post(url, content=bytes(100_001)),
@@ -493,7 +579,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(parts: Any) -> None:
         await asyncio.sleep(60)
 
     async def ask() -> None:
-        async with client(make_app(*parts, limits=Limits(seconds=0.2))) as asking:
+        async with client(make_app(*limited(parts, Limits(seconds=0.2)))) as asking:
             answer = await asking.post("/v1/predict", content=slow())
             assert answer.status_code == 408
             assert answer.headers["connection"] == "close"
@@ -513,7 +599,7 @@ def test_more_than_the_device_can_take_is_told_to_come_again(limits: Limits, par
             await finish.wait()
             yield film()[50:]
 
-        async with client(make_app(*parts, limits=limits)) as asking:
+        async with client(make_app(*limited(parts, limits))) as asking:
             first = asyncio.create_task(asking.post("/v1/predict", content=halting()))
             await begun.wait()
             for url in ("/v1/predict", "/v1/films"):
@@ -532,17 +618,241 @@ def test_more_than_the_device_can_take_is_told_to_come_again(limits: Limits, par
 
 def test_films_are_not_taken_in_without_end(parts: Any) -> None:
     async def ask() -> list[int]:
-        async with client(make_app(*parts, limits=Limits(queue=2))) as asking:
+        async with client(make_app(*limited(parts, Limits(queue=2)))) as asking:
             return [(await asking.post("/v1/films", content=film())).status_code for _ in range(3)]
 
     assert asyncio.run(ask()) == [202, 202, 429]
+
+
+def test_a_full_disk_takes_no_film_and_says_so(parts: Any) -> None:
+    async def ask() -> None:
+        _, inbox = parts
+        assert not inbox.is_full()
+        async with client(make_app(*limited(parts, Limits(room=1 << 60)))) as asking:
+            refused = await asking.post("/v1/films", content=film())
+            assert (refused.status_code, refused.json()) == (507, {"error": "the disk is nearly full: make room"})
+            health = await asking.get("/healthz")
+            assert (health.status_code, "disk" in health.json()["error"]) == (503, True)
+            # What keeps nothing needs no room.
+            assert (await asking.post("/v1/predict", content=film())).status_code == 200
+            assert (await asking.get("/v1/films")).json()["total"] == 0
+
+    asyncio.run(ask())
+
+
+def test_of_a_film_whose_row_cannot_be_written_nothing_is_left(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, inbox = parts
+
+    def full(*_: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def ask() -> None:
+        async with client(make_app(*parts)) as asking:
+            with monkeypatch.context() as patch:
+                patch.setattr(inbox.journal, "add", full)
+                assert (await asking.post("/v1/films", content=film())).status_code == 507
+            assert list((inbox.spool.root / "films").iterdir()) == []
+            assert (await asking.post("/v1/films", content=film())).status_code == 202
+
+    asyncio.run(ask())
+
+
+# ----------------------------------------------------------------------------------------------- the life of a film
+
+
+def dicom(number: int = 7, **tags: Any) -> bytes:
+    pytest.importorskip("pydicom", reason="DICOM needs the extra dicom")
+    from pneumo_bench.serve import dicom_film
+
+    row = np.array([80, 200], np.uint8).repeat(80)
+    return dicom_film(row[np.newaxis].repeat(120, axis=0), number, **tags)
+
+
+RECORD = {"label": "NORMAL", "probability": 0.25, "in_distribution": True}
+
+
+def test_a_film_is_deleted_judged_again_and_sent_again(parts: Any) -> None:
+    _, inbox = parts
+    journal, spool = inbox.journal, inbox.spool
+    send = {"PACS@h:1": ("sc", "sr"), "https://pacs.example": ("sr",)}
+
+    async def ask() -> None:
+        async with client(make_app(*parts, send=send)) as asking:
+            key = (await asking.post("/v1/films", content=film())).json()["key"]
+            early = await asking.post(f"/v1/films/{key}/resend")
+            assert (early.status_code, "not been judged yet" in early.json()["error"]) == (409, True)
+            journal.answered(journal.find(key), RECORD)
+            assert (await asking.post(f"/v1/films/{key}/resend")).status_code == 409
+            spool.write(key, {REPORT: b"report"})
+            again = (await asking.post(f"/v1/films/{key}/resend")).json()
+            assert [(each["destination"], each["object"], each["state"]) for each in again["sendings"]] == [
+                ("PACS@h:1", "sr", "waiting"),
+                ("https://pacs.example", "sr", "waiting"),
+            ]
+            [first, _] = journal.sendings([key])[key]
+            journal.refused(first, "never")
+            told = (await asking.get(f"/v1/films/{key}")).json()
+            assert told["error"] == "PACS@h:1: never"
+            judged = (await asking.post(f"/v1/films/{key}/rejudge")).json()
+            assert (judged["state"], judged["label"], judged["sendings"]) == ("received", None, [])
+            assert (await asking.delete(f"/v1/films/{key}")).status_code == 204
+            assert not spool.path(key).parent.exists()
+            for method, url in (("DELETE", ""), ("POST", "/rejudge"), ("POST", "/resend"), ("GET", "")):
+                assert (await asking.request(method, f"/v1/films/{key}{url}")).status_code == 404
+
+    asyncio.run(ask())
+
+
+def test_the_list_is_sorted_filtered_searched_and_turned_over(parts: Any) -> None:
+    _, inbox = parts
+
+    async def ask() -> None:
+        async with client(make_app(*parts, show=["accession", "patient-id"])) as asking:
+            keys = []
+            for number, probability in enumerate((0.9, 0.1, 0.5)):
+                key = (await asking.post("/v1/films", content=dicom(number))).json()["key"]
+                label = "PNEUMONIA" if probability > 0.4 else "NORMAL"
+                inbox.journal.answered(
+                    inbox.journal.find(key), {"label": label, "probability": probability, "in_distribution": True}
+                )
+                keys.append(key)
+
+            async def listed(query: str) -> list[int]:
+                told = (await asking.get(f"/v1/films?{query}")).json()
+                return [keys.index(each["key"]) for each in told["films"]]
+
+            assert await listed("") == [2, 1, 0]
+            assert await listed("limit=1&offset=1") == [1]
+            assert await listed("sort=probability") == [0, 2, 1]
+            assert await listed("sort=probability&order=asc&verdict=PNEUMONIA") == [2, 0]
+            assert await listed("state=sent") == []
+            assert await listed(f"search={keys[1][:8]}") == [1]
+            assert await listed("search=phantom-2") == [2]
+            assert await listed("search=a0") == [0] + [i for i in (2, 1) if keys[i].startswith("a0")]
+            [one] = (await asking.get("/v1/films?search=phantom-2")).json()["films"]
+            assert (one["accession"], one["patient_id"]) == ("A2", "PHANTOM-2")
+        async with client(make_app(*parts)) as asking:
+            told = (await asking.get("/v1/films")).json()
+            assert {(each["accession"], each["patient_id"]) for each in told["films"]} == {(None, None)}
+            assert (await asking.get("/v1/films?search=phantom-2")).json()["films"] == []
+
+    asyncio.run(ask())
+
+
+def test_the_rules_hold_for_films_over_http_too(parts: Any) -> None:
+    async def ask() -> None:
+        async with client(make_app(*parts, rules=Rules(min_age=10))) as asking:
+            child = (await asking.post("/v1/predict", content=dicom(PatientAge="003Y"))).json()
+            assert child["label"] is None
+            assert child["warnings"][0] == "this device gives no verdict on patients younger than 10 years"
+            assert (await asking.post("/v1/predict", content=dicom(PatientAge="013Y"))).json()["label"] == "PNEUMONIA"
+            # What does not say how old the patient is is judged.
+            assert (await asking.post("/v1/predict", content=film())).json()["label"] == "PNEUMONIA"
+
+    asyncio.run(ask())
+
+
+def test_films_are_looked_after_from_the_command_line(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o600)
+    service = serve("--token-file", tmp_path / "token")
+    with httpx.Client(base_url=service.address, timeout=60, headers={"Authorization": f"Bearer {TOKEN}"}) as asking:
+        keys = [asking.post("/v1/films", content=film()).json()["key"] for _ in range(2)]
+        for key in keys:
+            answered(asking, key)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        at = ["--at", service.address, "--token-file", str(tmp_path / "token")]
+        command = [str(Path(sys.executable).with_name("pneumo-serve")), "films", *arguments, *at]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    listed = run("list")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == keys[::-1]
+    assert "page  answered  PNEUMONIA" in listed.stdout
+    assert json.loads(run("list", "--json", "--limit", "1").stdout)["key"] == keys[1]
+    assert json.loads(run("show", keys[0][:12]).stdout)["record"]["label"] == "PNEUMONIA"
+    assert run("rejudge", keys[0]).stdout.split()[3] == "received"
+    refused = run("resend", keys[1])
+    assert (refused.returncode, refused.stderr) == (
+        2, "pneumo-serve: there is nowhere to send it to: start with --send-to\n"
+    )  # fmt: skip
+    assert run("delete", *keys).stdout == "".join(f"{key}  deleted\n" for key in keys)
+    assert run("list").stdout == ""
+    missing = run("show", keys[0])
+    assert (missing.returncode, missing.stderr) == (2, f"pneumo-serve: {keys[0]}: no film has a key that begins so\n")
+    away = subprocess.run(
+        [str(Path(sys.executable).with_name("pneumo-serve")), "films", "list", "--at", "http://127.0.0.1:9"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert away.returncode == 1
+    assert "no pneumo-serve answers at" in away.stderr
+
+
+# --------------------------------------------------------------------------------------------------------- STOW-RS
+
+
+def test_films_are_stored_over_dicomweb(parts: Any) -> None:
+    _, inbox = parts
+    good, other = dicom(1), dicom(2)
+    homeless = dicom(3, StudyInstanceUID=None)
+    report = dicom(4, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.22")
+
+    async def ask() -> None:
+        async with client(make_app(*parts)) as asking:
+
+            async def store(*films: bytes, **changes: str) -> Any:
+                body, kind = stow.join(list(films))
+                return await asking.post("/dicom-web/studies", content=body, headers={"Content-Type": kind} | changes)
+
+            both = await store(good, other)
+            assert (both.status_code, both.headers["content-type"]) == (200, "application/dicom+json")
+            assert len(both.json()["00081199"]["Value"]) == 2
+            assert "00081198" not in both.json()
+            some = await store(good, homeless, report)
+            assert some.status_code == 202
+            assert [each["00081197"]["Value"] for each in some.json()["00081198"]["Value"]] == [[0xA900], [0x0122]]
+            none = await store(homeless, b"garbage")
+            assert none.status_code == 409
+            assert (
+                await asking.post("/dicom-web/studies", content=good, headers={"Content-Type": "application/dicom"})
+            ).status_code == 200
+            for kind in ("application/json", "multipart/related", "multipart/related; boundary=x"):
+                assert (await store(good, **{"Content-Type": kind})).status_code == 400
+            assert {entry.source for entry in inbox.journal.recent()} == {"dicomweb"}
+            assert len(inbox.journal.recent()) == 2
+        async with client(make_app(*limited(parts, Limits(room=1 << 60)))) as asking:
+            body, kind = stow.join([dicom(5)])
+            full = await asking.post("/dicom-web/studies", content=body, headers={"Content-Type": kind})
+            assert full.status_code == 507
+
+    asyncio.run(ask())
+
+
+@settings(max_examples=200, deadline=None)
+@given(files=st.lists(st.binary(max_size=60), min_size=1, max_size=4))
+def test_what_is_joined_is_split_again(files: list[bytes]) -> None:
+    body, kind = stow.join(files)
+    assert stow.split(body, kind) == files
+    with pytest.raises(stow.MultipartError):
+        stow.split(body[:-5], kind)
+
+
+@settings(max_examples=200, deadline=None)
+@given(body=st.binary(max_size=200), kind=st.text(max_size=80))
+def test_a_wild_body_is_split_or_refused(body: bytes, kind: str) -> None:
+    for content_type in (kind, f'multipart/related; type="application/dicom"; boundary={kind}'):
+        try:
+            assert all(part in body for part in stow.split(body, content_type))
+        except stow.MultipartError as refused:
+            assert str(refused)
 
 
 def test_a_sender_that_goes_away_leaves_nothing_behind(parts: Any) -> None:
     """Raw ASGI: what uvicorn says when the line breaks."""
 
     async def ask() -> None:
-        app = make_app(*parts, limits=Limits(waiting=1))
+        app = make_app(*limited(parts, Limits(waiting=1)))
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
             "path": "/v1/films", "raw_path": b"/v1/films", "query_string": b"", "root_path": "",
@@ -561,7 +871,7 @@ def test_a_sender_that_goes_away_leaves_nothing_behind(parts: Any) -> None:
             await app(scope, receive, send)
             assert told[0]["status"] == 400
         async with client(app) as asking:
-            assert (await asking.get("/v1/films")).json() == {"films": []}
+            assert (await asking.get("/v1/films")).json() == {"films": [], "total": 0}
             assert (await asking.post("/v1/films", content=film())).status_code == 202
 
     asyncio.run(ask())
@@ -644,18 +954,23 @@ def test_the_description_names_the_fields_of_the_record(parts: Any) -> None:
     assert NOT_A_DIAGNOSIS in described["info"]["description"]
 
 
-@pytest.mark.parametrize("token", [None, TOKEN])
-def test_schemathesis_finds_nothing(token: str | None, parts: Any) -> None:
+@pytest.mark.parametrize("secret", [None, TOKEN])
+def test_schemathesis_finds_nothing(secret: str | None, parts: Any) -> None:
     schemathesis = pytest.importorskip("schemathesis", reason="the tests of pneumo-serve need the extra dev")
     from hypothesis import HealthCheck, Phase, given, settings
     from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+    @schemathesis.serializer("multipart/related")  # type: ignore[untyped-decorator]
+    def as_it_is(_context: Any, value: Any) -> Any:
+        return value
 
     bounded = settings(
         max_examples=15, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    headers = {"Host": "localhost"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(*parts, token=token), headers=headers)
+    headers = {"Host": "localhost"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
+    app = make_app(*parts, token=token if secret else None)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=headers)
     tried = set()
     for result in schema.get_all_operations():
         operation = result.ok()
@@ -667,7 +982,9 @@ def test_schemathesis_finds_nothing(token: str | None, parts: Any) -> None:
 
         bounded(given(case=operation.as_strategy())(examine))()
     assert {operation for operation, _ in tried} == {
-        "POST /v1/predict", "POST /v1/films", "GET /v1/films", "GET /v1/films/{key}", "GET /v1/films/{key}/film.png",
+        "POST /v1/predict", "POST /v1/films", "GET /v1/films", "GET /v1/films/{key}", "DELETE /v1/films/{key}",
+        "POST /v1/films/{key}/rejudge", "POST /v1/films/{key}/resend", "POST /dicom-web/studies",
+        "GET /v1/films/{key}/film.png", "GET /v1/films/{key}/film.pgm",
         "GET /v1/films/{key}/heatmap.png", "GET /v1/model", "GET /metrics", "GET /healthz",
     }  # fmt: skip
     assert {("POST /v1/predict", 422), ("GET /v1/films", 200), ("GET /v1/films/{key}", 404)} <= tried
@@ -686,8 +1003,10 @@ EXAMPLES = [
 
 @pytest.mark.skipif(shutil.which("bash") is None or shutil.which("curl") is None, reason="needs bash and curl")
 def test_the_examples_in_the_docs_work(serve: Serve, tmp_path: Path) -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 5
     (tmp_path / "film.png").write_bytes(film())
+    (tmp_path / "film.dcm").write_bytes(dicom())
+    told = []
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     (tmp_path / "token").chmod(0o600)
     service = serve("--token-file", "token", cwd=tmp_path)
@@ -704,8 +1023,9 @@ def test_the_examples_in_the_docs_work(serve: Serve, tmp_path: Path) -> None:
         )
         assert (done.returncode, done.stderr) == (0, "")
         answers = [json.loads(line) for line in done.stdout.splitlines()]
-        assert len(answers) == block.count("curl") - block.count("=$(curl")
-    assert answers[-1] == {"status": "ok"}
+        assert len(answers) == block.count("curl") - block.count("=$(curl") - block.count("-X DELETE")
+        told += answers
+    assert {"status": "ok"} in told
 
 
 # ------------------------------------------------------------------------------------------------- the benchmark

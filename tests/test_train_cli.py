@@ -268,7 +268,8 @@ def test_a_run_folder_holds_what_the_design_says(finished: tuple[Path, str]) -> 
         "split.csv",
     ]  # fmt: skip
     pngs = {p.stem for p in run.glob("*.png")}
-    assert pngs - {"mistakes"} == {"augmentation", "confusion", "curves", "reliability", "roc_pr", "scores"}
+    shown = {"augmentation", "confusion", "curves", "reliability", "roc_pr", "scores", "sites"}
+    assert pngs - {"mistakes", "overlays"} == shown
     assert "IM-0999-0001.jpeg is not an image" in said
     assert "1 unreadable" in said
     assert NOT_A_DIAGNOSIS in said
@@ -325,6 +326,23 @@ def test_a_finished_run_can_be_measured_once_more(
     assert after == before  # the same model on the same films
     assert "The test split has been measured 2 times." in (run / "report.html").read_text(encoding="utf-8")
     assert not (run / "checkpoint").exists()
+
+
+def test_a_run_without_measures_is_judged_anew_and_not_trained_again(
+    environment: dict[str, str], finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / "metrics.json").unlink()
+    model = (run / "model.keras").read_bytes()
+    done = command(environment, "--resume", run)
+    assert done.returncode == 0, done.stderr
+    assert "epoch" not in done.stderr
+    assert (run / "model.keras").read_bytes() == model
+    before, after = metrics_of(finished[0]), metrics_of(run)
+    assert before.pop("test") is not None
+    assert after.pop("test") is None
+    assert after == before
 
 
 def test_a_student_of_another_size_learns_from_what_its_teachers_say(

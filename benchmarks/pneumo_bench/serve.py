@@ -106,8 +106,12 @@ class Orthanc:
 
     ae_title = "PACS"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, plugin: Path | None = None) -> None:
         """Prepares it; `start`, or entering it as a context manager, begins.
+
+        Args:
+            folder: New; gets its settings and its store.
+            plugin: A shared library to load, such as that of DICOMweb.
 
         Raises:
             UsageError: Orthanc is not installed.
@@ -115,7 +119,7 @@ class Orthanc:
         program = find_program("Orthanc")
         if program is None:
             raise UsageError("a PACS to send to needs the program Orthanc: apt install orthanc")
-        self.port, self._http = free_port(), free_port()
+        self.port, self.http = free_port(), free_port()
         folder.mkdir(parents=True)
         self._command = [program, str(folder / "orthanc.json")]
         self._log = folder / "orthanc.log"
@@ -125,13 +129,13 @@ class Orthanc:
             "DicomPort": self.port,
             "DicomCheckCalledAet": True,
             "DicomAlwaysAllowStore": True,
-            "HttpPort": self._http,
+            "HttpPort": self.http,
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "StorageDirectory": str(folder / "store"),
             "IndexDirectory": str(folder / "store"),
             "OverwriteInstances": False,
-            "Plugins": [],
+            "Plugins": [] if plugin is None else [str(plugin)],
         }
         (folder / "orthanc.json").write_text(json.dumps(settings), encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
@@ -161,12 +165,22 @@ class Orthanc:
 
     def get(self, path: str) -> Any:
         """Returns what its REST interface says, from JSON."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._http}/{path}", timeout=60) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/{path}", timeout=60) as answer:
             return json.load(answer)
+
+    def post(self, path: str, data: bytes, method: str = "POST") -> Any:
+        """Hands something to its REST interface, and returns what it says, from JSON."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}/{path}", data, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            return json.loads(answer.read() or b"null")
+
+    def put(self, path: str, value: Any) -> Any:
+        """Sets something at its REST interface."""
+        return self.post(path, json.dumps(value).encode(), "PUT")
 
     def file(self, instance: str) -> bytes:
         """Returns an instance as a DICOM file."""
-        url = f"http://127.0.0.1:{self._http}/instances/{instance}/file"
+        url = f"http://127.0.0.1:{self.http}/instances/{instance}/file"
         with urllib.request.urlopen(url, timeout=60) as answer:
             data: bytes = answer.read()
             return data
@@ -194,8 +208,13 @@ class Service:
 
     ae_title = "PNEUMO"
 
-    def __init__(self, spool: Path, *options: str) -> None:
+    def __init__(self, spool: Path, *options: str, dicom: bool = True) -> None:
         """Prepares it; `start`, or entering it as a context manager, begins.
+
+        Args:
+            spool: Its folder.
+            options: Of the command.
+            dicom: Whether it has the node.
 
         Raises:
             MissingExtraError: The command is not installed.
@@ -205,9 +224,13 @@ class Service:
             raise MissingExtraError("pneumo", "serve", "starting pneumo-serve")
         self.port = free_port()
         self.spool = spool
-        self.command = [command, "--port", "0", "--dicom-port", str(self.port), "--spool", str(spool), *options]
+        node = ["--dicom-port", str(self.port)] if dicom else []
+        self.command = [command, "--port", "0", *node, "--spool", str(spool), *options]
+        self._last_line = "DICOM: " if dicom else "page and HTTP: "
         self.said: list[str] = []
         """All that it has printed on stderr, line by line."""
+        self.address = ""
+        """Of page and HTTP interface, once it has started."""
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._ready = threading.Event()
@@ -225,6 +248,11 @@ class Service:
         if patience is not None and not (self._ready.wait(patience) and self._process.poll() is None):
             self.kill()
             raise PneumoError(f"pneumo-serve does not start: {' / '.join(self.said[-3:])}")
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 where none runs."""
+        return 0 if self._process is None else self._process.pid
 
     def kill(self) -> None:
         """kill -9."""
@@ -248,7 +276,9 @@ class Service:
             with process.stderr as lines:
                 for line in lines:
                     self.said.append(line.rstrip())
-                    if line.startswith("DICOM: "):
+                    if line.startswith("page and HTTP: "):
+                        self.address = line.rstrip().removeprefix("page and HTTP: ")
+                    if line.startswith(self._last_line):
                         ready.set()
         # It has ended: there is nothing to wait for any more.
         ready.set()

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import http.client
 import random
-import re
-import shutil
-import subprocess
-import sysconfig
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -22,9 +17,10 @@ from typing import Any
 from pneumo_bench.inputs import PHANTOMS, sample_films
 from pneumo_bench.machine import PACKAGES, Watch, describe_machine
 from pneumo_bench.output import Table, header, machine_notes
+from pneumo_bench.serve import Service
 from pneumo_edge.classifier import Classifier
 from pneumo_edge.command_line import progress
-from pneumo_edge.errors import MissingExtraError, PneumoError
+from pneumo_edge.errors import PneumoError
 
 _PACKAGES = (*PACKAGES, "fastapi", "starlette", "uvicorn", "h11", "python-multipart")
 
@@ -35,35 +31,6 @@ _PATIENCE = 120.0
 """Seconds for one answer, on a machine of any speed."""
 
 _BOUNDARY = "pneumo-bench"
-
-
-@contextmanager
-def _service(bundle: Path | None, folder: Path) -> Iterator[tuple[int, int]]:
-    """Runs the installed command; yields its port and its process ID.
-
-    Raises:
-        MissingExtraError: The command is not installed.
-        PneumoError: It does not start.
-    """
-    command = shutil.which("pneumo-serve", path=sysconfig.get_path("scripts"))
-    if command is None:
-        raise MissingExtraError("pneumo", "serve", "starting pneumo-serve")
-    model = [] if bundle is None else ["--model", str(bundle)]
-    said = folder / "said"
-    with said.open("wb") as stderr:
-        process = subprocess.Popen(  # noqa: S603
-            [command, "--port", "0", "--spool", str(folder / "spool"), *model], stderr=stderr
-        )
-    try:
-        deadline = time.monotonic() + _PATIENCE
-        while not (found := re.search(r"page and HTTP: http://127\.0\.0\.1:(\d+)\n", said.read_text(encoding="utf-8"))):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise PneumoError(f"pneumo-serve does not start: {said.read_text(encoding='utf-8').strip()}")
-            time.sleep(0.1)
-        yield int(found[1]), process.pid
-    finally:
-        process.terminate()
-        process.wait(_PATIENCE)
 
 
 class _Client:
@@ -188,15 +155,17 @@ def measure_http(*, bundle: Path | None, queries: int, clients: int, requests: i
         PneumoError: It does not start, or refuses a phantom.
     """
     watch = Watch()
+    options = [] if bundle is None else ["--model", str(bundle)]
     with (
         TemporaryDirectory(prefix="pneumo-bench-") as scratch,
         sample_films(None, 1) as (films, _),
         Classifier.load(bundle) as classifier,
-        _service(bundle, Path(scratch)) as (port, process),
+        Service(Path(scratch) / "spool", *options, dicom=False) as service,
     ):
+        port = int(service.address.rpartition(":")[2])
         film = films[0].read_bytes()
         overhead = _overhead(port, classifier, film, queries)
-        crowd = _crowd(port, process, film, clients, requests)
+        crowd = _crowd(port, service.pid, film, clients, requests)
     settings = {"films": PHANTOMS, "bytes": len(film), "queries": queries, "threads": classifier.threads}
     return header("http", describe_machine(_PACKAGES), watch.finish()) | {
         "settings": settings,

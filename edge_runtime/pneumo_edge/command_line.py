@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from pneumo_edge.errors import PneumoError
+from pneumo_edge.errors import PassingError, PneumoError
 
 if TYPE_CHECKING:
     import typer
@@ -48,7 +48,7 @@ def quiet_libraries() -> None:
 
 
 def run(app: typer.Typer, name: str) -> NoReturn:
-    """Runs a command and exits: a `PneumoError` becomes one line and exit code 2, Ctrl-C becomes 130.
+    """Runs a command and exits: a `PneumoError` becomes one line and exit code 2 (1 if it may pass), Ctrl-C 130.
 
     With `PNEUMO_DEBUG=1` in the environment an error keeps its traceback.
     """
@@ -64,7 +64,7 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         if debug:
             raise
         say(f"{name}: {error}")
-        sys.exit(CANNOT_START)
+        sys.exit(FAILED if isinstance(error, PassingError) else CANNOT_START)
     except BrokenPipeError:
         # The reader (`| head`) has gone: nothing more can be said to it, and the interpreter must not try.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pneumo_edge.errors import ImageError
-from pneumo_edge.levels import film_range
+from pneumo_edge.levels import DeepFilm, film_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,8 @@ Samples = npt.NDArray[Any]
 
 _MAX_BYTES = 1 << 30
 """Of one plane: twice the largest film in 8 bytes a pixel. Tiles may claim more than the picture they are of."""
+
+_MOST_LEVELS = 65535
 
 _ROWS = 256
 """Of a picture that are worked on at a time: wide numbers of all would take gigabytes."""
@@ -75,6 +77,32 @@ def to_eight_bits(deep: Deep, name: str) -> Image.Image:
             levels = np.rint(levels * (opacity[at : at + _ROWS, :, np.newaxis] / deep.opacity).clip(0, 1))
         eight[at : at + _ROWS] = levels
     return Image.fromarray(eight if deep.colours == 3 else eight[:, :, 0])
+
+
+def own_levels(deep: Deep, name: str) -> DeepFilm | None:
+    """Returns all grey levels of a picture; None for one that is in colour or where something shows through.
+
+    Raises:
+        ImageError: It has pixels that are not numbers.
+    """
+    values = deep.samples[:, :, 0]
+    if deep.colours != 1 or (deep.opacity and np.ptp(deep.samples[:, :, 1])):
+        return None
+    if values.dtype.kind == "f" and not all(np.isfinite(part).all() for part in _parts(values)):
+        raise ImageError(f"{name} has pixels that are not numbers: export it again as 8 or 16 bits")
+    low, high = (0.0, 255.0) if values.dtype == np.uint8 else film_range(values)
+    darkest, span = float(values.min()), float(values.max()) - float(values.min())
+    # Whole numbers that fit keep each its own level.
+    fits = values.dtype.kind != "f" and span <= _MOST_LEVELS
+    levels = max(int(span), 1) if fits else _MOST_LEVELS
+    scale = 1.0 if fits else levels / (span or 1.0)
+    found = np.empty(values.shape, np.uint8 if levels < 256 else np.uint16)
+    for at in range(0, len(values), _ROWS):
+        found[at : at + _ROWS] = np.rint((values[at : at + _ROWS].astype(np.float64) - darkest) * scale)
+    low, high = (low - darkest) * scale, (high - darkest) * scale
+    if deep.white_is_zero:
+        found, low, high = levels - found, levels - high, levels - low
+    return DeepFilm(found, levels, low, max(high, low + 1))
 
 
 def _parts(values: Samples) -> Iterator[Samples]:
@@ -263,8 +291,8 @@ def _directory(data: bytes) -> tuple[dict[int, list[int]], int]:
             value = data[where : where + length * _SIZES[kind]]
         numbers = np.frombuffer(value, f"{order}u{_SIZES[kind]}", min(length, len(value) // _SIZES[kind]))
         found[tag] = numbers.tolist() or [0]
-    (after,) = struct.unpack_from(order + place, data, at + count * size)
-    return found, after
+    after = data[at + count * size :][: struct.calcsize(order + place)]
+    return found, int.from_bytes(after, "big" if order == ">" else "little")
 
 
 def _order(data: bytes) -> str:
@@ -307,6 +335,7 @@ def _plane(
     }
     if steps * row * height > _MAX_BYTES:
         raise ValueError("more than the largest film takes")
+    _check_there(data, described, places, lengths)
     packed = _bytes(data, described).reshape(height * steps, row)
     predictor = one.get(_Tag.PREDICTOR, 1) if one.get(_Tag.COMPRESSION, 1) not in (1, 32773) else 1
     if bits % 8:
@@ -329,6 +358,29 @@ def _plane(
             native = values.astype(values.dtype.newbyteorder("=")).reshape(len(packed), step, samples)
             values = np.cumsum(native, axis=1, dtype=native.dtype).view(f"{kind}{bits // 8}")
     return values.reshape(height, steps * step, samples)[:, :width]
+
+
+def _check_there(data: bytes, tags: dict[int, list[int]], places: int, lengths: int) -> None:
+    """Sees to it that no strip or tile goes on behind the file, where `_bytes` puts the new tags.
+
+    Raises:
+        ValueError: One does.
+    """
+    (height,) = tags[_Tag.HEIGHT]
+    (row,), (rows,) = (
+        (tags[_Tag.TILE_WIDTH], tags[_Tag.TILE_HEIGHT])
+        if _Tag.TILE_WIDTH in tags
+        else (tags[_Tag.WIDTH], tags.get(_Tag.ROWS_PER_STRIP, [height]))
+    )
+    for n, place in enumerate(tags[places]):
+        if tags[_Tag.COMPRESSION] == [1]:
+            # All that is read, whatever length is stated.
+            left = rows if _Tag.TILE_WIDTH in tags else min(rows, height - n * rows)
+            length = row * max(left, 0)
+        else:
+            length = tags[lengths][n]
+        if place + length > len(data):
+            raise ValueError("strips that go on behind the end of the file")
 
 
 def _bytes(data: bytes, tags: dict[int, list[int]]) -> npt.NDArray[np.uint8]:

@@ -6,6 +6,7 @@
     ├── DataError          this folder of films cannot be trained on or measured with
     ├── RunError           this training run cannot be resumed, exported or measured
     ├── MissingExtraError  a package of an optional extra is not installed
+    ├── PassingError       the machine is not ready: a full disk, an address that is not there yet
     └── UsageError         options that contradict each other or ask for what is not there
 
 Each message is one sentence (or two) that names the file and the remedy: the commands print it as it is.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 
 class PneumoError(Exception):
-    """Base of all errors that a user can mend. A command that one ends exits with 2."""
+    """Base of all errors that a user can mend. A command that one ends exits with 2, but for `PassingError`."""
 
 
 class ImageError(PneumoError):
@@ -44,6 +45,10 @@ class MissingExtraError(PneumoError):
     def __str__(self) -> str:
         package, extra, purpose = self.args
         return f"{purpose} needs the package {package}: pip install 'pneumo[{extra}]'"
+
+
+class PassingError(PneumoError):
+    """What may pass without a change of the options. A command that one ends exits with 1: it may be tried again."""
 
 
 class UsageError(PneumoError):

@@ -1,11 +1,27 @@
-"""Which part of the values of a deep picture is the film, where nothing in the file says it."""
+"""A film with all its grey levels, and which of them are the film where nothing in the file says it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class DeepFilm:
+    """A film with all the grey levels that it has, for a screen on which the window can be moved."""
+
+    values: npt.NDArray[np.unsignedinteger[Any]]
+    """uint8 or uint16, (H, W), 0 to `levels`, dark to light as an X-ray is viewed."""
+    levels: int
+    """The largest value that there can be, 1 to 65,535."""
+    low: float
+    """Of the window that the model sees: this value and all below are black. May lie below 0."""
+    high: float
+    """From here on all is white. May lie above `levels`."""
+
 
 _TAIL = 0.02
 """Share of the pixels at either end that may be something else than film: dead pixels, burnt-in letters."""

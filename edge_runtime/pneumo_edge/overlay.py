@@ -15,11 +15,15 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pneumo_edge.atomic import replacing_file
 from pneumo_edge.bundle import LABELS
 from pneumo_edge.classifier import Prediction
-from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.preprocess import Source, read_film
 from pneumo_edge.region import NO_REGION, Region, local_logits
+from pneumo_edge.words import Words
 
 _LONG_SIDE = 720
+
+_LETTERS = Path(__file__).with_name("letters.ttf")
+"""Roboto Regular (Apache License 2.0), the letters of Western Europe alone: Pillow's own font has no accents."""
+
 _STOPS = np.array([(0, 0, 0), (120, 28, 109), (214, 66, 44), (251, 155, 6), (252, 255, 164)])
 """Dark violet to light yellow, perceptually even, also for colour-blind eyes (five stops of the map "inferno")."""
 
@@ -99,6 +103,11 @@ def mark_layer(size: tuple[int, int], prediction: Prediction, *, glow: bool = Fa
     return layer
 
 
+def glow_layer(size: tuple[int, int], prediction: Prediction) -> Image.Image:
+    """Returns the colours alone, as `mark_layer` has them: local probability, or evidence where there is no region."""
+    return heatmap_layer(size, prediction.heatmap) if prediction.region is None else _glow(size, prediction.heatmap)
+
+
 def outline(size: tuple[int, int], region: Region) -> Image.Image:
     """Returns the lines around a region in a picture of `size` (width, height), mode L: 255 where one is."""
     fine, film = (_FINE * size[0], _FINE * size[1]), (region.width, region.height)
@@ -147,6 +156,11 @@ def heatmap_layer(size: tuple[int, int], heatmap: npt.NDArray[np.float32]) -> Im
     return Image.fromarray(layer)
 
 
+def legend_layer() -> Image.Image:
+    """Returns what `glow_layer` lays over a film, RGBA, 256 x 1: nothing at the left, the strongest at the right."""
+    return Image.fromarray(np.column_stack([_COLOURS, _OPACITY])[np.newaxis])
+
+
 def _tinted(grey: Image.Image, levels: npt.NDArray[np.uint8]) -> Image.Image:
     opacity = Image.fromarray(_OPACITY[levels])
     return Image.composite(Image.fromarray(_COLOURS[levels]), grey.convert("RGB"), opacity)
@@ -162,32 +176,39 @@ def region_words(prediction: Prediction) -> tuple[str, ...]:
     return (f"outlined: {region.area:.1%} of the film; strongest local probability {region.strongest:.0%}",)
 
 
-def with_captions(picture: Image.Image, prediction: Prediction, *, glow: bool = False) -> Image.Image:
+def with_captions(
+    picture: Image.Image, prediction: Prediction, *, glow: bool = False, words: Words | None = None
+) -> Image.Image:
     """Sets a picture on a sheet with verdict, region, warnings and the note, and with the legend of its colours.
 
     Args:
         picture: In mode L for the film alone; otherwise what `mark` gave.
         prediction: Of the film.
         glow: As `mark` was told.
+        words: In which language; English by default.
     """
+    words = words or Words()
     width, height = picture.size
     marked = picture.mode == "RGB"
     probability = prediction.region is not None
     coloured = marked and (glow or not probability)
     if prediction.label is None:
-        title, about = "NO VERDICT", prediction.model
+        title, about = words("withheld").upper(), prediction.model
     else:
-        title = f"{prediction.label}   probability of pneumonia {prediction.probability:.1%}"
-        about = f"{prediction.operating_point}: pneumonia from {prediction.threshold:.1%} | {prediction.model}"
+        verdict, share = words(prediction.label).upper(), words.percent(prediction.probability)
+        title = words("picture.says", verdict=verdict, share=share)
+        point, threshold = words.point(prediction.operating_point), words.percent(prediction.threshold)
+        about = words("picture.cut", point=point, threshold=threshold, model=prediction.model)
     said = region_words(prediction) if marked else ()
-    details = [line for text in (about, *said, *prediction.warnings) for line in textwrap.wrap(text, 86)][:8]
+    remarks = map(words.sentence, (*said, *prediction.warnings))
+    details = [line for text in (about, *remarks) for line in textwrap.wrap(text, 86)][:8]
 
     bar, foot = 116 * coloured, 76 + 22 * len(details)
     # A narrow film gets a sheet on which the words have room all the same.
     sheet = Image.new("RGB", (max(width + bar, 640), max(height, 240) + foot), (18, 18, 18))
     sheet.paste(picture, (0, 0))
     draw = ImageDraw.Draw(sheet)
-    large, small, tiny = (ImageFont.load_default(size) for size in (22, 14, 12))
+    large, small, tiny = (ImageFont.truetype(_LETTERS, size) for size in (22, 14, 12))
 
     if coloured:
         # The legend is tinted grey as the film is, so that a colour means the same in both.
@@ -196,20 +217,25 @@ def with_captions(picture: Image.Image, prediction: Prediction, *, glow: bool = 
         sheet.paste(_tinted(Image.new("L", (18, bottom - top), 110), steps), (left, top))
         # What goes from none to full, what stands at its ends, and what the line is.
         what, ends, colour, meaning = (
-            ("local\nprobability", ("100 %", "0 %"), LINE, "region that\nstands out")
+            ("picture.local", ("100 %", "0 %"), LINE, "picture.region")
             if probability
-            else ("evidence for\npneumonia", ("strong", "none"), (255, 255, 255), "half of the\nstrongest")
+            else (
+                "picture.evidence",
+                (words("evidence.strong"), words("evidence.none")),
+                (255, 255, 255),
+                "picture.half",
+            )
         )
-        draw.text((left, 8), what, font=tiny, fill=(220, 220, 220))
+        draw.text((left, 8), textwrap.fill(words(what), 14), font=tiny, fill=(220, 220, 220))
         for y, text in zip((top, bottom - 16), ends, strict=True):
             draw.text((left + 24, y), text, font=small, fill=(220, 220, 220))
         draw.line((left, bottom + 18, left + 18, bottom + 18), fill=colour)
-        draw.text((left + 24, bottom + 10), meaning, font=tiny, fill=(220, 220, 220))
+        draw.text((left + 24, bottom + 10), textwrap.fill(words(meaning), 12), font=tiny, fill=(220, 220, 220))
 
     y = max(height, 240) + 8
     draw.text((12, y), title, font=large, fill=(255, 255, 255))
     for line in details:
         y += 22
         draw.text((12, y + 10), line, font=small, fill=(200, 200, 200))
-    draw.text((12, y + 36), NOT_A_DIAGNOSIS, font=small, fill=(255, 190, 90))
+    draw.text((12, y + 36), words("note"), font=small, fill=(255, 190, 90))
     return sheet

@@ -12,21 +12,25 @@ import logging
 import re
 import struct
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from pneumo_edge.dicom import read_dicom
+from pneumo_edge.dicom import read_deep_dicom, read_dicom
 from pneumo_edge.dicom.tags import MAX_PIXELS, is_dicom
 from pneumo_edge.errors import ImageError, one_line
+from pneumo_edge.levels import DeepFilm
 
 if TYPE_CHECKING:
     from pneumo_edge.deep import Deep
+
+_T = TypeVar("_T")
 
 Source: TypeAlias = str | Path | bytes
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -61,6 +65,8 @@ _PLUGINS = (
 """First bytes -> module and class of Pillow that reads what begins so. `Image.open` imports five modules before it
 looks at the file, and all forty for WebP and TIFF: up to 0.1 s of the first film. It would also try EPS (a program for
 Ghostscript) and dozens more that no X-ray comes in."""
+
+_JPEGS = ("JPEG", "MPO")
 
 _SEVERAL = "the file holds several pictures; only the first was read"
 
@@ -120,13 +126,7 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
         ImageError: The file is missing, no picture, damaged, or larger than `MAX_PIXELS` or `MAX_BYTES`.
         MissingExtraError: It is a DICOM file and the extra `dicom` is not installed.
     """
-    if isinstance(source, bytes):
-        data, name = source, name or "the image"
-    else:
-        name = name or str(source)
-        data = read_bytes(source, name)
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB, no film is: give the picture itself")
+    data, name = _bytes_of(source, name)
     if is_dicom(data[:512]):
         dicom = read_dicom(data, name)
         height, width = dicom.grey.shape
@@ -134,7 +134,41 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
         return Film(
             pixels, width, height, 0.0, dicom.warnings, dicom.doubts, age_years=dicom.age_years, view=dicom.view
         )
-    return _decode(data, size, name)
+    return _decode(
+        data, name, lambda deep: _deep_film(deep, size, name), lambda picture: _film(picture, data, size, name)
+    )
+
+
+def read_deep_film(source: Source, name: str | None = None) -> DeepFilm:
+    """Reads a picture in its own size and with all its grey levels, upright, for people to look at.
+
+    Args:
+        source: A path, or the bytes of a file.
+        name: What errors call the picture; its path by default.
+
+    Raises:
+        ImageError, MissingExtraError: As `read_film` does.
+    """
+    data, name = _bytes_of(source, name)
+    if is_dicom(data[:512]):
+        return read_deep_dicom(data, name)
+    return _decode(
+        data,
+        name,
+        lambda deep: _levels(deep, deep.orientation, name),
+        lambda picture: _levels_of_picture(picture, data, name),
+    )
+
+
+def _bytes_of(source: Source, name: str | None) -> tuple[bytes, str]:
+    if isinstance(source, bytes):
+        data, name = source, name or "the image"
+    else:
+        name = name or str(source)
+        data = read_bytes(source, name)
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB, no film is: give the picture itself")
+    return data, name
 
 
 def is_film(head: bytes) -> bool:
@@ -182,7 +216,10 @@ def _squash(
     return np.asarray(squashed)[:, :, np.newaxis]
 
 
-def _decode(data: bytes, size: int, name: str) -> Film:
+def _decode(
+    data: bytes, name: str, of_deep: Callable[[Deep], _T], of_picture: Callable[[ImageFile.ImageFile], _T]
+) -> _T:
+    """Opens a picture that is worth decoding; what goes wrong with it becomes an `ImageError`."""
     if not data:
         raise ImageError(f"{name} is empty: copy it again from where it came")
     # Pillow remarks on odd tags through `warnings`; what matters to the reader stands in `Film.warnings`. Under
@@ -193,23 +230,13 @@ def _decode(data: bytes, size: int, name: str) -> Film:
         warnings.filterwarnings("ignore", module="PIL")
     try:
         if (deep := _deep(data, name)) is not None:
-            return _deep_film(deep, size, name)
+            return of_deep(deep)
         with _open(data, name) as picture:
             width, height = picture.size
             _check_size(width, height, name)
-            remarks = (_SEVERAL,) if _has_more(picture) else ()
-            box = None
-            if picture.format in {"JPEG", "MPO"}:
-                if width * height * data.count(b"\xff\xda") > _MAX_SCANNED_PIXELS:
-                    raise ImageError(f"{name} is a JPEG of too many scans: save it again as a plain one")
-                box = _decode_smaller(picture, size)
-            picture.load()
-            grey, chroma = _to_grey(_eight_bits(picture, data, name))
-            # Only now: Pillow turns a TIFF by itself while loading it, and then takes the tag away.
-            orientation = _orientation(picture)
-            if orientation >= 5:
-                width, height = height, width
-            return Film(_squash(grey, size, box, orientation), width, height, chroma, remarks)
+            if picture.format in _JPEGS and width * height * data.count(b"\xff\xda") > _MAX_SCANNED_PIXELS:
+                raise ImageError(f"{name} is a JPEG of too many scans: save it again as a plain one")
+            return of_picture(picture)
     except ImageError:
         raise
     except MemoryError:
@@ -217,6 +244,42 @@ def _decode(data: bytes, size: int, name: str) -> Film:
     except Exception as error:
         # Hostile bytes make Pillow's plugins raise nearly anything (struct.error, zlib.error, SyntaxError ...).
         raise _explained(error, data, name) from error
+
+
+def _film(picture: ImageFile.ImageFile, data: bytes, size: int, name: str) -> Film:
+    width, height = picture.size
+    remarks = (_SEVERAL,) if _has_more(picture) else ()
+    box = _decode_smaller(picture, size) if picture.format in _JPEGS else None
+    picture.load()
+    deep = _deep_png(picture, data)
+    grey, chroma = _to_grey(picture if deep is None else _to_eight_bits(deep, name))
+    # Only now: Pillow turns a TIFF by itself while loading it, and then takes the tag away.
+    orientation = _orientation(picture)
+    if orientation >= 5:
+        width, height = height, width
+    return Film(_squash(grey, size, box, orientation), width, height, chroma, remarks)
+
+
+def _levels_of_picture(picture: ImageFile.ImageFile, data: bytes, name: str) -> DeepFilm:
+    picture.load()
+    deep = _deep_png(picture, data)
+    return _levels(picture if deep is None else deep, _orientation(picture), name)
+
+
+def _levels(picture: Image.Image | Deep, orientation: int, name: str) -> DeepFilm:
+    """Returns all grey levels of a picture, upright."""
+    if isinstance(picture, Image.Image):
+        found = DeepFilm(np.asarray(_to_grey(picture)[0]), 255, 0.0, 255.0)
+    else:
+        from pneumo_edge.deep import own_levels
+
+        own = own_levels(picture, name)
+        # What is in colour or shows through has the levels that are made of it for the model.
+        found = own or DeepFilm(np.asarray(_to_grey(_to_eight_bits(picture, name))[0]), 255, 0.0, 255.0)
+    # The same turns as in `_UPRIGHT`, which Pillow does not do with 16 bits.
+    values = found.values.T if 5 <= orientation <= 8 else found.values
+    values = values[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+    return replace(found, values=values)
 
 
 def _check_size(width: int, height: int, name: str) -> None:
@@ -270,10 +333,8 @@ def _rare_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def _deep_film(deep: Deep, size: int, name: str) -> Film:
-    from pneumo_edge.deep import to_eight_bits
-
     height, width = deep.samples.shape[:2]
-    grey, chroma = _to_grey(to_eight_bits(deep, name))
+    grey, chroma = _to_grey(_to_eight_bits(deep, name))
     orientation = deep.orientation if deep.orientation in _UPRIGHT else 1
     if orientation >= 5:
         width, height = height, width
@@ -319,6 +380,9 @@ def _decode_smaller(picture: Image.Image, size: int) -> tuple[float, float, floa
 
 def _to_grey(picture: Image.Image) -> tuple[Image.Image, float]:
     """Returns the picture in mode L and its chroma."""
+    if picture.mode.startswith(("I", "F")):
+        # What has deep samples went another way; of what could not go there Pillow would make white.
+        raise ValueError("deep samples that cannot be told")
     if picture.mode in {"LA", "PA", "RGBA", "La", "RGBa"} or "transparency" in picture.info:
         # What shows through is black, as the background of a film is.
         picture = picture.convert("RGBA")
@@ -337,13 +401,19 @@ def _to_grey(picture: Image.Image) -> tuple[Image.Image, float]:
     return y, float(np.mean(np.maximum(*away)))
 
 
-def _eight_bits(picture: Image.Image, data: bytes, name: str) -> Image.Image:
+def _deep_png(picture: Image.Image, data: bytes) -> Deep | None:
+    """Returns all bits of a PNG of 16 bits a sample, None for any other picture."""
     if picture.format != "PNG" or data[24:25] != b"\x10":
-        return picture
-    from pneumo_edge.deep import deep_png, to_eight_bits
+        return None
+    from pneumo_edge.deep import deep_png
 
-    deep = deep_png(data, picture)
-    return picture if deep is None else to_eight_bits(deep, name)
+    return deep_png(data, picture)
+
+
+def _to_eight_bits(deep: Deep, name: str) -> Image.Image:
+    from pneumo_edge.deep import to_eight_bits
+
+    return to_eight_bits(deep, name)
 
 
 def _orientation(picture: ImageFile.ImageFile) -> int:

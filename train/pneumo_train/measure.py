@@ -71,7 +71,7 @@ def measure(
     points = {}
     for name, threshold in thresholds.items():
         called = (p >= threshold).astype(np.float64)
-        points[name] = {"threshold": threshold} | _at_threshold(y, called, interval)
+        points[name] = {"threshold": threshold} | _at_threshold(y, called, weights)
     return {
         "n": len(y),
         "patients": len(set(patients)),
@@ -119,7 +119,11 @@ def mean_interval(statistics: Sequence[Statistic], weights: Sequence[Floats]) ->
     """
     pairs = list(zip(statistics, weights, strict=True))
     value = float(np.mean([statistic(np.ones((1, w.shape[1])))[0] for statistic, w in pairs]))
-    spread = np.mean([statistic(w) for statistic, w in pairs], axis=0)
+    return _interval(value, np.mean([statistic(w) for statistic, w in pairs], axis=0))
+
+
+def _interval(value: float, spread: Floats) -> dict[str, float]:
+    """Returns a value with the 95 % interval of its replicates; NaN among these is passed over."""
     known = spread[~np.isnan(spread)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (value, value)
     return asdict(Interval(value, float(low), float(high)))
@@ -163,56 +167,54 @@ def _shares(y: Floats, called: npt.NDArray[np.bool_]) -> dict[str, Statistic]:
     }
 
 
-def _at_threshold(y: Floats, called: Floats, interval: Callable[[Statistic], dict[str, float]]) -> dict[str, Any]:
-    """All measures of a 2 x 2 table; `interval` turns a function of film weights (B, N) into value, low, high."""
-    cells = {
+def _at_threshold(y: Floats, called: Floats, weights: Floats) -> dict[str, Any]:
+    """All measures of a 2 x 2 table; `weights` are (B, N), from `bootstrap_weights`."""
+    films = {
         "tp": y * called,
         "fp": (1 - y) * called,
         "tn": (1 - y) * (1 - called),
         "fn": y * (1 - called),
     }
+    # Each cell as it is, and in every replicate, (1 + B,): all measures are made of these.
+    cells = {name: np.concatenate([[cell.sum()], weights @ cell]) for name, cell in films.items()}
 
-    def ratio(numerator: Statistic, denominator: Statistic) -> dict[str, float]:
-        shares: dict[str, float] = interval(lambda w: _ratio(numerator(w), denominator(w)))
-        return shares
+    def interval(values: Floats) -> dict[str, float]:
+        return _interval(float(values[0]), values[1:])
 
     def share(numerator: str, denominator: str) -> dict[str, float]:
-        top, bottom = (sum(cells[c] for c in names.split()) for names in (numerator, denominator))
-        hits, n = int(np.sum(top)), int(np.sum(bottom))
+        top, bottom = (np.sum([cells[c] for c in names.split()], axis=0) for names in (numerator, denominator))
+        hits, n = int(top[0]), int(bottom[0])
         if n == 0:
             return {"value": 0.0, "low": 0.0, "high": 1.0, "wilson_low": 0.0, "wilson_high": 1.0}
         low, high = wilson(hits, n)
-        return ratio(lambda w: w @ top, lambda w: w @ bottom) | {"wilson_low": low, "wilson_high": high}
+        return interval(_ratio(top, bottom)) | {"wilson_low": low, "wilson_high": high}
 
-    def found(w: Floats) -> Floats:
-        return _ratio(w @ cells["tp"], w @ (cells["tp"] + cells["fn"]))
+    found = _ratio(cells["tp"], cells["tp"] + cells["fn"])
+    spared = _ratio(cells["tn"], cells["tn"] + cells["fp"])
 
-    def spared(w: Floats) -> Floats:
-        return _ratio(w @ cells["tn"], w @ (cells["tn"] + cells["fp"]))
-
-    def held(verdicts: Floats, right: Statistic, wrong: Statistic) -> tuple[float, float]:
+    def held(given: float, right: Floats, wrong: Floats) -> tuple[float, float]:
         """The interval of right / (right + wrong); anything is possible of a verdict that was never given."""
-        if not verdicts.any():
+        if not given:
             return 0.0, 1.0
-        share = ratio(right, lambda w: right(w) + wrong(w))
+        share = interval(_ratio(right, right + wrong))
         return share["low"], share["high"]
 
     def predictive(prevalence: float) -> dict[str, float]:
         ill, well = prevalence, 1 - prevalence
-        ppv = held(called, lambda w: ill * found(w), lambda w: well * (1 - spared(w)))
-        npv = held(1 - called, lambda w: well * spared(w), lambda w: ill * (1 - found(w)))
+        ppv = held(cells["tp"][0] + cells["fp"][0], ill * found, well * (1 - spared))
+        npv = held(cells["tn"][0] + cells["fn"][0], well * spared, ill * (1 - found))
         values = predictive_values(sensitivity["value"], specificity["value"], prevalence)
         intervals = {"ppv_low": ppv[0], "ppv_high": ppv[1], "npv_low": npv[0], "npv_high": npv[1]}
         return {"prevalence": prevalence} | values | intervals
 
     sensitivity, specificity = share("tp", "tp fn"), share("tn", "tn fp")
     return {
-        "confusion": [[int(cells[c].sum()) for c in row.split()] for row in ("tn fp", "fn tp")],
+        "confusion": [[int(cells[c][0]) for c in row.split()] for row in ("tn fp", "fn tp")],
         "accuracy": share("tp tn", "tp tn fp fn"),
         "sensitivity": sensitivity,
         "specificity": specificity,
         "precision": share("tp", "tp fp"),
-        "f1": ratio(lambda w: 2 * (w @ cells["tp"]), lambda w: w @ (2 * cells["tp"] + cells["fp"] + cells["fn"])),
+        "f1": interval(_ratio(2 * cells["tp"], 2 * cells["tp"] + cells["fp"] + cells["fn"])),
         "ppv_npv": [predictive(prevalence) for prevalence in PREVALENCES],
     }
 

@@ -6,13 +6,23 @@ unpacks the pixels, `grey` turns them into grey levels. docs/reading.md tells wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pneumo_edge.dicom.tags import TAGS, read_tags, text
 from pneumo_edge.errors import ImageError, PneumoError, one_line
+from pneumo_edge.levels import DeepFilm
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+    from pneumo_edge.dicom.decode import Values
+
+_T = TypeVar("_T")
 
 _RAW = "the file holds raw detector values (FOR PROCESSING)"
 
@@ -50,23 +60,43 @@ def read_dicom(data: bytes, name: str) -> DicomFilm:
             or the packages that read it cannot be used here.
         MissingExtraError: pydicom is not installed.
     """
-    from pneumo_edge.dicom.decode import stored_values
+    return _read(data, name, _as_the_model_sees_it)
+
+
+def read_deep_dicom(data: bytes, name: str) -> DeepFilm:
+    """Reads the same film at its own depth.
+
+    Raises:
+        ImageError, MissingExtraError: As `read_dicom` does.
+    """
+    from pneumo_edge.dicom.grey import deep_levels
+
+    return _read(data, name, deep_levels)
+
+
+def _as_the_model_sees_it(pixels: Values, bits: int, ds: Dataset) -> DicomFilm:
     from pneumo_edge.dicom.grey import grey_levels
-    from pneumo_edge.dicom.remarks import age_in_years, for_processing, refuse, remarks_on
+    from pneumo_edge.dicom.remarks import age_in_years, for_processing, remarks_on
     from pneumo_edge.unseen import view_named
+
+    remarks = list(remarks_on(ds))
+    grey, told = grey_levels(pixels, bits, ds, remarks)
+    doubts: tuple[str, ...] = ()
+    if for_processing(ds) and told:
+        remarks.append(f"{_RAW}; the model has seen films made for viewing only")
+    elif for_processing(ds):
+        doubts = (f"{_RAW} and neither window nor look-up table that tells how to show them",)
+    return DicomFilm(grey, tuple(remarks), doubts, age_in_years(ds), view_named(text(ds, "ViewPosition")))
+
+
+def _read(data: bytes, name: str, make: Callable[[Values, int, Dataset], _T]) -> _T:
+    from pneumo_edge.dicom.decode import stored_values
+    from pneumo_edge.dicom.remarks import refuse
 
     try:
         ds = read_tags(data, TAGS, name)
         refuse(ds, name)
-        pixels, bits = stored_values(ds, name)
-        remarks = list(remarks_on(ds))
-        grey, told = grey_levels(pixels, bits, ds, remarks)
-        doubts: tuple[str, ...] = ()
-        if for_processing(ds) and told:
-            remarks.append(f"{_RAW}; the model has seen films made for viewing only")
-        elif for_processing(ds):
-            doubts = (f"{_RAW} and neither window nor look-up table that tells how to show them",)
-        return DicomFilm(grey, tuple(remarks), doubts, age_in_years(ds), view_named(text(ds, "ViewPosition")))
+        return make(*stored_values(ds, name), ds)
     except PneumoError:
         raise
     except MemoryError:

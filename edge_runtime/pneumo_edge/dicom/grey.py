@@ -9,19 +9,22 @@ An element of the chain that cannot be used is left out and said so: the film is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pneumo_edge.dicom.decode import Values
 from pneumo_edge.dicom.tags import items, numbers, text, texts, words
-from pneumo_edge.levels import film_range
+from pneumo_edge.levels import DeepFilm, film_range
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _MAX_ENTRIES = 1 << 16
+
+_MOST = 1e6
+"""Windows of a film from its darkest to its lightest value. With more, nothing but black and white is left of it."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -40,6 +43,38 @@ def grey_levels(pixels: Values, bits: int, ds: Dataset, remarks: list[str]) -> t
 
     Returns:
         The grey levels, and whether the file says which values matter.
+    """
+    lowest, light, told = _light(pixels, bits, ds, remarks)
+    return _looked_up(pixels, lowest, np.rint(255.0 * light.clip(0.0, 1.0)).astype(np.uint8)), told
+
+
+def deep_levels(pixels: Values, bits: int, ds: Dataset) -> DeepFilm:
+    """Turns stored values into as many grey levels as there are, and keeps the window apart; see `grey_levels`."""
+    lowest, light, _told = _light(pixels, bits, ds, [])
+    darkest, lightest = float(light.min()), float(light.max())
+    if not lightest - darkest < _MOST:
+        light = light.clip(0.0, 1.0)
+        darkest, lightest = 0.0, 1.0
+    levels = max(len(light) - 1, 1)
+    scale = levels / (lightest - darkest or 1.0)
+    kind = np.uint8 if levels < 256 else np.uint16
+    values = _looked_up(pixels, lowest, np.rint(scale * (light - darkest)).astype(kind))
+    return DeepFilm(values, levels, -scale * darkest, scale * (1.0 - darkest))
+
+
+def _looked_up(pixels: Values, lowest: int, table: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns `table[pixels - lowest]`."""
+    found = np.empty(pixels.shape, dtype=table.dtype)
+    for row, values in enumerate(pixels):
+        # Row by row: numpy makes 8-byte indices of what it looks up, half a gigabyte for the largest films.
+        found[row] = table[values.astype(np.int64) - lowest]
+    return found
+
+
+def _light(pixels: Values, bits: int, ds: Dataset, remarks: list[str]) -> tuple[int, Doubles, bool]:
+    """Returns the lowest stored value, how light each from it to the highest is, and whether the file tells that.
+
+    0 is black and 1 is white; what lies outside of a window is below or above.
     """
     signed = pixels.dtype.kind == "i"
     padding = _padding(ds, signed)
@@ -60,7 +95,7 @@ def grey_levels(pixels: Values, bits: int, ds: Dataset, remarks: list[str]) -> t
             low, high = film_range(body) if bits > 8 else (body.min(), body.max())
             seen = shown[int(low) - lowest : int(high) - lowest + 1]
             light = (shown - seen.min()) / (np.ptp(seen) or 1.0)
-        light = np.nan_to_num(light).clip(0.0, 1.0)
+        light = np.nan_to_num(light)
     # In the digital X-ray module INVERSE goes with MONOCHROME1 and means the same inversion, not a second one
     # (PS3.3 C.8.11.3).
     if text(ds, "PhotometricInterpretation") == "MONOCHROME1" or text(ds, "PresentationLUTShape") == "INVERSE":
@@ -68,12 +103,7 @@ def grey_levels(pixels: Values, bits: int, ds: Dataset, remarks: list[str]) -> t
     if padding is not None:
         # Outside of the film is dark, whichever way round the film is stored.
         light[(stored >= padding[0]) & (stored <= padding[1])] = 0.0
-    levels = np.rint(255.0 * light).astype(np.uint8)
-    grey = np.empty(pixels.shape, dtype=np.uint8)
-    for row, values in enumerate(pixels):
-        # Row by row: numpy makes 8-byte indices of what it looks up, half a gigabyte for the largest films.
-        grey[row] = levels[values.astype(np.int64) - lowest]
-    return grey, told
+    return lowest, light, told
 
 
 def _with_sign(word: int, signed: bool) -> int:

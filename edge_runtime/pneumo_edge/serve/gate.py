@@ -89,9 +89,9 @@ class Gate:
             self._seconds.labels(route).observe(seconds)
             # Every page that is open somewhere asks for the list every few seconds.
             listing = (method, route, status) == ("GET", "/v1/films", 200)
-            LOG.log(
-                logging.DEBUG if listing else logging.INFO, "%s %s %d %.0f ms", method, route, status, seconds * 1e3
-            )
+            caller = scope["client"][0] if scope.get("client") else "-"
+            level = logging.DEBUG if listing else logging.INFO
+            LOG.log(level, "%s %s %s %d %.0f ms", caller, method, route, status, seconds * 1e3)
 
     def _refusal(self, method: str, headers: Headers) -> Response | None:
         # A page of another site could have its own name point to this machine, and would then be of this "site".
@@ -103,9 +103,14 @@ class Gate:
         return None
 
 
-def as_json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def as_json(
+    value: object,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+    media_type: str = "application/json",
+) -> Response:
     """Returns an answer as the command line prints it: one line, ASCII."""
-    return Response(json.dumps(value) + "\n", status, headers, media_type="application/json")
+    return Response(json.dumps(value) + "\n", status, headers, media_type=media_type)
 
 
 def is_loopback(host: str) -> bool:

@@ -5,28 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What requests may ask of a small device."""
-
-    body: int = 64 << 20
-    """Bytes of one request."""
-    seconds: float = 60.0
-    """In which a body must have arrived."""
-    waiting: int = 16
-    """Requests with a film that are read, wait or are judged at one moment; one more is told to come again."""
-    held: int = 128 << 20
-    """Bytes of all bodies that are in memory at one moment."""
-    queue: int = 1000
-    """Films that the journal may hold unjudged."""
+if TYPE_CHECKING:
+    from pneumo_edge.serve.inbox import Limits
 
 
 class _Form(MultiPartParser):

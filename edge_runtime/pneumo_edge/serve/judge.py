@@ -7,19 +7,23 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from pneumo_edge.classifier import Failure
+from pneumo_edge.classifier import Failure, Prediction
 from pneumo_edge.errors import ImageError, MissingExtraError
-from pneumo_edge.overlay import mark_layer, screen_film
-from pneumo_edge.serve.spool import ANSWER, CAPTURE, FILM, HEATMAP, PICTURE, REPORT
+from pneumo_edge.overlay import glow_layer, screen_film
+from pneumo_edge.serve.rules import Rules, header_of, withhold
+from pneumo_edge.serve.spool import ANSWER, CAPTURE, FILM, HEATMAP, OBJECTS, PICTURE, REPORT
 
 if TYPE_CHECKING:
     from PIL import Image
+    from pydicom.dataset import Dataset
 
-    from pneumo_edge.classifier import Classifier, Prediction
-    from pneumo_edge.serve.journal import Entry, Journal
-    from pneumo_edge.serve.spool import Spool
+    from pneumo_edge.classifier import Classifier
+    from pneumo_edge.serve.inbox import Inbox
+    from pneumo_edge.serve.journal import Entry
+    from pneumo_edge.words import Words
 
 _MAX_BEGINNINGS = 5
 """A film that was being judged so often when the process ended is taken to be what ends it."""
@@ -37,20 +41,30 @@ class Judge:
     """A thread that turns what is received into what is answered or failed."""
 
     def __init__(
-        self, classifier: Classifier, journal: Journal, spool: Spool, *, send: bool, keep_days: float | None
+        self,
+        classifier: Classifier,
+        inbox: Inbox,
+        *,
+        send: Mapping[str, Collection[str]] | None = None,
+        rules: Rules | None = None,
+        words: Words | None = None,
+        keep_days: float | None = None,
     ) -> None:
         """Prepares it; `start` begins.
 
         Args:
             classifier: Judges.
-            journal: Says which films are received, and is told what became of them.
-            spool: Holds films and answers.
-            send: DICOM films get an answer in DICOM too.
+            inbox: Holds the films, and is told what became of them.
+            send: The objects ("sc", "sr") that each destination gets of a film that came over DICOM.
+            rules: Which films get no verdict.
+            words: The language of what is written as DICOM; English by default.
             keep_days: Older films are deleted, except those that still wait for something; None for never.
         """
-        self._classifier, self._journal, self._spool = classifier, journal, spool
-        self._send, self._keep_days = send, keep_days
-        self._begun: str | None = None
+        self._classifier, self._inbox = classifier, inbox
+        self._journal, self._spool = inbox.journal, inbox.spool
+        self._send, self._rules, self._keep_days = send or {}, rules or Rules(), keep_days
+        self._words = words
+        self._begun: tuple[str, int] | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="judge")
 
@@ -73,7 +87,7 @@ class Judge:
             entry = None
             try:
                 if self._keep_days is not None and (tidied is None or time.monotonic() - tidied >= _HOUSEKEEPING):
-                    self._spool.forget(self._journal, self._keep_days)
+                    self._inbox.tidy(self._keep_days)
                     tidied = time.monotonic()
                 entry = self._journal.next_received()
                 if entry is None:
@@ -89,33 +103,46 @@ class Judge:
 
     def _judge(self, entry: Entry) -> None:
         key, name = entry.key, f"film {entry.key[:8]}"
+        this = key, entry.revision
         film = self._spool.read(key, FILM)
-        screen = None
+        screen = ruling = header = None
         answer: Prediction | Failure
         if film is None:
             answer = Failure(name, f"{name} is not in the spool any more: send it again")
-        elif key != self._begun and entry.attempts >= _MAX_BEGINNINGS:
+        elif this != self._begun and entry.attempts >= _MAX_BEGINNINGS:
             answer = Failure(name, f"{name} was being judged {entry.attempts} times when pneumo-serve ended")
         else:
-            if key != self._begun:
-                self._journal.begin(key)
-                self._begun = key
+            if this != self._begun:
+                self._journal.begin(entry)
+                self._begun = this
+            header = header_of(film)
             answer, screen = self._answer(film, name)
+            ruling = None if header is None else self._rules.apply(header)
+        if isinstance(answer, Prediction):
+            answer = withhold(answer, ruling)
+        reason = None if ruling is None else ruling.code
+        if reason is None and isinstance(answer, Prediction) and answer.label is None:
+            reason = "unlike-training"
         files = {}
-        if film is not None and self._send and entry.source == "dicom":
-            files = self._in_dicom(film, screen, answer)
+        if header is not None and self._send and entry.source != "page" and not (ruling and ruling.silent):
+            files = self._in_dicom(header, screen, answer, reason)
+        send = [(to, kind) for to, kinds in self._send.items() for kind in kinds if OBJECTS[kind] in files]
         files[ANSWER] = json.dumps(answer.record(), indent=2).encode()
-        if screen is not None and not isinstance(answer, Failure):
+        if screen is not None and isinstance(answer, Prediction):
             files[PICTURE] = _png(screen)
-            files[HEATMAP] = _png(mark_layer(screen.size, answer))
+            files[HEATMAP] = _png(glow_layer(screen.size, answer))
         if film is not None:
-            self._spool.write(key, files)
+            try:
+                self._spool.write(key, files)
+            except FileNotFoundError:
+                # Deleted in the meantime, with its row: there is nothing to note.
+                return
         if isinstance(answer, Failure):
-            self._journal.failed(key, answer.error, send=REPORT in files)
+            self._journal.failed(entry, answer.error, send)
             _log.info("%s: failed: %s", name, answer.error)
         else:
-            self._journal.answered(key, answer.record(), send=REPORT in files)
-            _log.info("%s: answered, %s", name, answer.label or "no verdict")
+            self._journal.answered(entry, answer.record(), send, reason=reason)
+            _log.info("%s: answered, %s", name, answer.label or f"no verdict ({reason})")
 
     def _answer(self, film: bytes, name: str) -> tuple[Prediction | Failure, Image.Image | None]:
         try:
@@ -126,15 +153,20 @@ class Judge:
             _log.debug("%s: because of", name, exc_info=True)
             return Failure(name, f"{name} cannot be judged, by an error in pneumo ({type(error).__name__})"), None
 
-    def _in_dicom(self, film: bytes, screen: Image.Image | None, answer: Prediction | Failure) -> dict[str, bytes]:
+    def _in_dicom(
+        self, header: Dataset, screen: Image.Image | None, answer: Prediction | Failure, reason: str | None
+    ) -> dict[str, bytes]:
         """Returns what goes to the PACS; nothing where the film does not say enough of itself to be answered."""
-        from pneumo_edge.serve.answers import make_capture, make_report, read_header
+        from pneumo_edge.serve.answers import Answer
 
         try:
-            header = read_header(film)
-            files = {REPORT: make_report(header, answer, self._classifier)}
-            if screen is not None and not isinstance(answer, Failure):
-                files[CAPTURE] = make_capture(header, screen, answer, self._classifier)
+            device = self._journal.device_uid
+            made = Answer(header, answer, self._classifier, device, screen=screen, reason=reason, words=self._words)
+            for keyword in made.left_out:
+                _log.warning("%s: its %s breaks the rules of DICOM and is left out of the answer", answer.path, keyword)
+            files = {REPORT: made.report()}
+            if screen is not None and isinstance(answer, Prediction):
+                files[CAPTURE] = made.capture()
         except Exception as error:
             _log.error("%s: no answer in DICOM can be made (%s)", answer.path, type(error).__name__)
             _log.debug("because of", exc_info=True)

@@ -3,134 +3,137 @@
 from __future__ import annotations
 
 import logging
-import re
-import sqlite3
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 
-from pydicom import uid
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
+from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
 from pneumo_edge.dicom.decode import TRANSFER_SYNTAXES
-from pneumo_edge.errors import UsageError
-from pneumo_edge.serve.answers import IDENTITY, read_header
-from pneumo_edge.serve.journal import State
-from pneumo_edge.serve.spool import key_of_instance
+from pneumo_edge.serve.answers import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pneumo_edge.serve.film import KINDS
+from pneumo_edge.serve.inbox import STATUS, RefusedError
+from pneumo_edge.serve.listen import refused_port
 
 if TYPE_CHECKING:
-    from pneumo_edge.serve.journal import Journal
-    from pneumo_edge.serve.spool import Spool
+    import ssl
 
-_KINDS = (
-    uid.ComputedRadiographyImageStorage,
-    uid.DigitalXRayImageStorageForPresentation,
-    uid.DigitalXRayImageStorageForProcessing,
-    uid.SecondaryCaptureImageStorage,
-    uid.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
-    uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
-)
-"""What projection films come as. Film digitizers and converters use the last three; a film has one frame even there."""
+    from pneumo_edge.serve.inbox import Inbox
 
-_SUCCESS, _OUT_OF_RESOURCES, _DOES_NOT_MATCH, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
-"""PS3.4 B.2.3. At the second a modality tries again later; at the last two the film itself is to blame."""
+PLAIN = TRANSFER_SYNTAXES[:3]
+"""Of C-ECHO, which has nothing to be packed."""
 
-_MAX_PDU = 1 << 17
+MAX_PDU = 1 << 17
 _MAX_ANNOUNCED = 1 << 20
 """Bytes. We ask for units of the first size. pynetdicom would take whatever length a stranger announces, up to 4 GB;
 what is longer than the second ends the call (a request for an association is a few thousand bytes long)."""
 
+_END = 2.0
+"""Seconds that associations have to end when the node stops."""
+
+_CALLED, _CALLING, _LIMIT = (1, 1, 7), (1, 1, 3), (2, 3, 2)
+_WHY = {
+    _CALLED: "it calls for the AE title {called}, this one is {ours}",
+    _CALLING: "its AE title {calling} is not in --allow",
+    _LIMIT: "too many associations at once",
+}
+"""Result, source and diagnostic of a rejection (PS3.8 9.3.4)."""
+
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a node takes before it asks the others to come again."""
-
-    associations: int = 8
-    """At one time; more are rejected as "local limit exceeded"."""
-    bytes_in_flight: int = 256 << 20
-    """Of all films that are just arriving; where they have more, the largest is cut off. None that can be read has more
-    than half of it."""
-    queue: int = 1000
-    """Films that wait for their judgement."""
-    room: int = 256 << 20
-    """Bytes that must be left on the disk, so that films that were taken can be answered."""
-    seconds: float = 60.0
-    """That a peer may say nothing, or take for one unit of data."""
-
-
 class _Server(ThreadedAssociationServer):
-    """pynetdicom's server, which would start two threads for every connection before it counts associations."""
+    """pynetdicom's server, which would start two threads for every connection before it counts associations, and would
+    shake hands over TLS before it takes the next call."""
 
     most: int
+    most_of_one: int
+    seconds: float
 
-    def verify_request(self, _request: Any, _client_address: Any) -> bool:
+    def get_request(self) -> tuple[Any, Any]:
+        """Takes a connection; hands are shaken over TLS when its own thread reads from it."""
+        connection, address = self.socket.accept()  # type: ignore[union-attr]
+        if self.ssl_context is not None:
+            connection.settimeout(self.seconds)
+            connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def verify_request(self, _request: Any, client_address: Any) -> bool:
         """Tells whether a connection is taken at all."""
-        return len(self.active_associations) < self.most
+        callers = Counter(association.requestor.address for association in self.active_associations)
+        return callers.total() < self.most and callers[client_address[0]] < self.most_of_one
 
 
 class Node:
-    """A DICOM node that puts films into the spool and on the journal."""
+    """A DICOM node that puts films into the inbox."""
 
     def __init__(
         self,
-        journal: Journal,
-        spool: Spool,
+        inbox: Inbox,
         *,
         ae_title: str,
         host: str,
         port: int,
         allow: Collection[str] = (),
-        limits: Limits | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Opens the port; `start` begins to take films.
 
         Args:
-            journal: Gets a row for each film.
-            spool: Gets the film.
+            inbox: Gets the films, and has the limits.
             ae_title: Ours; calls for another one are refused.
             host: Address to listen on.
             port: 0 for any that is free; `port` tells which.
             allow: AE titles that may call; all of them by default.
-            limits: How much is taken at a time.
+            tls: Take no calls but over TLS.
 
         Raises:
-            UsageError: The port is in use, or the address is not of this machine.
+            UsageError: The address is none, or the port is for others.
+            PassingError: The port is in use, or the address is not of this machine, or not yet.
         """
-        self._journal, self._spool, self._limits = journal, spool, limits or Limits()
+        self._inbox, self._limits = inbox, inbox.limits
         self._arriving: dict[Any, int] = {}
+        self._ended: set[Any] = set()
+        """Associations whose end is known already, and needs no further line."""
+        self._stopping = False
         self._lock = threading.Lock()
         self._entity = AE(ae_title)
+        self._entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        self._entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
         self._entity.require_called_aet = True
         self._entity.require_calling_aet = list(allow)
         self._entity.maximum_associations = self._limits.associations
-        self._entity.maximum_pdu_size = _MAX_PDU
+        self._entity.maximum_pdu_size = MAX_PDU
         self._entity.acse_timeout = min(self._limits.seconds, 10.0)
         self._entity.network_timeout = self._entity.dimse_timeout = self._limits.seconds
-        self._entity.add_supported_context(Verification)
-        for kind in _KINDS:
+        self._entity.add_supported_context(Verification, list(PLAIN))
+        for kind in KINDS:
             self._entity.add_supported_context(kind, list(TRANSFER_SYNTAXES))
         handlers: Any = [
             (evt.EVT_CONN_OPEN, self._opened),
             (evt.EVT_CONN_CLOSE, self._closed),
+            (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_REJECTED, self._rejected),
+            (evt.EVT_RELEASED, self._released),
             (evt.EVT_DATA_RECV, self._receiving),
             (evt.EVT_C_STORE, self._store),
         ]
         try:
-            server: Any = self._entity.make_server((host, port), evt_handlers=handlers, server_class=_Server)
+            server: Any = self._entity.make_server(
+                (host, port), evt_handlers=handlers, server_class=_Server, ssl_context=tls
+            )
         except OSError as error:
-            raise UsageError(
-                f"cannot listen for DICOM on {host}, port {port} ({error.strerror or error}): give another --dicom-port"
-            ) from None
+            raise refused_port("DICOM", host, port, error) from None
         # Some more than there may be associations: they are told that there are too many.
-        server.most = 4 * self._limits.associations
+        server.most, server.most_of_one = 4 * self._limits.associations, 4 * self._limits.share
+        server.seconds = self._limits.seconds
         self._server = server
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="node")
@@ -141,14 +144,18 @@ class Node:
 
     def stop(self) -> None:
         """Closes the port and the associations; a film that was not told to have arrived will be sent again."""
+        self._stopping = True
         if self._thread.is_alive():
             # pynetdicom's own `shutdown` is for servers that it has started.
             TCPServer.shutdown(self._server)
             self._thread.join()
         self._server.server_close()
-        for association in self._entity.active_associations:
-            association.abort()
-            association.join(self._limits.seconds)
+        associations = self._entity.active_associations
+        for association in associations:
+            association.abort(block=False)
+        deadline = time.monotonic() + _END
+        for association in associations:
+            association.join(max(deadline - time.monotonic(), 0.0))
 
     def _opened(self, event: Any) -> None:
         """Bounds what a stranger can make us wait for and hold in memory before he has said who he is."""
@@ -156,12 +163,50 @@ class Node:
         connection.socket.settimeout(self._limits.seconds)
         connection.recv = _bounded(connection.recv)
 
-    def _closed(self, event: Any) -> None:
-        with self._lock:
-            self._arriving.pop(event.assoc, None)
+    def _requested(self, event: Any) -> None:
+        """Leaves room for other callers."""
+        association = event.assoc
+        address = association.requestor.address
+        of_the_same = sum(each.requestor.address == address for each in self._server.active_associations)
+        if of_the_same > self._limits.share:
+            association.requestor.ae_title = association.requestor.primitive.calling_ae_title
+            association.acse.send_reject(*_LIMIT)
+            evt.trigger(association, evt.EVT_REJECTED, {})
+            association.kill()
 
-    def _rejected(self, _event: Any) -> None:
-        _log.warning("an association was rejected: not ours, not allowed, or too many at once")
+    def _closed(self, event: Any) -> None:
+        association = event.assoc
+        with self._lock:
+            arrived = self._arriving.pop(association, 0)
+            known = association in self._ended
+            self._ended.discard(association)
+        if known or self._stopping:
+            return
+        if association.requestor.primitive is None:
+            _log.info("from %s: a connection that was no call", association.requestor.address)
+        else:
+            _log.warning(
+                "from %s: the association broke off%s",
+                _caller(association),
+                f", with {arrived >> 10} kB of a film on the way" if arrived >> 10 else "",
+            )
+
+    def _released(self, event: Any) -> None:
+        with self._lock:
+            self._ended.add(event.assoc)
+
+    def _rejected(self, event: Any) -> None:
+        association = event.assoc
+        with self._lock:
+            self._ended.add(association)
+        told = association.acceptor.primitive
+        request = association.requestor.primitive
+        why = _WHY.get((told.result, told.result_source, told.diagnostic), "for a reason of the protocol").format(
+            called=_quoted(request.called_ae_title),
+            calling=_quoted(request.calling_ae_title),
+            ours=_quoted(self._entity.ae_title),
+        )
+        _log.warning("from %s: the association was rejected: %s", _caller(association), why)
 
     def _receiving(self, event: Any) -> None:
         """Counts what arrives until it is on the disk."""
@@ -173,64 +218,37 @@ class Node:
                 return
             largest = max(self._arriving, key=self._arriving.__getitem__)
             del self._arriving[largest]
-        _log.error("a film was cut off: too many bytes are arriving at once")
+            self._ended.add(largest)
+        _log.error("from %s: a film was cut off: too many bytes are arriving at once", _caller(largest))
         largest.abort(block=False)
 
     def _store(self, event: Any) -> Dataset:
         """Takes one film."""
+        instance = str(event.request.AffectedSOPInstanceUID)
         try:
-            return _status(*self._keep(event))
-        except (OSError, sqlite3.Error) as error:
-            _log.error("a film was refused: it cannot be written (%s)", type(error).__name__)
-            return _status(_OUT_OF_RESOURCES, "the film cannot be written: the disk is full")
+            meta = event.file_meta
+            meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+            meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+            film = b"".join((bytes(128), b"DICM", encode_file_meta(meta), event.request.DataSet.getvalue()))
+            self._inbox.take_instance(film, "dicom", _caller(event.assoc), announced=instance)
+            return _status(0x0000, "")
+        except RefusedError as refused:
+            return _status(STATUS[refused.kind], refused.why)
         finally:
             with self._lock:
                 self._arriving.pop(event.assoc, None)
 
-    def _keep(self, event: Any) -> tuple[int, str]:
-        instance = str(event.request.AffectedSOPInstanceUID)
-        film: bytes = event.encoded_dataset()
-        fault = _fault(film, instance)
-        if fault is not None:
-            _log.error("a film was refused: %s", fault[1])
-            return fault
-        with self._spool.lock:
-            return self._put(key_of_instance(instance), film)
 
-    def _put(self, key: str, film: bytes) -> tuple[int, str]:
-        known = self._journal.find(key)
-        if known is None:
-            # Only now: a film that is known needs no room.
-            if self._journal.counts()[State.received] >= self._limits.queue:
-                _log.error("a film was refused: %d wait already", self._limits.queue)
-                return _OUT_OF_RESOURCES, "too many films are waiting: send it again later"
-            if self._spool.free() < self._limits.room + 2 * len(film):
-                _log.error("a film was refused: the disk is nearly full")
-                return _OUT_OF_RESOURCES, "the disk is nearly full"
-            self._spool.add(key, film)
-            self._journal.add(key, "dicom")
-            _log.info("film %s: received", key[:8])
-        elif known.state is State.failed:
-            self._spool.add(key, film)
-            self._journal.again(key)
-            _log.info("film %s: received again, after it had failed", key[:8])
-        return _SUCCESS, ""
+def _caller(association: Any) -> str:
+    """Returns who calls, for the log."""
+    request = association.requestor.primitive
+    title = "" if request is None else f"{_quoted(request.calling_ae_title)} at "
+    return f"{title}{association.requestor.address}"
 
 
-def _fault(film: bytes, announced: str) -> tuple[int, str] | None:
-    """Returns status and reason where a film cannot be answered, whatever it shows."""
-    try:
-        header = read_header(film)
-        stated = {keyword: str(header.get(keyword)) for keyword in IDENTITY}
-    except Exception:
-        return _CANNOT_UNDERSTAND, "the data set is damaged"
-    for keyword, value in stated.items():
-        # No stricter than that: not every device keeps to the rule about leading zeros.
-        if not re.fullmatch(r"[0-9.]{1,64}", value):
-            return _DOES_NOT_MATCH, f"it has no {keyword}"
-    if stated["SOPInstanceUID"] != announced:
-        return _DOES_NOT_MATCH, "it has another SOPInstanceUID than was announced"
-    return None
+def _quoted(title: Any) -> str:
+    """Returns an AE title as it may stand in a log: a stranger's can be any bytes."""
+    return "".join(each if " " <= each <= "~" else "?" for each in str(title).strip())[:16] or "(none)"
 
 
 def _status(code: int, comment: str) -> Dataset:

@@ -9,10 +9,13 @@ from fastapi import Path
 from pydantic import BaseModel, Field
 
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
-from pneumo_edge.serve.journal import State
+from pneumo_edge.serve.journal import Delivery, State
 
 _KEY = "^[0-9a-f]{32}$"
 Key = Annotated[str, Path(pattern=_KEY, description="Of the film.")]
+Sort = Literal["received", "probability"]
+Order = Literal["desc", "asc"]
+Verdict = Literal["NORMAL", "PNEUMONIA", "none"]
 
 
 class Milliseconds(BaseModel):
@@ -68,17 +71,35 @@ class Problem(BaseModel):
     error: str
 
 
+class Delivered(BaseModel):
+    """One object of an answer, and where it stands on its way to one destination."""
+
+    destination: str = Field(examples=["PACS@192.0.2.10:104"])
+    object: Literal["sc", "sr"] = Field(description="sc: the picture. sr: the report.")
+    state: Delivery = Field(description="refused: the destination will not take it, and it is not tried again.")
+    attempts: int = Field(ge=0)
+    error: str | None = Field(description="Why the last try did not succeed, or a remark on what was stored.")
+
+
 class FilmEntry(BaseModel):
     """A film that was kept: where it stands."""
 
     key: str = Field(pattern=_KEY)
-    source: Literal["dicom", "page"] = Field(description="How it came.")
+    source: Literal["dicom", "dicomweb", "page"] = Field(description="How it came.")
     received: datetime
-    state: State = Field(description="answered: judged. sent: its answer is in the PACS. failed: `error` says why.")
+    state: State = Field(
+        description="answered: judged. sent: every destination has its answer. failed: `error` says why."
+    )
     label: Literal["NORMAL", "PNEUMONIA"] | None = Field(description="null too where the verdict is withheld.")
     probability: float | None = Field(ge=0, le=1)
     in_distribution: bool | None
+    reason: str | None = Field(
+        description="Code of what withholds the verdict: unlike-training, or the rule too-young, too-old, not-chest."
+    )
     error: str | None = Field(description="Why it failed, or why the last sending did not succeed.")
+    sendings: list[Delivered] = Field(description="Empty for films that came by upload.")
+    accession: str | None = Field(description="Accession number, with `--show accession` alone.")
+    patient_id: str | None = Field(description="Patient ID, with `--show patient-id` alone.")
 
 
 class FilmAnswer(FilmEntry):
@@ -88,9 +109,10 @@ class FilmAnswer(FilmEntry):
 
 
 class Films(BaseModel):
-    """Films that were kept, newest first."""
+    """Films that were kept, as they were asked for."""
 
     films: list[FilmEntry]
+    total: int = Field(description="How many there are without `limit` and `offset`.")
 
 
 class Share(BaseModel):
@@ -123,11 +145,13 @@ class Model(BaseModel):
     operating_points: dict[str, Point]
     version: str = Field(description="Of pneumo.")
     max_bytes: int = Field(description="A larger film is refused.")
+    destinations: list[str] = Field(description="Where answers to DICOM films go.")
+    show: list[str] = Field(description="What the list tells of whose a film is: accession, patient-id.")
     note: str = Field(examples=[NOT_A_DIAGNOSIS])
 
 
 class Health(BaseModel):
-    """The service answers, and its journal can be read."""
+    """The service answers, its journal can be read, and it has room for films."""
 
     status: Literal["ok"]
 
@@ -139,10 +163,11 @@ _WORDS = {
     404: "There is no such film, or no such picture of it yet.",
     408: "The body did not arrive in time.",
     413: "The film is larger than this device takes.",
+    409: "There is nothing to be sent of this film, or not yet.",
     421: "The request was meant for another host.",
     422: "The picture cannot be read, or a parameter is out of range.",
     429: "The device is busy. `Retry-After` says when to come again.",
-    503: "The journal cannot be read.",
+    503: "The journal cannot be read, or the disk is full.",
     507: "The disk is full.",
 }
 _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
@@ -188,4 +213,22 @@ FILM_BODY: dict[str, Any] = {
             "application/octet-stream": _BYTES,
         },
     }
+}
+
+STOW_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": 'Films in a multipart/related; type="application/dicom" (PS3.18 10.5), or one as it is.',
+        "content": {
+            "multipart/related": _BYTES,
+            "application/dicom": _BYTES,
+        },
+    }
+}
+
+_STOW_JSON: dict[str, Any] = {"application/dicom+json": {"schema": {"type": "object"}}}
+STOW_ANSWERS: Responses = {
+    200: {"description": "All are stored.", "content": _STOW_JSON},
+    202: {"description": "Some are stored.", "content": _STOW_JSON},
+    409: {"description": "None is stored: FailedSOPSequence says why.", "content": _STOW_JSON},
 }

@@ -8,6 +8,7 @@ row is of a film for which nobody was told that it has arrived.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -15,14 +16,12 @@ import secrets
 import shutil
 import sqlite3
 import threading
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
 from pneumo_edge.atomic import sync
-from pneumo_edge.errors import UsageError
-from pneumo_edge.serve.journal import Journal
+from pneumo_edge.errors import PassingError, PneumoError, UsageError
 
 Part: TypeAlias = bytes | memoryview
 
@@ -35,8 +34,13 @@ HEATMAP = "heatmap.png"
 """The evidence in colour, transparent where there is none; as large as `PICTURE`."""
 CAPTURE = "capture.dcm"
 REPORT = "report.dcm"
+OBJECTS = {"sc": CAPTURE, "sr": REPORT}
+"""The parts of an answer in DICOM by the names that the journal and the options have for them."""
 
 _KEY = re.compile("[0-9a-f]{32}")
+
+_OF_THE_OPTION = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
+"""Why a folder cannot be written, where no time will mend it."""
 
 
 def new_key() -> str:
@@ -56,11 +60,12 @@ class Spool:
         """Makes the folder, or goes on with one, and holds it until `close`.
 
         Raises:
-            UsageError: It cannot be written into, or another pneumo-serve uses it.
+            UsageError: It cannot be written into.
+            PassingError: The disk is full or broken, or another pneumo-serve uses it.
         """
         self.root = root
         self.lock = threading.Lock()
-        """Held by `forget`, and by who decides by row and folder together whether a film is there."""
+        """Held by who decides by row and folder together whether a film is there."""
         self.journal = root / "journal.db"
         self._films = root / "films"
         try:
@@ -69,14 +74,16 @@ class Spool:
             self._films.mkdir(mode=0o700, exist_ok=True)
             (root / "lock").touch(mode=0o600)
         except OSError as error:
-            raise UsageError(f"the spool {root} cannot be written ({error.strerror}): give another --spool") from None
+            raise _unwritable(root, error) from None
         # SQLite's lock is released by the system when the process ends, however it ends, on every system.
         self._held = sqlite3.connect(root / "lock", isolation_level=None, timeout=0, check_same_thread=False)
         try:
             self._held.execute("BEGIN EXCLUSIVE")
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             self._held.close()
-            raise UsageError(
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise PassingError(f"the spool {root} cannot be held ({error}): make room on the disk") from None
+            raise PassingError(
                 f"the spool {root} is in use by another pneumo-serve: stop that one, or give another --spool"
             ) from None
 
@@ -88,7 +95,7 @@ class Spool:
             parts: The bytes of the file, one after the other.
 
         Returns:
-            False if there is a film of that key already, which is left as it is.
+            False if there is a film of that key already, which is left as it is; see `replace`.
 
         Raises:
             OSError: The disk is full, or broken. Nothing is left of the film.
@@ -115,6 +122,18 @@ class Spool:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def replace(self, key: str, film: Part) -> None:
+        """Puts a film in the place of the one of that key; what was made of that one is gone.
+
+        Raises:
+            OSError: The disk is full, or broken. The film that was there is still there.
+        """
+        if self.add(key, film):
+            return
+        self._put(key, FILM, film)
+        self._clear(key, keep={FILM})
+        sync(self._folder(key))
+
     def path(self, key: str, name: str = FILM) -> Path:
         """Returns where a file of a film lies, or would lie.
 
@@ -131,20 +150,30 @@ class Spool:
             return None
 
     def write(self, key: str, files: Mapping[str, bytes]) -> None:
-        """Writes files beside a film, each whole or not at all, and all of them synced.
+        """Writes what was made of a film, each file whole or not at all, and all of them synced.
+
+        Files of an earlier judgement that this one has not are deleted: no picture of then goes with a report of now.
 
         Raises:
             OSError: The disk is full, or the film is not there.
         """
-        folder = self._folder(key)
+        self._clear(key, keep={FILM, *files})
         for name, data in files.items():
-            temporary = folder / f".{name}.tmp"
-            try:
-                _write(temporary, (data,))
-                temporary.replace(folder / name)
-            finally:
-                temporary.unlink(missing_ok=True)
-        sync(folder)
+            self._put(key, name, data)
+        sync(self._folder(key))
+
+    def _put(self, key: str, name: str, data: Part) -> None:
+        folder = self._folder(key)
+        temporary = folder / f".{name}.tmp"
+        try:
+            _write(temporary, (data,))
+            temporary.replace(folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _clear(self, key: str, keep: Collection[str]) -> None:
+        for name in {ANSWER, PICTURE, HEATMAP, CAPTURE, REPORT}.difference(keep):
+            self.path(key, name).unlink(missing_ok=True)
 
     def remove(self, key: str) -> None:
         """Deletes a film and all that was made of it."""
@@ -162,12 +191,6 @@ class Spool:
             shutil.rmtree(stray, ignore_errors=True)
         return len(strays)
 
-    def forget(self, journal: Journal, days: float) -> None:
-        """Deletes films that came more than so many days ago and wait for nothing, with their rows."""
-        with self.lock:
-            for key in journal.forget_before(time.time() - days * 86400):
-                self.remove(key)
-
     def free(self) -> int:
         """Returns how many bytes the disk has room for."""
         return shutil.disk_usage(self.root).free
@@ -180,6 +203,14 @@ class Spool:
         if not _KEY.fullmatch(key):
             raise ValueError("no key of a film")
         return self._films / key
+
+
+def _unwritable(root: Path, error: OSError) -> PneumoError:
+    if error.errno in _OF_THE_OPTION:
+        return UsageError(f"the spool {root} cannot be written ({error.strerror}): give another --spool")
+    return PassingError(
+        f"the spool {root} cannot be written ({error.strerror}): make room on the disk, and look after it"
+    )
 
 
 def _write(path: Path, parts: Iterable[Part]) -> None:

@@ -1,342 +1,263 @@
-// The page of pneumo-serve: hands in films, shows one with its answer, lists the recent ones. Plain JavaScript, loads
-// nothing from elsewhere. Every address is relative, so that the page also works below a path of a reverse proxy.
+// The page of pneumo-serve: what stands where the film is, films that are handed in, and what follows from a click.
 
-const $ = (id) => document.getElementById(id);
-const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+import { $, announce, element, pairs, pause } from "./dom.js";
+import * as api from "./api.js";
+import * as words from "./words.js";
+import { outcome, short, spoken, write } from "./answer.js";
+import { List, names } from "./list.js";
+import { Viewer } from "./viewer.js";
 
-const LIST_EVERY = 3000; // milliseconds
-const LOOK_EVERY = 250;
-const MOST_TRIES = 8; // of a device that says it is busy
+const { t, sentence, percent } = words;
+const { Refusal } = api;
 
-// ------------------------------------------------------------------------------------------------ the interface
-
-/** An answer that is none. `status` is 0 where the device did not answer at all. */
-class Refusal extends Error {
-  constructor(status, text, seconds = 1) {
-    super(text);
-    this.status = status;
-    this.seconds = seconds; // after which to come again
-  }
-}
-
-let token = "";
-try {
-  token = sessionStorage.getItem("token") ?? "";
-} catch {
-  // A browser that is told to keep nothing.
-}
-const headers = () => (token ? { Authorization: `Bearer ${token}` } : {});
-
-function refusal(status, text, retryAfter) {
-  let said = "";
-  try {
-    said = JSON.parse(text).error;
-  } catch {
-    // A proxy in between answers in its own words.
-  }
-  return new Refusal(status, said || `The device answered ${status}.`, Number(retryAfter) || 1);
-}
-
-async function ask(path) {
-  let answer;
-  try {
-    answer = await fetch(path, { headers: headers() });
-  } catch {
-    throw new Refusal(0, "The device does not answer.");
-  }
-  if (!answer.ok) throw refusal(answer.status, await answer.text(), answer.headers.get("Retry-After"));
-  return answer;
-}
-
-/** Sends a file and tells how much of it has gone, which `fetch` cannot. */
-function send(file, progress) {
-  return new Promise((done, fail) => {
-    const request = new XMLHttpRequest();
-    request.open("POST", "v1/films");
-    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
-    request.upload.onprogress = (event) => progress(event.loaded / event.total);
-    request.onerror = () => fail(new Refusal(0, "The device does not answer."));
-    request.onload = () =>
-      request.status === 202
-        ? done(JSON.parse(request.responseText))
-        : fail(refusal(request.status, request.responseText, request.getResponseHeader("Retry-After")));
-    const form = new FormData();
-    form.append("file", file);
-    request.send(form);
-  });
-}
-
-/** Calls again what was refused for want of a token, once there is one, and what met a busy device, a few times. */
-async function patiently(call, busy = () => {}) {
-  for (let tries = 1; ; tries += 1) {
-    try {
-      const value = await call();
-      online();
-      return value;
-    } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-      if (error.status) online();
-      if (error.status === 401) await newToken();
-      else if (error.status === 429 && tries < MOST_TRIES) {
-        busy(error.seconds);
-        await pause(error.seconds * 1000);
-      } else throw error;
-    }
-  }
-}
-
-// ---------------------------------------------------------------------------------------------------- the token
-
-let asking = null;
-
-/** Asks for the token; everybody who needs it waits for the same answer. */
-function newToken() {
-  asking ??= new Promise((done) => {
-    const wrong = Boolean(token);
-    $("ask-why").textContent = wrong
-      ? "That was not the token of this device. Please try again."
-      : "Whoever set it up can tell you. The browser forgets it when this tab is closed.";
-    $("ask-why").classList.toggle("wrong", wrong);
-    $("token").value = "";
-    $("ask").showModal();
-    $("ask").onclose = () => {
-      asking = null;
-      token = $("token").value.trim();
-      done();
-      sessionStorage.setItem("token", token);
-    };
-  });
-  return asking;
-}
-
-// Nothing works without it: Escape does not close the question.
-$("ask").addEventListener("cancel", (event) => event.preventDefault());
-
-// -------------------------------------------------------------------------------------------------------- words
-
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const chance = (p) => (p >= 0.9995 ? "over 99.9 %" : p < 0.0005 ? "under 0.1 %" : percent(p));
-const short = (key) => key.slice(0, 8);
-
-function clock(received, long = false) {
-  const when = new Date(received);
-  const time = { hour: "2-digit", minute: "2-digit" };
-  const day = { day: "numeric", month: "short", ...(long ? { year: "numeric" } : {}) };
-  const today = when.toDateString() === new Date().toDateString();
-  return when.toLocaleString("en-GB", today && !long ? time : { ...day, ...time });
-}
-
-/** Shape and word for what is known of a film. */
-function outcome(film) {
-  if (film.state === "received") return ["received", "Waiting"];
-  if (film.in_distribution === null) return ["failed", "Not judged"];
-  return { PNEUMONIA: ["PNEUMONIA", "Pneumonia"], NORMAL: ["NORMAL", "Normal"] }[film.label] ?? ["withheld", "No verdict"];
-}
-
-const unsent = (film) => film.error && film.in_distribution !== null;
-
-function origin(film) {
-  const source = film.source === "dicom" ? "DICOM" : "upload";
-  const answer = film.state === "sent" ? ", answer sent" : unsent(film) ? ", answer not sent" : "";
-  return `${short(film.key)}, ${source}${answer}`;
-}
-
-/** A sentence of the device as one; a name at its beginning stays as it is. */
-const sentence = (text) =>
-  (/^[a-z]+ /.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text) + (/[.?]$/.test(text) ? "" : ".");
-
-function element(name, text = "", attributes = {}) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
-
-function shape(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("aria-hidden", "true");
-  svg.append(document.createElementNS("http://www.w3.org/2000/svg", "use"));
-  svg.firstChild.setAttribute("href", `#${name}`);
-  return svg;
-}
-
-const pairs = (list) => list.flatMap(([name, value]) => [element("dt", name), element("dd", value)]);
+const LOOK_EVERY = 250; // milliseconds
+const COME_AGAIN = 3000;
 
 // ------------------------------------------------------------------------------------------------------ the film
 
 let current = ""; // key of the film that is shown or waited for
-let pictures = []; // addresses of the blobs that are on show
+let shown = null; // the film that is shown, as the device tells of it
+let size = null; // of its picture
+let saying = () => {}; // says once more, in another language, what stands in place of a film
+
+const viewer = new Viewer($("figure"), $("film"), (view) => {
+  $("brightness").value = Math.round(100 * view.brightness);
+  $("contrast").value = Math.round(100 * view.contrast);
+  $("invert").setAttribute("aria-pressed", view.inverted);
+  $("zoom-out").disabled = $("zoom-fit").disabled = view.zoom <= 1;
+});
 
 /** Shows one of the four things that can stand where the film is: invite, wait, broken or figure. */
-function stage(shown) {
-  for (const id of ["invite", "wait", "broken", "figure"]) $(id).hidden = id !== shown;
+function stage(part) {
+  for (const id of ["invite", "wait", "broken", "figure"]) $(id).hidden = id !== part;
   document.title = "pneumo";
-  document.body.dataset.state = { invite: "empty", wait: "busy", broken: "broken", figure: "shown" }[shown];
-  $("paper").hidden = true;
-  $("blend").hidden = true;
-  $("answer").hidden = true;
-  $("choose").textContent = shown === "invite" ? "Choose a film" : "Another film";
+  document.body.dataset.state = { invite: "empty", wait: "busy", broken: "broken", figure: "shown" }[part];
+  for (const id of ["papers", "paper-marked", "blend", "light", "tools", "answer"]) $(id).hidden = true;
+  saying = () => ($("choose").textContent = t(part === "invite" ? "choose" : "choose.other"));
+  saying();
+  viewer.clear();
+  shown = size = null;
 }
 
-function busy(text, share) {
+function busy(id, { share, ...values } = {}) {
   if ($("wait").hidden) stage("wait");
-  $("doing").textContent = text;
+  $("doing").textContent = t(id, values);
   if (share === undefined) $("progress").removeAttribute("value");
   else $("progress").value = share;
 }
 
-function broken(title, why, again = null) {
+/** Says that something went wrong: the id of a title, an English sentence, and what to do about it. */
+function broken(id, why, again = null) {
   stage("broken");
-  $("broken-title").textContent = title;
-  $("broken-why").textContent = why;
+  const whole = saying;
+  saying = () => {
+    whole();
+    $("broken-title").textContent = t(id);
+    $("broken-why").textContent = why ? sentence(why) : "";
+  };
+  saying();
   $("again").hidden = !again;
   $("again").onclick = again;
-  announce(`${title}. ${why}`);
-}
-
-const announce = (text) => ($("live").textContent = text);
-
-async function picture(path) {
-  try {
-    return URL.createObjectURL(await (await ask(path)).blob());
-  } catch (error) {
-    if (error instanceof Refusal && error.status === 404) return "";
-    throw error;
-  }
+  announce(`${t(id)}. ${$("broken-why").textContent}`);
 }
 
 /** Opens a film of the journal; waits for its judgement where it has none yet. */
 async function open(key, byHand = false) {
   current = key;
   if (location.hash !== `#${key}`) history.pushState(null, "", `#${key}`);
-  mark();
+  list.mark(key);
   for (;;) {
     try {
-      const film = await patiently(async () => (await ask(`v1/films/${key}`)).json());
+      const film = await api.film(key);
       if (current !== key) return;
-      if (film.state === "received") {
-        busy("Judging");
-      } else {
-        // A heatmap without a verdict would be taken for one.
-        const names = !film.record ? [] : film.record.label ? ["film.png", "heatmap.png"] : ["film.png"];
-        const found = await patiently(() => Promise.all(names.map((name) => picture(`v1/films/${key}/${name}`))));
-        if (current === key) show(film, found, byHand);
-        else found.forEach((address) => URL.revokeObjectURL(address));
-        list();
+      if (film.state === "received") busy("judging");
+      else {
+        list.renew().catch(unreached);
+        await show(film, byHand);
         return;
       }
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       if (current !== key) return;
       if (error.status) {
-        broken("This film cannot be shown", sentence(error.message));
+        broken("broken.show", told(error));
         return;
       }
-      offline();
-      await pause(LIST_EVERY);
+      await pause(COME_AGAIN);
     }
     await pause(LOOK_EVERY);
     if (current !== key) return;
   }
 }
 
-function show(film, [picture, heatmap], byHand) {
-  pictures.forEach((address) => URL.revokeObjectURL(address));
-  pictures = [picture, heatmap].filter(Boolean);
-  if (!picture) {
-    broken(film.record ? "The picture of this film is gone" : "This film could not be judged", "");
-  } else {
+/** What a refusal says, in words of the page where it has none of its own. */
+const told = (error) => error.message || (error.status ? t("status", { status: error.status }) : t("no_device"));
+
+async function show(film, byHand) {
+  const { key, record } = film;
+  // A heatmap without a verdict would be taken for one.
+  const [picture, heatmap] = await Promise.all([
+    record ? api.preview(key) : null,
+    record?.label ? api.heatmap(key) : null,
+  ]);
+  if (current !== key) return;
+  if (picture) {
     stage("figure");
-    for (const id of ["film", "paper-film"]) $(id).src = picture;
-    for (const id of ["heatmap", "paper-heatmap"]) $(id).src = heatmap || picture;
-    $("film").alt = $("paper-film").alt = `Film ${short(film.key)}`;
-    $("blend").hidden = $("paper").hidden = !heatmap;
-    const said = marks(film.record?.region);
-    $("colours").hidden = Boolean(said);
-    $("outlined").textContent = said;
-    $("paper-caption").textContent = said || "With heatmap: evidence for pneumonia in colour, a line at half of the strongest";
-    blend(heatmap ? wanted : 0);
-  }
-  answer(film);
-  document.title = `${$("word").textContent}, film ${short(film.key)}, pneumo`;
+    for (const id of ["tools", "light", "papers"]) $(id).hidden = false;
+    $("figure").style.setProperty("--tall", picture.height / picture.width);
+    viewer.show(picture, heatmap, outlines(record));
+    overlays(record, heatmap);
+  } else broken(record ? "broken.gone" : "broken.judge", "");
+  shown = film;
+  tell();
   if (byHand) {
     if ($("viewer").getBoundingClientRect().top < 0) $("viewer").scrollIntoView();
     $("verdict").focus({ preventScroll: true });
   } else announce(spoken(film));
+  if (picture) await refine(film);
 }
 
-function answer(film) {
-  const [form, word] = outcome(film);
-  const { record } = film;
-  $("answer").hidden = false;
-  $("shape").setAttribute("href", `#${form}`);
-  $("word").textContent = word;
-  $("verdict").querySelector(".kicker").hidden = !record;
-
-  $("odds").hidden = !record?.label;
-  if (record?.label) {
-    const { probability, threshold, operating_point: point } = record;
-    $("share").textContent = chance(probability);
-    $("point").textContent = `Pneumonia from ${percent(threshold)} (${point})`;
-    $("scale").style.setProperty("--at", `${100 * probability}%`);
-    $("scale").style.setProperty("--cut", `${100 * threshold}%`);
-    $("scale").setAttribute("aria-label", `Scale from 0 to 100 %: the probability of pneumonia is ${chance(probability)}; `
-      + `the operating point ${point} lies at ${percent(threshold)}`);
+/** Takes the place of the quick picture with all that the film has. */
+async function refine({ key }) {
+  let film = null;
+  try {
+    film = await api.pixels(key);
+  } catch (error) {
+    // The quick picture stays: the device is busy, or has gone.
+    if (!(error instanceof Refusal)) throw error;
   }
-
-  const remarks = record ? record.warnings : film.error ? [film.error] : [];
-  const sending = unsent(film) ? [`the answer has not been sent: ${film.error}`] : [];
-  $("reasons").hidden = !(remarks.length + sending.length);
-  $("reasons-title").textContent = !record ? "Why" : record.label ? "Please note" : "Why the verdict is withheld";
-  $("remarks").replaceChildren(
-    ...[...remarks, ...sending].map((text) => {
-      const item = element("li");
-      item.append(shape("remark"), element("span", sentence(text)));
-      return item;
-    }),
-  );
-
-  $("facts").replaceChildren(
-    ...pairs([
-      ["Film", short(film.key)],
-      ["Received", `${clock(film.received, true)}, ${film.source === "dicom" ? "over DICOM" : "by upload"}`],
-      ...(film.state === "sent" ? [["Answer", "sent to the PACS"]] : []),
-      ...(record ? [["Model", record.model], ["File", record.file]] : []),
-    ]),
-  );
+  if (!film || shown?.key !== key) return;
+  viewer.refine(film);
+  size = film;
+  tell();
+  $("figure").dataset.whole = key;
 }
 
-/** What the line in the film is; nothing where a model gives colours instead. */
-function marks(region) {
-  if (!region) return "";
-  if (!region.polygons.length) return "No region stands out.";
-  return `Outlined: the region that stands out, ${percent(region.area)} of the film. `
-    + `Strongest local probability ${percent(region.strongest)}.`;
+/** The lines of the region in shares of the film; none without a verdict. */
+function outlines({ label, region }) {
+  if (!label || !region) return [];
+  return region.polygons.map((polygon) => polygon.map(([x, y]) => [x / region.width, y / region.height]));
 }
 
-/** The answer as one is told it. */
-function spoken(film) {
-  if (!film.record) return `The film could not be judged. ${sentence(film.error ?? "")}`;
-  const why = film.record.warnings.join("; ");
-  if (!film.record.label) return `No verdict. It is withheld because ${why}.`;
-  return `The model says ${film.record.label.toLowerCase()}. Probability of pneumonia ${chance(film.record.probability)}.`
-    + (why ? ` Please note: ${why}.` : "");
+/** What can be laid over the film. A model that says where has an outline, and its colours wait to be asked for. */
+function overlays(record, heatmap) {
+  $("outlined").hidden = !viewer.polygons.length;
+  $("blend").hidden = !heatmap;
+  for (const each of ["legend-what", "legend-none", "legend-full"]) {
+    $(each).dataset.word = `${each}.${record.region ? "region" : "evidence"}`;
+    $(each).textContent = t($(each).dataset.word);
+  }
+  blend(heatmap ? (wanted ?? (record.region ? 0 : AT_FIRST)) : 0);
 }
 
-/** Lays so much of the heatmap over the film, in percent. */
+function tell() {
+  if (!shown) return;
+  write(shown, names.get(shown.key), size);
+  for (const id of ["film", "paper-film"]) $(id).setAttribute("aria-label", t("film.key", { key: short(shown.key) }));
+  if (viewer.film) print();
+  document.title = t("film.title", { verdict: t(outcome(shown)), key: short(shown.key) });
+}
+
+/** Draws what the printer gets: the film as it is, and with what the model found, where that is anything. */
+function print() {
+  const { record } = shown;
+  const where = Boolean(record.region);
+  // On paper nobody can ask for the colours: a model that has nothing else shows them there in any case.
+  const mix = $("blend").hidden ? 0 : where ? wanted ?? 0 : wanted || AT_FIRST;
+  $("paper-marked").hidden = !mix && !viewer.polygons.length;
+  $("paper-marks-say").textContent = t(!where ? "heatmap.paper" : mix ? "region.paper.colours" : "region.paper");
+  viewer.print($("paper-film"), 0, false);
+  if (!$("paper-marked").hidden) viewer.print($("paper-marks"), mix, true);
+}
+
+// --------------------------------------------------------------------------------------------------- its tools
+
+const AT_FIRST = 0.6; // of colours that are all there is
+let wanted = null; // how much of the heatmap is wished for, once somebody has said so
+
+/** Lays so much of the heatmap over the film, 0 to 1. */
 function blend(mix) {
-  $("mix").value = mix;
-  $("heatmap").style.opacity = mix / 100;
-  $("mix").setAttribute("aria-valuetext", mix ? `${mix} % heatmap` : "film alone");
+  viewer.mix = mix;
+  $("mix").value = Math.round(100 * mix);
+  $("mix").setAttribute("aria-valuetext", mix ? t("heatmap.share", { share: percent(mix, 0) }) : t("heatmap.none"));
+  $("ramp").style.opacity = mix;
+  viewer.draw();
 }
-let wanted = Number($("mix").value);
 $("mix").addEventListener("input", () => {
-  wanted = Number($("mix").value);
+  wanted = Number($("mix").value) / 100;
   blend(wanted);
+  print();
 });
+for (const id of ["brightness", "contrast"]) {
+  $(id).addEventListener("input", () => viewer.set({ [id]: Number($(id).value) / 100 }));
+}
+
+const presses = (id, press) => $(id).addEventListener("click", press);
+presses("zoom-in", () => viewer.zoomIn());
+presses("zoom-out", () => viewer.zoomOut());
+presses("zoom-fit", () => viewer.set({ x: 0.5, y: 0.5, zoom: 1 }));
+presses("invert", () => viewer.set({ inverted: !viewer.view.inverted }));
+presses("reset", () => viewer.reset());
+presses("drag", () => {
+  viewer.dragsLight = !viewer.dragsLight;
+  $("drag").setAttribute("aria-pressed", viewer.dragsLight);
+  viewer.draw();
+});
+presses("outlined", () => {
+  viewer.outlined = !viewer.outlined;
+  $("outlined").setAttribute("aria-pressed", viewer.outlined);
+  viewer.draw();
+});
+presses("full", fill);
+$("full").hidden = !document.fullscreenEnabled;
+$("figure").addEventListener("keydown", (event) => {
+  if (event.key.toLowerCase() === "f" && !event.ctrlKey && !event.metaKey && document.fullscreenEnabled) fill();
+});
+
+function fill() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else $("viewer").requestFullscreen();
+}
+
+presses("print", () => window.print());
+
+// ----------------------------------------------------------------------------------------- what is done to a film
+
+/** Asks whether it is meant. */
+function sure(what) {
+  $("sure-title").textContent = t(`${what}.ask`);
+  $("sure-why").textContent = t(`${what}.means`);
+  $("sure-yes").textContent = t(what);
+  $("sure").returnValue = "no";
+  $("sure").showModal();
+  return new Promise((done) => ($("sure").onclose = () => done($("sure").returnValue === "yes")));
+}
+
+for (const [what, call] of Object.entries({ rejudge: api.rejudge, resend: api.resend, delete: api.remove })) {
+  presses(what, async () => {
+    const { key } = shown;
+    if (!(await sure(what))) return;
+    try {
+      await call(key);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      $("batch").textContent = sentence(told(error));
+      return;
+    }
+    if (current !== key) return;
+    if (what === "delete") {
+      history.pushState(null, "", location.pathname + location.search);
+      follow();
+      announce(t("deleted"));
+      $("choose").focus();
+      list.renew().catch(unreached);
+    } else open(key, true);
+  });
+}
 
 // ------------------------------------------------------------------------------------------------- new films
 
+let largest = Infinity; // bytes
 let handingIn = Promise.resolve();
 
 /** Hands in files, one after the other, and opens the first. */
@@ -348,7 +269,7 @@ function take(files) {
 async function takeNow(all) {
   const refused = [];
   for (const [i, file] of all.entries()) {
-    $("batch").textContent = all.length > 1 ? `Sending ${i + 1} of ${all.length}` : "";
+    $("batch").textContent = all.length > 1 ? t("sending.of", { i: i + 1, n: all.length }) : "";
     const why = await hand(file, i === 0);
     if (why) refused.push(why);
   }
@@ -360,33 +281,37 @@ async function hand(file, first) {
   if (first) {
     current = "";
     history.replaceState(null, "", location.pathname + location.search);
-    mark();
-    busy("Sending", 0);
-    announce("Sending the film");
+    list.mark("");
+    busy("sending", { share: 0 });
+    announce(t("sending.film"));
   }
   const awaited = () => first && current === "";
-  const say = (text, share) => awaited() && busy(text, share);
+  const say = (...what) => awaited() && busy(...what);
   try {
-    if (file.size > largest) throw new Refusal(413, `${file.name} is larger than ${largest >> 20} MB: scale it down`);
-    const entry = await patiently(
-      () => send(file, (share) => say(share < 1 ? "Sending" : "Judging", share < 1 ? share : undefined)),
-      (seconds) => say(`The device is busy. Trying again in ${seconds} s`),
+    if (file.size > largest) {
+      throw new Refusal(413, `${file.name} is larger than ${largest >> 20} MB: scale it down`);
+    }
+    const entry = await api.hand(
+      file,
+      (share) => (share < 1 ? say("sending", { share }) : say("judging")),
+      (seconds) => say("busy", { seconds }),
     );
+    names.add(entry.key, file.name);
     if (awaited()) open(entry.key);
-    else list();
+    else list.renew().catch(unreached);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (!error.status) offline();
-    if (!awaited()) return sentence(error.message);
+    // The device was not told its name.
+    const why = told(error).replace(/^- /, `${file.name} `);
+    if (!awaited()) return sentence(why);
     const mend = ![413, 422].includes(error.status);
-    const why = error.status ? error.message : "The device does not answer. Is it on, and is this computer in its network?";
-    broken(mend ? "The film could not be sent" : "This film cannot be taken", sentence(why), mend ? () => take([file]) : null);
+    broken(mend ? "broken.send" : "broken.take", why, mend ? () => take([file]) : null);
   }
   return "";
 }
 
 for (const [button, input] of [["choose", "file"], ["photograph", "camera"]]) {
-  $(button).addEventListener("click", () => $(input).click());
+  presses(button, () => $(input).click());
   $(input).addEventListener("change", () => {
     take($(input).files);
     $(input).value = ""; // so that the same file can be chosen again
@@ -407,100 +332,60 @@ addEventListener("drop", (event) => {
   take(event.dataTransfer.files);
 });
 addEventListener("paste", (event) => take(event.clipboardData.files));
-$("print").addEventListener("click", () => print());
 
-// ------------------------------------------------------------------------------------------- the recent films
+// ---------------------------------------------------------------------------------------------- the rest of it
 
-function offline() {
-  // Said once, and not at each try.
-  if (!$("banner").hidden) return;
-  $("banner").textContent = "The device does not answer. This page tries again by itself.";
-  $("banner").hidden = false;
-}
-
-function online() {
-  $("banner").hidden = true;
-}
-
-/** Draws the list anew; what has not changed stays, and with it the focus. */
-async function list() {
-  const { films } = await patiently(async () => (await ask("v1/films")).json());
-  $("none").hidden = films.length > 0;
-  const rows = new Map([...$("films").children].map((row) => [row.dataset.key, row]));
-  let opened = false;
-  films.forEach((film, i) => {
-    const row = rows.get(film.key) ?? newRow(film.key);
-    rows.delete(film.key);
-    const state = JSON.stringify(film);
-    if (row.dataset.state !== state) {
-      opened ||= film.key === current && Boolean(row.dataset.state);
-      row.dataset.state = state;
-      const [form, word] = outcome(film);
-      row.firstChild.replaceChildren(
-        shape(form),
-        element("span", word, { class: "what" }),
-        element("time", clock(film.received), { datetime: film.received }),
-        element("span", origin(film), { class: "more" }),
-      );
-    }
-    if ($("films").children[i] !== row) $("films").insertBefore(row, $("films").children[i] ?? null);
-  });
-  rows.forEach((row) => row.remove());
-  mark();
+const list = new List(
+  api.films,
+  (key) => open(key, true),
   // What is told of the film that is open has changed as well: its answer has reached the PACS, say.
-  if (opened && !$("answer").hidden) {
-    const film = await patiently(async () => (await ask(`v1/films/${current}`)).json());
-    if (film.key === current) answer(film);
-  }
-}
+  async (key) => {
+    if (shown?.key !== key) return;
+    const film = await api.film(key);
+    if (shown?.key !== key) return;
+    shown = film;
+    tell();
+  },
+);
 
-function newRow(key) {
-  const row = element("li");
-  row.dataset.key = key;
-  row.append(element("button", "", { type: "button" }));
-  row.firstChild.addEventListener("click", () => open(key, true));
-  return row;
-}
+const unreached = (error) => {
+  if (!(error instanceof Refusal)) throw error;
+};
 
-function mark() {
-  for (const row of $("films").children) {
-    if (row.dataset.key === current) row.firstChild.setAttribute("aria-current", "true");
-    else row.firstChild.removeAttribute("aria-current");
-  }
-}
+api.hooks.reached = (there) => ($("banner").hidden = there);
 
-async function keepListing() {
-  for (;;) {
-    if (!document.hidden) {
-      try {
-        await list();
-      } catch (error) {
-        if (!(error instanceof Refusal)) throw error;
-        if (!error.status) offline();
-      }
-    }
-    await pause(LIST_EVERY);
-  }
-}
+api.hooks.askForToken = (wrong) =>
+  new Promise((done) => {
+    $("ask-why").textContent = t(wrong ? "token.wrong" : "token.why");
+    $("ask-why").classList.toggle("wrong", wrong);
+    $("token").value = "";
+    $("ask").showModal();
+    $("ask").onclose = () => done($("token").value.trim());
+  });
 
-// --------------------------------------------------------------------------------------------------- the start
+let model = null;
 
-let largest = Infinity; // bytes
-
-async function tellOfModel() {
-  const model = await patiently(async () => (await ask("v1/model")).json());
+async function learnOfModel() {
+  model = await api.model();
   largest = model.max_bytes;
+  tellOfModel();
+}
+
+function tellOfModel() {
+  if (!model) return;
   const point = model.operating_points[model.operating_point];
-  const range = ({ value, low, high }) => `${percent(value)} (${percent(low).slice(0, -2)} to ${percent(high)})`;
-  $("model-line").textContent =
-    `${model.name}, ${model.precision}. It gives a verdict on frontal chest films, and withholds it where a picture looks like none.`;
+  const named = words.point(model.operating_point);
+  const means = words.has(`${model.operating_point}.means`) ? t(`${model.operating_point}.means`) : "";
+  const range = ({ value, low, high }) =>
+    t("range", { value: percent(value), low: percent(low), high: percent(high) });
+  $("model-line").textContent = t("about.line", model);
   $("model").replaceChildren(
     ...pairs([
-      ["Pneumonia from", `${percent(point.threshold)} (${model.operating_point})`],
-      ["Sensitivity", range(point.sensitivity)],
-      ["Specificity", range(point.specificity)],
-      ["Measured on", "the films it was validated with, with 95 % intervals"],
-      ["Version", `pneumo ${model.version}, ${model.file}`],
+      [t("from"), `${percent(point.threshold)} (${named})`, means],
+      [t("sensitivity"), range(point.sensitivity), t("sensitivity.means")],
+      [t("specificity"), range(point.specificity), t("specificity.means")],
+      [t("measured"), t("measured.on")],
+      [t("version"), `pneumo ${model.version}, ${model.file}`],
     ]),
   );
 }
@@ -508,14 +393,22 @@ async function tellOfModel() {
 function follow() {
   const key = location.hash.slice(1);
   if (/^[0-9a-f]{32}$/.test(key)) open(key);
-  else if (current) {
+  else {
     current = "";
     stage("invite");
-    mark();
+    list.mark("");
   }
 }
 addEventListener("popstate", follow);
 
+words.whenSpoken(() => {
+  saying();
+  tell();
+  tellOfModel();
+  if (shown) blend(viewer.mix);
+});
+words.learn(await api.words());
+words.fillLanguages($("language"));
 follow();
-tellOfModel().catch(offline);
-keepListing();
+learnOfModel().catch(unreached);
+list.keepRenewing(unreached);
