@@ -56,7 +56,7 @@ class Backbone:
         novelty_layers: Two layers whose averaged activations tell a chest film from other pictures, both in the upper
             middle: the last ones know little but the two classes, the first ones see exposure, not content.
         float_layers: Regular expression for names of layers that stay float in int8 files; empty for none. The
-            first layers hold a thousandth of the weights and, in the light networks, cause most of the error.
+            first layers hold a hundredth of the weights and, in the light networks, cause most of the error.
         licence: Of the ImageNet weights, in one sentence.
     """
 
@@ -173,7 +173,7 @@ BACKBONES: dict[str, Backbone] = {
             frozen_layers="",
             fine_layer="block5c_add",
             novelty_layers=("block5c_add", "block6d_add"),
-            float_layers=r"stem_.*|block1a_.*",
+            float_layers=r"stem_.*|block[12].*",
             licence="EfficientNet-Lite0 ImageNet weights by Google, Apache-2.0.",
         ),
         Backbone(
