@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from pneumo_edge.atomic import replacing_folder, write_text
-from pneumo_edge.bundle import DEFAULT_BUNDLE, read_bundle, write_description
+from pneumo_edge.bundle import DEFAULT_BUNDLE, Description, read_bundle, write_description
 from pneumo_edge.errors import PneumoError, UsageError
 from pneumo_train.backbones import find_backbone
 
@@ -43,9 +43,21 @@ def install(bundle_folder: Path, target: Path = DEFAULT_BUNDLE) -> None:
             f"{description.name}, trained by the pneumo project on {description.provenance.trained}.\n\n"
             f"Data: {description.provenance.data}. No film is part of this package.\n"
             f"Started from: {description.provenance.weights}. {find_backbone(description.backbone).licence}\n"
-            "The model files are licensed under the Apache License, Version 2.0.\n"
+            f"{_terms(description)}\n"
             "For education and research. Not a diagnosis.\n",
         )
+
+
+def _terms(description: Description) -> str:
+    """Returns under what terms the model files may be used: those of the films hold for what has learned from them."""
+    licence = description.provenance.licence
+    if not licence:
+        return "The model files are licensed under the Apache License, Version 2.0."
+    return (
+        f"Terms of the films: {licence}.\n"
+        "A model that was trained on films for non-commercial research and education is for that alone. The code of "
+        "pneumo is licensed under the Apache License, Version 2.0."
+    )
 
 
 if __name__ == "__main__":
