@@ -44,9 +44,6 @@ AVERAGED_SHARE = 1 / 6
 """The averaged weights reach back over this share of all steps, and at most over 200 steps."""
 WARMUP_STEPS = 200
 
-MAP_WEIGHT = 10.0
-"""Of the cross-entropy of a cell of the map, in the mean over cells, against that of the film."""
-
 HISTORY = (
     "epoch", "loss", "map_loss", "accuracy", "val_loss", "val_accuracy", "val_auc", "perturbed_loss",
     "perturbed_accuracy", "perturbed_auc", "learning_rate", "seconds", "films_per_second",
@@ -250,9 +247,10 @@ def _with_map(model: keras.Model) -> keras.Model:
 
 def _compile_learner(learner: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     if isinstance(learner.output, dict):
+        # Both losses are cross-entropies in nats, of the film and of a cell in the mean: they weigh the same. More for
+        # the map was not better (docs/experiments.md).
         losses = {name: _loss() for name in learner.output}
-        weights = {"logit": 1.0, LOCAL_LOGIT: MAP_WEIGHT}
-        learner.compile(optimizer, losses, loss_weights=weights, metrics={"logit": [accuracy]})
+        learner.compile(optimizer, losses, metrics={"logit": [accuracy]})
     else:
         learner.compile(optimizer, _loss(), metrics=[accuracy])
 
