@@ -254,8 +254,9 @@ def test_text_json_and_csv_say_the_same(infer: Infer, films: Path) -> None:
             assert row["region_outlines"] == row["region_area"] == row["region_strongest"] == ""
 
     said = text.stdout.splitlines()
-    assert said[0] == f"a.png: PNEUMONIA  pneumonia {answers[0]['probability']:>6.1%}  (from 50.0%: balanced)"
-    assert said[1] == f"B.JPG: NORMAL     pneumonia {answers[1]['probability']:>6.1%}  (from 50.0%: balanced)"
+    first, second = (f"probability of pneumonia {answer['probability']:>6.1%}" for answer in answers[:2])
+    assert said[0] == f"a.png: PNEUMONIA  {first}  (threshold 50.0%, operating point balanced)"
+    assert said[1] == f"B.JPG: NORMAL     {second}  (threshold 50.0%, operating point balanced)"
     assert said[2] == "f_red.bmp: no verdict (the picture is in colour, an X-ray is grey; the picture is almost blank)"
     assert said[3].startswith("e_text.png: error: e_text.png is not an image that can be read here")
     assert text.stderr.count(NOT_A_DIAGNOSIS) == 1

@@ -110,7 +110,12 @@ def _left_out(file: Path) -> list[str]:
     if (mean := record["mean"]) is not None:
         figures = [_figure(mean[key]) for key in ("auc", "accuracy", "sensitivity", "specificity")]
         lines.append(row(("**mean over sites not seen in training**", f"{total:,}", *figures, "–")))
-    note = "Not seen in training: judged by a model of the same recipe that has learned from the other sites alone."
+    settings = record["settings"]
+    films = f", about {settings['limit']:,} films" if settings["limit"] else ""
+    note = (
+        "Not seen in training: judged by a model that has learned from the other sites alone "
+        f"({settings['backbone']}, {settings['head']} head, {settings['size']} pixels, {settings['epochs']} epochs{films})."
+    )
     return [*lines, "", note]
 
 

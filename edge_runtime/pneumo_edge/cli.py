@@ -170,7 +170,8 @@ def _show_text(answer: Prediction | Failure) -> None:
     if answer.label is None:
         verdict = f"no verdict ({'; '.join(answer.warnings)})"
     else:
-        verdict = f"{answer.label:<9}  pneumonia {share:>6}  (from {answer.threshold:.1%}: {answer.operating_point})"
+        point = f"threshold {answer.threshold:.1%}, operating point {answer.operating_point}"
+        verdict = f"{answer.label:<9}  probability of pneumonia {share:>6}  ({point})"
         if answer.label == LABELS[1] and answer.region is not None and not answer.region.polygons:
             verdict += f"; {NO_REGION}"
         verdict += "".join(f"; warning: {w}" for w in answer.warnings)

@@ -54,7 +54,7 @@ def _terms(description: Description) -> str:
     if not licence:
         return "The model files are licensed under the Apache License, Version 2.0."
     return (
-        f"Terms of the films: {licence}.\n"
+        f"Terms: {licence}.\n"
         "A model that was trained on films for non-commercial research and education is for that alone. The code of "
         "pneumo is licensed under the Apache License, Version 2.0."
     )
