@@ -254,7 +254,11 @@ def test_what_is_said_on_the_terminal(judged: tuple[subprocess.CompletedProcess[
     said = done.stderr.splitlines()
     assert said[0] == NOT_A_DIAGNOSIS
     assert said[1].startswith("dashboard: http://127.0.0.1:")
-    assert said[2:] == ["24 films listed", f"written to {output}: films/, summary.json, report.html"]
+    assert said[2:] == [
+        "24 films listed",
+        "not listed: 1 files called *.txt",
+        f"written to {output}: films/, summary.json, report.html",
+    ]
     [line] = done.stdout.splitlines()
     assert line.startswith("24 films: ")
     assert "2 could not be judged" in line

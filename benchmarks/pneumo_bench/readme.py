@@ -112,9 +112,10 @@ def _left_out(file: Path) -> list[str]:
         lines.append(row(("**mean over sites not seen in training**", f"{total:,}", *figures, "–")))
     settings = record["settings"]
     films = f", about {settings['limit']:,} films" if settings["limit"] else ""
+    network = f"{settings['backbone']}, {settings['head']} head, {settings['size']} pixels"
     note = (
         "Not seen in training: judged by a model that has learned from the other sites alone "
-        f"({settings['backbone']}, {settings['head']} head, {settings['size']} pixels, {settings['epochs']} epochs{films})."
+        f"({network}, {settings['epochs']} epochs{films})."
     )
     return [*lines, "", note]
 

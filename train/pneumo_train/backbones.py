@@ -283,9 +283,9 @@ def build_model(backbone: str, head: str, size: int, *, dropout: float = 0.3) ->
     x = layers.Concatenate(dtype="float32", name="grey_to_rgb")([image, image, image])
     x = layers.Rescaling(entry.scale, list(entry.offset), dtype="float32", name="normalise")(x)
     features = entry.build(x)
-    fine = keras.Model(image, features).get_layer(entry.fine_layer).output
     x = layers.Identity(name=FEATURES)(features)
     if head == "local":
+        fine = keras.Model(image, features).get_layer(entry.fine_layer).output
         return keras.Model(image, _local_head(x, fine, dropout), name=f"{backbone}_{head}")
     if head == "gap":
         x = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
