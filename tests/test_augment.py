@@ -200,7 +200,9 @@ def test_boxes_move_as_the_film_does(drawn: list[Box], movement: Movement) -> No
     # that at most, an eighth of a cell, and every side of every box may add to it: four of them meet in a cell.
     assert np.abs(told - seen).max() <= 0.5
     assert np.abs(told - seen).mean() < 0.012
-    assert float(told.sum()) == pytest.approx(float(seen.sum()), abs=0.02 * float(seen.sum()) + 0.3)
+    # All along its sides a box may be off by such a pixel, which a nearer film enlarges.
+    sides = sum((box.x1 - box.x0) + (box.y1 - box.y0) for box in drawn) * MAP * movement.scale
+    assert float(told.sum()) == pytest.approx(float(seen.sum()), abs=0.02 * float(seen.sum()) + sides / 8 + 0.1)
 
 
 def test_whatever_augmentation_draws_the_boxes_follow(monkeypatch: pytest.MonkeyPatch) -> None:
