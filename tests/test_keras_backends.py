@@ -142,8 +142,8 @@ def answers(done: Done, run: str) -> list[dict[str, npt.NDArray[np.float32]]]:
 def test_a_model_answers_the_same_on_both(done: Done, run: str) -> None:
     on_tensorflow, on_jax = answers(done, run)
     for name in ("logit", "heatmap"):
-        # After three short epochs a pooled logit has moved little: a hundredth of that is allowed, far above the rounding
-        # of float32 on any processor.
+        # After three short epochs a pooled logit has moved little: a hundredth of that is allowed, far above the
+        # rounding of float32 on any processor.
         spread = float(np.ptp(on_jax[name]))
         assert spread > 2e-4, name  # else anything would be the same
         assert on_jax[name] == pytest.approx(on_tensorflow[name], abs=min(1e-4, max(1e-5, spread / 100))), name
