@@ -163,14 +163,15 @@ def test_a_phantom_gets_its_verdict(service: Any, visit: Open, phantoms: dict[st
           - img /Film [0-9a-f]{{8}}/
         - slider "Brightness": "0"
         - slider "Contrast": "0"
-        - slider "Heatmap over the film": "60"
-        - paragraph: "Evidence for pneumonia: none strong"
+        - slider "Heatmap over the film": "0"
+        - paragraph: "Local probability: 0 % 100 %"
         - group "Film":
           - button "Zoom out" [disabled]
           - button "Zoom in"
           - button "Fit the film" [disabled]
           - button "Dragging changes brightness and contrast"
           - button "Invert black and white"
+          - button "Outline" [pressed]
           - button "Reset the view"
           - button "Full screen"
         - button "Another film"
@@ -187,6 +188,8 @@ def test_a_phantom_gets_its_verdict(service: Any, visit: Open, phantoms: dict[st
         - definition: /by upload/
         - term: Picture
         - definition: /[0-9]+ × [0-9]+ pixels, 8 bits/
+        - term: Region
+        - definition: /[0-9.]+ % of the film stands out; strongest local probability [0-9]+ %/
         - term: Model
         - definition: {film.model}
         - term: File
@@ -245,6 +248,8 @@ def test_the_slider_lays_the_heatmap_over_the_film(
     hand_in(page, phantoms["PNEUMONIA"].path)
     verdict(page, "The model says Pneumonia")
     whole(page)
+    # The outline has a colour of its own.
+    page.get_by_role("button", name="Outline").click()
     slider = page.get_by_role("slider", name="Heatmap over the film")
     shown = {}
     for value, words in (("0", "film alone"), ("50", "50 % heatmap"), ("100", "100 % heatmap")):
@@ -326,8 +331,8 @@ def test_by_keyboard_alone(service: Any, visit: Open, phantoms: dict[str | None,
         expect(page.locator("#choose")).to_be_focused()
         page.evaluate("document.activeElement.blur()")
     tab_to("#mix")
-    page.keyboard.press("ArrowLeft")
-    expect(page.locator("#mix")).to_have_value("55")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#mix")).to_have_value("5")
     page.keyboard.press("End")
     expect(page.locator("#mix")).to_have_value("100")
     tab_to("#figure")
