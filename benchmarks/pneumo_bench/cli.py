@@ -14,6 +14,7 @@ from pneumo_edge.command_line import FAILED, NOT_A_DIAGNOSIS, print_version, run
 from pneumo_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from pneumo_bench.accuracy import Split
     from pneumo_bench.output import Table
 
 app = typer.Typer(
@@ -184,7 +185,6 @@ def faithful(
     output: Output = None,
 ) -> None:
     """Hides the region of films with pneumonia, and another piece: which costs the logit more, and how much?"""
-    from pneumo_bench.accuracy import test_split, validation_split
     from pneumo_bench.faithful import faithful_table, hide_all
     from pneumo_bench.inputs import open_bundles
     from pneumo_bench.output import make_folder
@@ -192,12 +192,7 @@ def faithful(
     if output is not None:
         make_folder(output)
     bundles = open_bundles(model or [])
-    if run_folder is not None:
-        split = validation_split(run_folder, data or ())
-    elif data:
-        split = test_split(data)
-    else:
-        raise UsageError("no films named: give --run RUN for its validation films, or --data DIR for those in test/")
+    split = _films_named(run_folder, data)
     record = hide_all(bundles, split, films=films, seed=seed)
     _publish(output, f"faithful-{split.name}", record, [faithful_table(record)])
     if record["missing"] or record["settings"]["unreadable"]:
@@ -255,7 +250,6 @@ def agreement(
     output: Output = None,
 ) -> None:
     """Compares the answers of every file in our own engine with those in other engines and with other kernels."""
-    from pneumo_bench.accuracy import test_split, validation_split
     from pneumo_bench.agreement import agreement_table, compare_all
     from pneumo_bench.inputs import open_bundles
     from pneumo_bench.output import make_folder
@@ -263,12 +257,7 @@ def agreement(
     if output is not None:
         make_folder(output)
     bundles = open_bundles(model or [])
-    if run_folder is not None:
-        films = validation_split(run_folder, data or ())
-    elif data:
-        films = test_split(data)
-    else:
-        raise UsageError("no films named: give --run RUN for its validation films, or --data DIR for those in test/")
+    films = _films_named(run_folder, data)
     record = compare_all(bundles, films)
     _publish(output, "agreement", record, [agreement_table(record)])
     if record["missing"] or record["settings"]["unreadable"]:
@@ -393,6 +382,17 @@ def http(
     _publish(output, "http", record, http_tables(record))
     if set(record["crowd"]["statuses"]) - {"200", "429"}:
         raise typer.Exit(FAILED)
+
+
+def _films_named(run_folder: Path | None, data: list[str] | None) -> Split:
+    """Returns the validation films of a run, or else the films of test splits."""
+    from pneumo_bench.accuracy import test_split, validation_split
+
+    if run_folder is not None:
+        return validation_split(run_folder, data or ())
+    if data:
+        return test_split(data)
+    raise UsageError("no films named: give --run RUN for its validation films, or --data DIR for those in test/")
 
 
 def _publish(

@@ -56,7 +56,8 @@ class Backbone:
         novelty_layers: Two layers whose averaged activations tell a chest film from other pictures, both in the upper
             middle: the last ones know little but the two classes, the first ones see exposure, not content.
         float_layers: Regular expression for names of layers that stay float in int8 files; empty for none. The
-            first layers hold a hundredth of the weights and, in the light networks, cause most of the error.
+            first layers hold less than a hundredth of the weights and, in the light networks, cause most of the
+            error.
         licence: Of the ImageNet weights, in one sentence.
     """
 
