@@ -47,7 +47,7 @@ test: $(VENV)/installed
 
 # The runtime alone, as the base install has it: what to call between two edits.
 test-edge: $(VENV)/installed
-	$(BIN)/python -m pytest --cov @tests/edge.txt
+	$(BIN)/python -m pytest --cov tests/edge
 
 # The pages in docs/ as a site, into site/.
 docs: $(VENV)/installed

@@ -83,8 +83,12 @@ class RefusedError(Exception):
     """A film is not taken."""
 
     def __init__(self, kind: Refusal, why: str) -> None:
-        super().__init__(why)
+        super().__init__(kind, why)
         self.kind, self.why = kind, why
+
+    def __str__(self) -> str:
+        """Returns the reason."""
+        return self.why
 
 
 class Inbox:

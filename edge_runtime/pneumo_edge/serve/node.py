@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.dsutils import encode_file_meta
+from pynetdicom.pdu_primitives import A_RELEASE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
@@ -100,8 +102,8 @@ class Node:
         """
         self._inbox, self._limits = inbox, inbox.limits
         self._arriving: dict[Any, int] = {}
-        self._ended: set[Any] = set()
-        """Associations whose end is known already, and needs no further line."""
+        self._ended: WeakSet[Any] = WeakSet()
+        """Associations that have ended or are about to: their threads may be there a moment longer."""
         self._stopping = False
         self._lock = threading.Lock()
         self._entity = AE(ae_title)
@@ -109,7 +111,8 @@ class Node:
         self._entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
         self._entity.require_called_aet = True
         self._entity.require_calling_aet = list(allow)
-        self._entity.maximum_associations = self._limits.associations
+        # Counted by `_requested`: pynetdicom's own count holds associations whose peer has gone already.
+        self._entity.maximum_associations = 1000 * self._limits.associations
         self._entity.maximum_pdu_size = MAX_PDU
         self._entity.acse_timeout = min(self._limits.seconds, 10.0)
         self._entity.network_timeout = self._entity.dimse_timeout = self._limits.seconds
@@ -121,7 +124,7 @@ class Node:
             (evt.EVT_CONN_CLOSE, self._closed),
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_REJECTED, self._rejected),
-            (evt.EVT_RELEASED, self._released),
+            (evt.EVT_ACSE_RECV, self._told),
             (evt.EVT_DATA_RECV, self._receiving),
             (evt.EVT_C_STORE, self._store),
         ]
@@ -164,11 +167,12 @@ class Node:
         connection.recv = _bounded(connection.recv)
 
     def _requested(self, event: Any) -> None:
-        """Leaves room for other callers."""
+        """Takes no more associations than we can serve, and leaves room for other callers."""
         association = event.assoc
-        address = association.requestor.address
-        of_the_same = sum(each.requestor.address == address for each in self._server.active_associations)
-        if of_the_same > self._limits.share:
+        with self._lock:
+            there = [each for each in self._server.active_associations if each not in self._ended]
+        callers = Counter(each.requestor.address for each in there)
+        if callers.total() > self._limits.associations or callers[association.requestor.address] > self._limits.share:
             association.requestor.ae_title = association.requestor.primitive.calling_ae_title
             association.acse.send_reject(*_LIMIT)
             evt.trigger(association, evt.EVT_REJECTED, {})
@@ -179,7 +183,7 @@ class Node:
         with self._lock:
             arrived = self._arriving.pop(association, 0)
             known = association in self._ended
-            self._ended.discard(association)
+            self._ended.add(association)
         if known or self._stopping:
             return
         if association.requestor.primitive is None:
@@ -191,9 +195,11 @@ class Node:
                 f", with {arrived >> 10} kB of a film on the way" if arrived >> 10 else "",
             )
 
-    def _released(self, event: Any) -> None:
-        with self._lock:
-            self._ended.add(event.assoc)
+    def _told(self, event: Any) -> None:
+        """Hears that the peer releases the association: before it is answered, since then it may call again."""
+        if isinstance(event.primitive, A_RELEASE):
+            with self._lock:
+                self._ended.add(event.assoc)
 
     def _rejected(self, event: Any) -> None:
         association = event.assoc

@@ -6,7 +6,6 @@ import io
 import itertools
 import struct
 import zlib
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from places import SHARED
 from pneumo_edge.errors import ImageError
 from pneumo_edge.levels import film_range
 from pneumo_edge.preprocess import Film, read_film
@@ -513,7 +513,7 @@ def test_the_range_is_that_of_all_values_but_few_that_are_far_away(data: st.Data
     assert film_range(values.reshape(-1, 1)) == (low, high)
 
 
-ORIGINALS = Path(__file__).resolve().parents[2] / "shared" / "data" / "originals"
+ORIGINALS = SHARED / "data" / "originals"
 
 
 @pytest.mark.skipif(not ORIGINALS.is_dir(), reason="the original films are not here (../shared/data/originals)")

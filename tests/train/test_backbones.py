@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from places import SHARED
 from pneumo_edge.errors import DataError, MissingExtraError, UsageError
 from pneumo_train import pretrained
 from pneumo_train.backbones import (
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs the train extra")
 
-WEIGHTS = Path(__file__).parents[1].parent / "shared" / "weights"
+WEIGHTS = SHARED / "weights"
 APPLICATIONS = {"mobilenetv2": "MobileNetV2", "resnet50": "ResNet50", "vgg16": "VGG16"}
 
 

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from places import ROOT
 from pneumo_edge import __version__
 from pneumo_edge.classifier import Classifier
 from pneumo_edge.cli import _glob as shell_glob
@@ -46,7 +47,7 @@ from pneumo_edge.archive.plan import Description, Plan, read_description, write_
 from pneumo_edge.archive.report import sentence, write_report
 from pneumo_edge.archive.work import Job, bundle_sha256, check, do_part
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "archive.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "archive.md").read_text(encoding="utf-8")
 
 posix = pytest.mark.skipif(os.name != "posix", reason="names of any bytes are POSIX's")
 

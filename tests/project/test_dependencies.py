@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from places import ROOT
+
 packaging_requirements = pytest.importorskip("packaging.requirements", reason="packaging comes with pytest")
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 

@@ -50,6 +50,7 @@ from pydicom.uid import (  # noqa: E402
     RLELossless,
 )
 
+from places import SHARED  # noqa: E402
 from pneumo_edge import Classifier  # noqa: E402
 from pneumo_edge.bundle import Ages, Provenance, Site  # noqa: E402
 from pneumo_edge.dicom import DicomFilm, read_dicom  # noqa: E402
@@ -57,7 +58,7 @@ from pneumo_edge.dicom.tags import is_dicom  # noqa: E402
 from pneumo_edge.errors import ImageError, MissingExtraError  # noqa: E402
 from pneumo_edge.preprocess import read_film  # noqa: E402
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "dicom"
+REAL = SHARED / "data" / "dicom"
 
 HEIGHT, WIDTH = 24, 32
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-_spec = importlib.util.spec_from_file_location("arm", Path(__file__).with_name("arm.py"))
+from places import ROOT
+
+_spec = importlib.util.spec_from_file_location("arm", ROOT / "tests" / "arm.py")
 assert _spec is not None and _spec.loader is not None
 arm = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(arm)

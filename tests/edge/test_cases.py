@@ -19,10 +19,11 @@ from PIL import Image
 pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
 pytest.importorskip("gdcm", reason="python-gdcm is not installed")
 
+from places import SHARED
 from pneumo_edge.plausibility import objections
 from pneumo_edge.preprocess import Film, read_film
 
-CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
+CASES = SHARED / "cases"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not here (../shared/cases)")
 
 HEIGHT, WIDTH = 400, 480

@@ -21,6 +21,7 @@ import pytest
 import typer.main
 from PIL import Image
 
+from places import ROOT
 from pneumo_edge import __version__
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_train.phantom import draw_phantoms
@@ -291,7 +292,7 @@ def test_the_summary_counts_the_rows(judged: tuple[subprocess.CompletedProcess[s
 def test_the_queries_of_the_page_find_the_rows(
     judged: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
 ) -> None:
-    page = (Path(__file__).resolve().parents[1] / "docs" / "archive.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "archive.md").read_text(encoding="utf-8")
     verdicts = json.loads((judged[1] / "summary.json").read_text())["verdicts"]
     [sql] = re.findall(r"^```sql\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     [python] = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
@@ -695,7 +696,7 @@ main()
     assert "written to" in done.stderr, done.stderr
 
 
-DEFAULT = Path(__file__).resolve().parents[1] / "edge_runtime" / "pneumo_edge" / "default_model"
+DEFAULT = ROOT / "edge_runtime" / "pneumo_edge" / "default_model"
 
 
 def test_a_missing_extra_is_a_sentence(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
+from places import ROOT
+
 pytestmark = [pytest.mark.lowest]
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 FILM = """

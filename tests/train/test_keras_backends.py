@@ -20,6 +20,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from places import ROOT
+
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"needs {name}: pip install -e '.[train,dev]'")
     for name in ("keras", "tensorflow", "jax", "sklearn", "matplotlib")
@@ -188,9 +190,8 @@ def test_on_jax_too_a_resumed_run_is_the_run_that_was_not_interrupted() -> None:
     chosen = Path(__file__).with_name("test_fit.py"), "-k", "a_resumed_run_is_the_run"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, chosen)]
     environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parents[1]
     finished = subprocess.run(
-        command, env=environment, cwd=root, capture_output=True, text=True, timeout=300, check=False
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert finished.returncode == 0, finished.stdout
     assert "1 passed" in finished.stdout

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from places import SHARED
 from pneumo_edge import preprocess
 from pneumo_edge.dicom.tags import MAX_PIXELS
 from pneumo_edge.errors import ImageError
@@ -28,7 +29,7 @@ Array = npt.NDArray[Any]
 SIDE = 96
 """Pictures of this size are not resampled for S = SIDE: the array must be the grey picture itself."""
 
-ORIGINALS = Path(__file__).resolve().parents[2] / "shared" / "data" / "originals"
+ORIGINALS = SHARED / "data" / "originals"
 
 
 def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:

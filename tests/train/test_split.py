@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from places import SHARED
 from pneumo_edge.errors import DataError, RunError
 from pneumo_train.films import Box, FilmFile, PreparedFilms
 from pneumo_train.sources import gather
@@ -36,7 +37,7 @@ from pneumo_train.split import (
 
 pytest.importorskip("sklearn")
 
-REAL = Path(__file__).parents[1].parent / "shared" / "data" / "chest_xray"
+REAL = SHARED / "data" / "chest_xray"
 
 
 @dataclass

@@ -40,6 +40,7 @@ from pydicom.valuerep import validate_value  # noqa: E402
 from pynetdicom import AE, build_context, evt  # noqa: E402
 from pynetdicom.dimse_primitives import C_STORE  # noqa: E402
 
+from places import ROOT  # noqa: E402
 from pneumo_bench.serve import Service, dicom_film, find_program, free_port  # noqa: E402
 from pneumo_edge.classifier import Classifier, Failure, Prediction  # noqa: E402
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
@@ -1303,7 +1304,7 @@ def test_another_host_needs_an_allow_list(tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------------------------------- conformance
 
-STATEMENT = Path(__file__).resolve().parents[1] / "docs" / "dicom-conformance.md"
+STATEMENT = ROOT / "docs" / "dicom-conformance.md"
 
 
 def test_the_conformance_statement_is_that_of_the_code() -> None:

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from places import SHARED
 from pneumo_edge.preprocess import VERSION, read_film
 from pneumo_train import films as films_module
 from pneumo_train.films import FilmFile, index_hash, prepare
 from pneumo_train.sources import gather
 from pneumo_train.surroundings import cache_folder
 
-REAL = Path(__file__).parents[1].parent / "shared" / "data" / "chest_xray"
+REAL = SHARED / "data" / "chest_xray"
 
 
 @pytest.fixture(autouse=True)

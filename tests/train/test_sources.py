@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from places import SHARED
 from pneumo_edge.errors import DataError
 from pneumo_train import train as train_module
 from pneumo_train.films import Box, FilmFile, labels_of
 from pneumo_train.sources import absolute, find_root, gather, root_of
 
-REAL = Path(__file__).parents[1].parent / "shared" / "data"
+REAL = SHARED / "data"
 
 
 def draw(path: Path, seed: int = 0) -> Path:

@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from places import ROOT
 from pneumo_edge import Classifier, __version__
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 
@@ -51,7 +52,6 @@ Infer = Callable[..., "subprocess.CompletedProcess[Any]"]
 Command = Callable[..., list[str | Path]]
 Serve = Callable[..., Any]
 
-ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "0123456789abcdef"  # noqa: S105 - of the tests
 NAME = "Doe^Jane_1987.png"
 """A file name as it must never be in a log."""

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import typer
 
+from places import ROOT
 from pneumo_bench.readme import fill
 from pneumo_edge.errors import RunError, UsageError
 from pneumo_train.phantom import draw_phantoms
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 COMMANDS = {
     "pneumo-train": "train",

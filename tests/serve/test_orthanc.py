@@ -25,6 +25,7 @@ pydicom = pytest.importorskip("pydicom", reason="needs the extra serve")
 pytest.importorskip("pynetdicom", reason="needs the extra serve")
 pytest.importorskip("highdicom", reason="needs the extra serve")
 
+from places import SHARED  # noqa: E402
 from pneumo_bench.serve import Orthanc, Service, dicom_film, find_program, free_port, survive  # noqa: E402
 from pneumo_edge.classifier import Classifier  # noqa: E402
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
@@ -40,7 +41,7 @@ def collected() -> Iterator[None]:
     gc.collect()
 
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "dicom"
+REAL = SHARED / "data" / "dicom"
 CHESTS = {
     "CR-MONO1-10-chest.dcm": [],
     "RG1_J2KI.dcm": ["--propose-j2k-lossy"],
