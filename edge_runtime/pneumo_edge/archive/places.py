@@ -51,7 +51,8 @@ def open_url(url: str) -> tuple[Any, str]:
         if is_local(kind):
             # fsspec would make `~` the home of the user, and cut the slash from a name that ends with one.
             return kind(), os.path.abspath(url[scheme.end() :] if scheme else url)  # noqa: PTH100 - no Path: any bytes
-        return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+        # What `fsspec.url_to_fs` calls: tests/project/test_canaries.py.
+        return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)  # noqa: SLF001
     except (ImportError, ValueError) as error:
         raise UsageError(f"{url} cannot be opened: {one_line(error)}{_chained(url)}") from None
     except OSError as error:
