@@ -3,9 +3,11 @@ worked out by hand from the mean grey level."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -250,3 +252,18 @@ def nobody() -> Iterator[int]:
 
     with reserved_port() as port:
         yield port
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Lets what a test starts heed Ctrl-C, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Calls the garbage collector at the end of a test, while its own filters of warnings still hold."""
+    yield
+    gc.collect()

@@ -22,17 +22,12 @@ from hypothesis import strategies as st
 from PIL import Image, features
 from PIL.GifImagePlugin import GifImageFile
 
+from pictures import encode
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.errors import ImageError
 from pneumo_edge.preprocess import read_film
 
 Infer = Callable[..., "subprocess.CompletedProcess[Any]"]
-
-
-def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def small_films() -> dict[str, bytes]:

@@ -5,14 +5,13 @@ which lines of pneumo have to follow. Until they do, set an upper bound in pypro
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import io
 import queue
 import re
 import ssl
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from socketserver import TCPServer
 from typing import Any
 
@@ -24,13 +23,8 @@ pytestmark = [
     pytest.mark.canary,
     # pynetdicom leaves a socket that was never connected to the garbage collector.
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.usefixtures("collected"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 def test_fsspec_takes_a_url_apart() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import logging
@@ -59,14 +58,11 @@ from pneumo_edge.serve.spool import ANSWER, CAPTURE, FILM, HEATMAP, PICTURE, REP
 from pneumo_edge.serve.stow import Server  # noqa: E402
 from pneumo_edge.words import Words  # noqa: E402
 
-# pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    gc.collect()
+pytestmark = [
+    # pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.usefixtures("collected"),
+]
 
 
 DX = uid.DigitalXRayImageStorageForPresentation
@@ -81,13 +77,6 @@ KINDS = (
 SECRETS = ("Phantom^7", "PHANTOM-7", "20210305", "A7")
 DEVICE = "2.25.7"
 TO = {"PACS": ("sc", "sr")}
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    opened = Spool(tmp_path / "spool")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

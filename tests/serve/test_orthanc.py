@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -31,14 +30,11 @@ from pneumo_edge.classifier import Classifier  # noqa: E402
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
 from pneumo_train.phantom import draw_phantoms  # noqa: E402
 
-# pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    gc.collect()
+pytestmark = [
+    # pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.usefixtures("collected"),
+]
 
 
 REAL = SHARED / "data" / "dicom"
