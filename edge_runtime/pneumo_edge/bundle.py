@@ -189,10 +189,12 @@ class Description:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose description has been read and found whole."""
+    """A bundle whose description has been read and found whole. Cannot be hashed: its description holds dicts."""
 
     folder: Path
+    """Where it lies."""
     description: Description
+    """What its `model.json` says."""
 
     def read_file(self, name: str) -> bytes:
         """Returns the bytes of a model file, after checking their size and SHA-256.

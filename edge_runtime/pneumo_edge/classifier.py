@@ -53,27 +53,36 @@ _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one film."""
+    """What the model says of one film. Can be hashed; neither `==` nor the hash looks at the heatmap."""
 
     path: str
+    """What the caller calls the film: its path by default, "-" for bytes."""
     label: str | None
     """"NORMAL" or "PNEUMONIA"; None where the verdict is withheld."""
     probability: float
-    """Of pneumonia, calibrated, at the prevalence in force."""
+    """Probability of pneumonia, 0 to 1, calibrated, at the prevalence in force."""
     logit: float
+    """What the network puts out, before calibration: any real number; positive speaks for pneumonia."""
     threshold: float
-    """On `probability`."""
+    """Probability from which the label is "PNEUMONIA", 0 to 1."""
     operating_point: str
+    """Name of that threshold in the bundle, such as "balanced"."""
     novelty: float
+    """Distance from the training films, 0 or more. The limit stands in the bundle, as `novelty_limit` of the file."""
     in_distribution: bool
+    """False where the novelty or a check of the picture speaks against a verdict, also where one is forced."""
     warnings: tuple[str, ...]
+    """One English sentence each: first why the verdict is withheld, then what else a reader should know."""
     model: str
+    """Name of the bundle."""
     file: str
+    """Name of the model file in the bundle, such as "model.int8.onnx"."""
     region: Region | None
     """Where the film shows what speaks for pneumonia; None where the model has no local map."""
-    milliseconds: dict[str, float]
+    milliseconds: dict[str, float] = field(hash=False)
+    """Time that it took, in ms: "read" for decoding and preprocessing, "infer" for the network."""
     heatmap: npt.NDArray[np.float32] = field(repr=False, compare=False)
-    """(h, w), positive is evidence for pneumonia; not part of the record. Of the head `local`: local logits."""
+    """(h, w), positive is evidence for pneumonia; local logits if the head is `local`. Not part of the record."""
 
     def record(self) -> dict[str, Any]:
         """Returns the JSON record of the command line: everything but the heatmap."""
@@ -86,7 +95,9 @@ class Failure:
     """A picture that could not be judged, and why."""
 
     path: str
+    """What the caller calls the film."""
     error: str
+    """One English sentence that names the film and the remedy."""
 
     def record(self) -> dict[str, Any]:
         """Returns the JSON record of the command line."""

@@ -58,12 +58,13 @@ class Region:
     """Outlines, each a closed line of (x, y) in the film's own pixels: x to the right from 0 to its width, y down from
     0 to its height. They do not cross; one inside another is a hole (even-odd). Empty where no region is shown."""
     area: float
-    """Of what they enclose, as a share of the film's; 0 to 1."""
+    """Share of the film that they enclose, 0 to 1."""
     strongest: float
     """The largest local probability in the film, whether a region is shown or not."""
     width: int
-    """Of the film, in the pixels that the polygons are in."""
+    """Width of the film, in the pixels that the polygons are in."""
     height: int
+    """Height of the film, in the same pixels."""
 
     def record(self) -> dict[str, Any]:
         """Returns the part of the JSON record: pixels to one decimal."""
