@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pneumo_bench.inputs import films_below
 from pneumo_bench.machine import Watch, describe_machine
-from pneumo_bench.output import Table, header, machine_notes
+from pneumo_bench.output import Table, header, machine_notes, percent_text, share_text
 from pneumo_bench.robustness import DISTURBANCES, disturb
 from pneumo_edge.backends import Outputs, open_backend
 from pneumo_edge.bundle import ENGINE_OF_SUFFIX, LABELS, Bundle
@@ -20,7 +21,7 @@ from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
 from pneumo_edge.errors import BundleError, DataError, ImageError, MissingExtraError
 from pneumo_edge.plausibility import objections
-from pneumo_edge.preprocess import SUFFIXES, Pixels, read_film
+from pneumo_edge.preprocess import Pixels, read_film
 from pneumo_export.gate import mcnemar, run_backend
 from pneumo_train.calibrate import Labels, probabilities
 from pneumo_train.films import FilmFile, labels_of
@@ -129,7 +130,7 @@ def other_pictures(folder: Path) -> Split:
     Raises:
         DataError: There are none.
     """
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found = films_below(folder)
     if not found:
         raise DataError(f"{folder} holds no pictures: give a folder of what is no frontal chest film to --not-chest")
     paths = [path.relative_to(folder) for path in found]
@@ -309,8 +310,8 @@ def accuracy_tables(record: Mapping[str, Any]) -> list[Table]:
             (
                 result["name"],
                 f"{result['bytes'] / 1e6:.2f}",
-                *(_percent(at[key]) for key in ("accuracy", "sensitivity", "specificity")),
-                *(_share(fair[key]) for key in ("auc", "ece")),
+                *(percent_text(at[key]) for key in ("accuracy", "sensitivity", "specificity")),
+                *(share_text(fair[key]) for key in ("auc", "ece")),
                 f"{result['withheld']:.1%}",
                 f"{flips['lost']}/{flips['won']}",
                 f"{flips['mcnemar_p']:.2g}",
@@ -347,14 +348,14 @@ def _site_table(record: Mapping[str, Any]) -> Table:
                     result["name"],
                     site,
                     str(m["n"]),
-                    *(_percent(_at(m, point)[key]) for key in ("accuracy", "sensitivity", "specificity")),
-                    *(_share(m[key]) for key in ("auc", "ece")),
+                    *(percent_text(_at(m, point)[key]) for key in ("accuracy", "sensitivity", "specificity")),
+                    *(share_text(m[key]) for key in ("auc", "ece")),
                     f"{result['withheld_by_site'][site]:.1%}",
                     f"{own['sensitivity']['value']:.1%} / {own['specificity']['value']:.1%}" if own else "–",
                 )
             )
         for site, m in measures["one_class"].items():
-            right = _percent(m["right"][point])
+            right = percent_text(m["right"][point])
             shares = ("–", right, "–") if m["label"] == LABELS[1] else ("–", "–", right)
             withheld = f"{result['withheld_by_site'][site]:.1%}"
             rows.append((result["name"], site, f"{m['n']} {m['label']}", *shares, "–", "–", withheld, "–"))
@@ -377,9 +378,9 @@ def _pointing_table(record: Mapping[str, Any]) -> Table:
                         result["name"],
                         site if size == "all" else f"{site}, {size}",
                         str(m["films"]),
-                        *(_percent(m[key]) if key in m else "–" for key in ("points", "mean_map_points")),
-                        *(_share(m[key]) if key in m else "–" for key in ("pixel_auc", "iou", "mean_map_iou")),
-                        *(_percent(m[key]) if key in m else "–" for key in ("touched", "evidence_outside")),
+                        *(percent_text(m[key]) if key in m else "–" for key in ("points", "mean_map_points")),
+                        *(share_text(m[key]) if key in m else "–" for key in ("pixel_auc", "iou", "mean_map_iou")),
+                        *(percent_text(m[key]) if key in m else "–" for key in ("touched", "evidence_outside")),
                         f"{m['boxes_cover']['value']:.1%}",
                     )
                 )
@@ -402,9 +403,9 @@ def _normals_table(record: Mapping[str, Any]) -> Table:
             result["name"],
             site,
             str(m["films"]),
-            _percent(m["with_region"]),
+            percent_text(m["with_region"]),
             f"{m['regions_per_film']:.2f}",
-            _percent(m["with_region_if_all_were_shown"]),
+            percent_text(m["with_region_if_all_were_shown"]),
         )
         for result in record["results"]
         for site, m in result["pointing"]["normals"].items()
@@ -437,11 +438,3 @@ def _robustness_table(result: Mapping[str, Any]) -> Table:
     columns = ("disturbance", "strength 1", "strength 2", "strength 3", "strength 4")
     note = "strength: what the AUC loses, and what the accuracy loses in percentage points; negative is a gain"
     return Table(f"{result['name']}: lost under a single disturbance", columns, rows, (note,))
-
-
-def _percent(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.1%} ({found['low'] * 100:.1f}–{found['high'] * 100:.1f})"
-
-
-def _share(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.4f} ({found['low']:.4f}–{found['high']:.4f})"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pneumo_bench.accuracy import Decoded, Flags, Split, decode
 from pneumo_bench.machine import Watch, describe_machine
-from pneumo_bench.output import Table, header
+from pneumo_bench.output import Table, header, percent_text
 from pneumo_edge.backends import open_backend
 from pneumo_edge.bundle import ENGINE_OF_SUFFIX, Bundle
 from pneumo_edge.classifier import usable_cores
@@ -290,7 +290,7 @@ def faithful_table(record: Mapping[str, Any]) -> Table:
                 *(_logits(result[key]) for key in ("region", "other")),
                 "–" if share is None else f"{share['value']:.0%} ({share['low']:.0%} to {share['high']:.0%})",
                 _times(share),
-                f"{more['value']:.1%} ({more['low'] * 100:.1f}–{more['high'] * 100:.1f})",
+                percent_text(more),
             )
         )
     notes = (

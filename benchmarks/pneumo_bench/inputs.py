@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from pneumo_edge.bundle import DEFAULT_BUNDLE, Bundle, read_bundle
 from pneumo_edge.errors import DataError
-from pneumo_edge.preprocess import SUFFIXES
+from pneumo_edge.film_files import films_in
 
 PHANTOMS = "phantoms (synthetic drawings, no patients)"
 
@@ -25,6 +25,11 @@ def open_bundles(folders: Sequence[Path]) -> dict[str, Bundle]:
     return {b.description.name if taken[b.description.name] == 1 else str(b.folder): b for b in bundles}
 
 
+def films_below(folder: Path) -> list[Path]:
+    """Returns the films in a folder, at any depth, sorted by path."""
+    return sorted(map(Path, films_in(str(folder))))
+
+
 @contextmanager
 def sample_films(folder: Path | None, count: int) -> Iterator[tuple[list[Path], str]]:
     """Yields at most `count` films, spread over a folder, and what they are; phantoms where there is no folder.
@@ -33,7 +38,7 @@ def sample_films(folder: Path | None, count: int) -> Iterator[tuple[list[Path], 
         DataError: The folder holds no film.
     """
     if folder is not None:
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        found = films_below(folder)
         if not found:
             raise DataError(f"{folder} holds no films: give a folder with X-ray images to --films")
         step = max(1, len(found) // count)

@@ -7,12 +7,12 @@ import platform
 import time
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pneumo_edge.classifier import usable_cores
 from pneumo_edge.errors import MissingExtraError
+from pneumo_edge.versions import installed_versions
 
 PACKAGES = ("pneumo", "numpy", "pillow", "onnxruntime", "ai-edge-litert", "openvino")
 KERAS_PACKAGES = ("keras", "tensorflow", "tensorflow-cpu")
@@ -29,12 +29,7 @@ _TELLING_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asi
 def describe_machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Returns processor, cores, governor, memory in bytes, system, and the versions of the packages found."""
     psutil = _psutil()
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    versions = {"python": platform.python_version()} | installed_versions(packages)
     facts = _cpuinfo()
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     return {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -12,7 +14,7 @@ from typing import Any
 
 from pneumo_edge.atomic import write_json, write_text
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS, print_table
-from pneumo_edge.errors import MissingExtraError
+from pneumo_edge.errors import MissingExtraError, RunError
 
 FORMAT_VERSION = 1
 
@@ -58,6 +60,38 @@ def machine_notes(machine: dict[str, Any], load: dict[str, Any]) -> tuple[str, .
 def threads_text(count: int) -> str:
     """Writes a number of threads for people."""
     return "1 thread" if count == 1 else f"{count} threads"
+
+
+def percent_text(found: Mapping[str, float]) -> str:
+    """Writes a share and its interval for people, in percent."""
+    return f"{found['value']:.1%} ({found['low'] * 100:.1f}–{found['high'] * 100:.1f})"
+
+
+def share_text(found: Mapping[str, float]) -> str:
+    """Writes a share and its interval for people, with four decimals."""
+    return f"{found['value']:.4f} ({found['low']:.4f}–{found['high']:.4f})"
+
+
+def short_text(found: Mapping[str, float]) -> str:
+    """Writes a share and its interval for people, with three decimals."""
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Reads a JSON file from docs/results/ or from a run.
+
+    Raises:
+        RunError: It is missing or damaged.
+    """
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: call make results") from None
+    except (ValueError, OSError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise RunError(f"{path} is damaged: call make results")
+    return parsed
 
 
 def show(tables: list[Table]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pneumo_bench.machine import Watch, describe_machine
-from pneumo_bench.output import Table, header
+from pneumo_bench.output import Table, header, percent_text, share_text
 from pneumo_edge.bundle import LABELS, Calibration
 from pneumo_edge.command_line import say
 from pneumo_edge.errors import PneumoError, RunError, UsageError
@@ -189,7 +189,7 @@ def sites_table(record: Mapping[str, Any]) -> Table:
     for result in record["results"]:
         m, alone, pointing = result["measures"], result["one_class"], result["pointing"]
         if m is None:
-            right = _percent(alone["right"][POINT])
+            right = percent_text(alone["right"][POINT])
             shares = (right, "–") if alone["label"] == LABELS[1] else ("–", right)
             rows.append((result["site"], f"{alone['n']} {alone['label']}", "–", *shares, "–", "–", "–", "–"))
             continue
@@ -199,18 +199,18 @@ def sites_table(record: Mapping[str, Any]) -> Table:
             (
                 result["site"],
                 f"{m['n']}, {m['prevalence']:.0%} ill",
-                _decimal(m["auc"]),
-                *(_percent(at[key]) for key in ("sensitivity", "specificity")),
-                _decimal(m["ece"]),
+                share_text(m["auc"]),
+                *(percent_text(at[key]) for key in ("sensitivity", "specificity")),
+                share_text(m["ece"]),
                 f"{own_at['sensitivity']['value']:.1%} / {own_at['specificity']['value']:.1%}" if own_at else "–",
-                _percent(pointing["points"]) if pointing else "–",
+                percent_text(pointing["points"]) if pointing else "–",
                 f"{result['validation_auc']['value']:.4f}",
             )
         )
     mean = record["mean"]
     if mean:
-        shares = (_percent(mean["sensitivity"]), _percent(mean["specificity"]))
-        rows.append(("mean", f"{mean['sites']} sites", _decimal(mean["auc"]), *shares, "", "", "", ""))
+        shares = (percent_text(mean["sensitivity"]), percent_text(mean["specificity"]))
+        rows.append(("mean", f"{mean['sites']} sites", share_text(mean["auc"]), *shares, "", "", "", ""))
     settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record["settings"].items())
     columns = (
         "left out", "films", "AUC", "sensitivity", "specificity", "ECE", "own fit: sens. / spec.", "points into a box",
@@ -224,11 +224,3 @@ def sites_table(record: Mapping[str, Any]) -> Table:
         f"every run: {settings}",
     )
     return Table("Trained on the others", columns, rows, notes)
-
-
-def _percent(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.1%} ({found['low'] * 100:.1f}–{found['high'] * 100:.1f})"
-
-
-def _decimal(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.4f} ({found['low']:.4f}–{found['high']:.4f})"

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 OUTPUTS = ("logit", "heatmap", "novelty")
 
+PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
+"""Engine -> the package that brings it."""
+
 
 class Outputs(NamedTuple):
     """What the graph puts out for N films, all float32."""
@@ -51,19 +54,6 @@ def open_backend(engine: str, model: bytes, size: int, threads: int, name: str) 
         MissingExtraError: The engine is not installed.
     """
     return _Onnx(model, size, threads, name) if engine == "onnx" else _LiteRT(model, size, threads, name)
-
-
-def engine_versions() -> dict[str, str | None]:
-    """Returns engine -> version of its package, None where it is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, str | None] = {}
-    for engine, package in (("onnx", "onnxruntime"), ("tflite", "ai-edge-litert")):
-        try:
-            found[engine] = version(package)
-        except PackageNotFoundError:
-            found[engine] = None
-    return found
 
 
 class _Onnx:

@@ -6,7 +6,6 @@ import glob as globbing
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -19,6 +18,7 @@ import typer
 
 from pneumo_edge.command_line import DONE, FAILED, NOT_A_DIAGNOSIS, print_version, quiet_libraries, run, say, tracked
 from pneumo_edge.errors import ImageError, UsageError
+from pneumo_edge.film_files import files_like, films_in
 
 if TYPE_CHECKING:
     from pneumo_edge.classifier import Failure, Prediction
@@ -217,10 +217,6 @@ def _read_stdin() -> bytes:
     return read_stream(sys.stdin.buffer)
 
 
-_NO_FILMS = (".", "__MACOSX")
-"""How names begin, in folders, of what nobody put there on purpose."""
-
-
 def _expand(paths: list[str], recursive: bool, heatmap: Path | None, unlisted: list[str]) -> Iterator[str]:
     """Turns folders and globs into files, in a fixed order; a path that does not exist stays, to be reported.
 
@@ -230,73 +226,25 @@ def _expand(paths: list[str], recursive: bool, heatmap: Path | None, unlisted: l
         heatmap: Folder of overlays, which are no films.
         unlisted: Receives the folders that cannot be read, after a word on each.
     """
+
+    def skip(error: OSError) -> None:
+        # A folder comes by twice where the films are counted first.
+        if error.filename not in unlisted:
+            say(f"{os.fsdecode(error.filename)} cannot be searched for films: {error.strerror}")
+            unlisted.append(error.filename)
+
+    overlays = "" if heatmap is None else str(heatmap)
     for path in paths:
         if path == "-" or os.path.lexists(path) or not globbing.has_magic(path):
             matches = [path]
         else:
             # Where the shell does not expand (Windows, or a quoted pattern).
-            matches = _glob(path) or [path]
+            matches = files_like(path) or [path]
         for match in matches:
             if match != "-" and os.path.isdir(match):  # noqa: PTH112 - a name of any bytes, as the shell gave it
-                yield from _films_in(match, recursive, heatmap, unlisted)
+                yield from films_in(match, recursive=recursive, leave_out=overlays, skip=skip)
             else:
                 yield match
-
-
-def _glob(pattern: str) -> list[str]:
-    *parts, last = (part if part == "**" else re.sub(r"\*\*+", "*", part) for part in Path(pattern).parts)
-    # Behind ** stand the files at any depth, not the folders as well, whose films would come a second time.
-    parts += ["**", "*"] if last == "**" else [last]
-    if "**" not in parts:
-        return sorted(globbing.glob(pattern))  # noqa: PTH207 - leaves hidden files alone, as a shell does
-    fixed = next(i for i, part in enumerate(parts) if globbing.has_magic(part))
-    folder = Path(*parts[:fixed])
-    # `glob.glob` would follow links to folders, which may lead in circles.
-    matches = folder.glob(str(Path(*parts[fixed:])))
-    return sorted(
-        str(match)
-        for match in matches
-        if not match.is_dir() and not any(part.startswith(_NO_FILMS) for part in match.relative_to(folder).parts)
-    )
-
-
-def _films_in(folder: str, recursive: bool, heatmap: Path | None, unlisted: list[str]) -> Iterator[str]:
-    def skip(error: OSError) -> None:
-        # Who counts the films first comes by twice.
-        if error.filename not in unlisted:
-            say(f"{os.fsdecode(error.filename)} cannot be searched for films: {error.strerror}")
-            unlisted.append(error.filename)
-
-    overlays = heatmap and os.path.realpath(heatmap)
-    for parent, folders, files in os.walk(folder, onerror=skip):
-        # Links to folders are not followed: they may lead in circles.
-        folders[:] = sorted(f for f in folders if not f.startswith(_NO_FILMS)) if recursive else []
-        if overlays:
-            folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) != overlays]  # noqa: PTH118
-        for file in sorted(files):
-            path = os.path.join(parent, file)  # noqa: PTH118
-            if not file.startswith(".") and _may_be_film(path):
-                yield path
-
-
-def _may_be_film(path: str) -> bool:
-    from pneumo_edge.preprocess import SUFFIXES, is_film
-
-    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
-    # A pipe or device that bears the name of a picture would be waited for.
-    if os.path.isfile(path):  # noqa: PTH113
-        if suffix in SUFFIXES:
-            return True
-        # DICOM files often bear no suffix, or their name is a UID, "1.2.840.10008.5".
-        if suffix and not suffix[1:].isdigit():
-            return False
-        try:
-            with open(path, "rb") as file:  # noqa: PTH123
-                return is_film(file.read(512))
-        except OSError:
-            return False
-    # A dead link is reported.
-    return suffix in SUFFIXES and not os.path.exists(path)  # noqa: PTH110
 
 
 def _overlay_name(name: str, taken: dict[str, int]) -> str:
@@ -321,8 +269,9 @@ def _overlay_name(name: str, taken: dict[str, int]) -> str:
 
 
 def _list(model: Path | None) -> None:
-    from pneumo_edge.backends import engine_versions
+    from pneumo_edge.backends import PACKAGES
     from pneumo_edge.bundle import DEFAULT_BUNDLE, ENGINE_OF_SUFFIX, read_bundle
+    from pneumo_edge.versions import installed_versions
 
     bundle = read_bundle(model or DEFAULT_BUNDLE)
     description = bundle.description
@@ -343,11 +292,12 @@ def _list(model: Path | None) -> None:
         print(
             "  learned from: this bundle does not say which ages and views, so none is warned of; see its MODEL_CARD.md"
         )
-    versions = engine_versions()
+    versions = installed_versions(PACKAGES.values())
     for name, file in description.files.items():
         bundle.read_file(name)
         engine = ENGINE_OF_SUFFIX[Path(name).suffix]
-        state = f"{engine} {versions[engine]}" if versions[engine] else f"{engine} is not installed"
+        installed = versions.get(PACKAGES[engine])
+        state = f"{engine} {installed}" if installed else f"{engine} is not installed"
         print(f"  {name}: {file.precision}, {file.bytes / 1e6:.1f} MB, {state}, sha256 {file.sha256}")
     sys.stdout.flush()
 

@@ -40,9 +40,6 @@ VERSION = 2
 
 2: deep films, whose range is that of the film and no longer of its single lightest pixel. 8-bit films are as in 1."""
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".dcm", ".dicom"})
-"""What a folder is searched for. A file that is named is tried whatever it is called."""
-
 MAX_BYTES = 512 * 1024 * 1024
 """Of a file: `MAX_PIXELS` in 16-bit RGB are 384 million. What goes on after that (/dev/zero) is no picture."""
 

@@ -24,16 +24,10 @@ from pneumo_edge.archive.places import LOCAL, has_scheme, is_local, open_url
 from pneumo_edge.archive.schema import PLANNED, check_columns, plain_text
 from pneumo_edge.command_line import say
 from pneumo_edge.errors import DataError, UsageError, one_line
-from pneumo_edge.preprocess import SUFFIXES
+from pneumo_edge.film_files import INDEX, is_film_by_name, is_left_behind
 
 CHUNK = 10_000
 """Films in one batch of the listing."""
-
-_NO_FILMS = (".", "__MACOSX")
-"""How names begin of what nobody put there on purpose."""
-
-_INDEX = "dicomdir"
-"""What DICOM calls the table of contents of a medium."""
 
 _KINDS = 20
 """Endings of names that are told apart among what is not listed: an archive can hold as many as it has files."""
@@ -107,19 +101,12 @@ def film_url(path: str, where: str, base: str) -> str:
     return path if os.path.isabs(path) or not base else f"{base}/{path}"  # noqa: PTH117 - a URL is no Path
 
 
-def may_be_film(path: str) -> bool:
-    """Tells from its name whether a file in a folder is a film: by suffix; DICOM files often have none, or are called
-    by a number, "1.2.840.10008.5"."""
-    name = path.rsplit("/", 1)[-1].lower()
-    stem, dot, suffix = name.rpartition(".")
-    return f".{suffix}" in SUFFIXES if dot and stem and not suffix.isdigit() else name != _INDEX
-
-
 def _is_listed(path: str, found: Source) -> bool:
-    if may_be_film(path):
+    # Nothing is opened here: what a name cannot tell is listed.
+    if is_film_by_name(path) is not False:
         return True
     name = path.rsplit("/", 1)[-1].lower()
-    kind = "files called DICOMDIR" if name == _INDEX else f"files called *.{plain_text(name.rpartition('.')[2])}"
+    kind = "files called DICOMDIR" if name == INDEX else f"files called *.{plain_text(name.rpartition('.')[2])}"
     if kind not in found.passed_over and len(found.passed_over) >= _KINDS:
         kind = "files whose names are those of no film"
     found.passed_over[kind] += 1
@@ -159,7 +146,7 @@ def _walk(fs: Any, root: str, below: str, enter: Callable[[str], bool], found: S
     # A folder's name ends with a slash: so the whole paths come in order, whatever stands in two names after "a".
     for name in sorted(names):
         path = below + name
-        if name.startswith(_NO_FILMS):
+        if is_left_behind(name):
             continue
         if not name.endswith("/"):
             yield path
@@ -176,7 +163,7 @@ def _local_names(folder: str, found: Source) -> list[str]:
             # Links to folders may lead in circles; a pipe or device would be waited for. A dead link is reported.
             elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):  # noqa: PTH110
                 names.append(entry.name)
-            elif not entry.name.startswith(_NO_FILMS):
+            elif not is_left_behind(entry.name):
                 linked = "links to folders, which are not followed: give those folders as a SOURCE of their own"
                 found.passed_over[linked if entry.is_dir() else "pipes and devices"] += 1
     return names

@@ -12,7 +12,7 @@ from pneumo_edge.errors import ImageError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_MODALITIES = ("CR", "DX", "RG")
+MODALITIES = ("CR", "DX", "RG")
 """Computed, digital and film radiography. Other projections (MG, IO, PX, RF, XA) are not of the chest, or no stills."""
 
 _MEANING = {
@@ -35,6 +35,7 @@ _MEANING = {
 }
 
 _CHEST = ("CHEST", "THORAX", "TORAX", "TORACE", "LUNG", "PULMO", "POUMON")
+"""Words of which one stands in BodyPartExamined where a film is of the chest."""
 
 _FOR_PROCESSING = tuple(f"1.2.840.10008.5.1.4.1.1.1.{n}.1" for n in (1, 2, 3))
 """Classes of raw detector values: digital X-ray, mammography, teeth (PS3.4 B.5)."""
@@ -43,7 +44,7 @@ _FOR_PROCESSING = tuple(f"1.2.840.10008.5.1.4.1.1.1.{n}.1" for n in (1, 2, 3))
 def refuse(ds: Dataset, name: str) -> None:
     """Raises `ImageError` for what is no single grey projection X-ray, before any pixel is decoded."""
     modality = text(ds, "Modality")
-    if modality and modality not in _MODALITIES:
+    if modality and modality not in MODALITIES:
         code = modality if re.fullmatch("[A-Z0-9]{2,16}", modality) else "(unreadable)"
         meaning = f" ({_MEANING[code]})" if code in _MEANING else ""
         raise ImageError(
@@ -85,10 +86,15 @@ def remarks_on(ds: Dataset) -> tuple[str, ...]:
     if not text(ds, "Modality"):
         found.append("the file does not name its modality; the model has seen X-rays only")
     part = text(ds, "BodyPartExamined")
-    if part and not any(word in part for word in _CHEST):
+    if part and not is_chest(part):
         named = part if re.fullmatch("[A-Z0-9_ ]{1,16}", part) else "another one than the chest"
         found.append(f"the body part is {named}; the model has seen chest films only")
     return tuple(found)
+
+
+def is_chest(part: str) -> bool:
+    """Tells whether a part of the body, BodyPartExamined in capitals, is the chest."""
+    return any(word in part for word in _CHEST)
 
 
 def for_processing(ds: Dataset) -> bool:
