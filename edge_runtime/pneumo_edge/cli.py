@@ -43,7 +43,7 @@ class Format(StrEnum):
 
 
 class Regions(StrEnum):
-    """In which films regions are outlined."""
+    """Films in which regions are outlined."""
 
     positive = "positive"
     all = "all"
@@ -53,7 +53,7 @@ class Regions(StrEnum):
 def infer(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH...", help="Films: files, folders, globs, or - for one image on standard input."),
+        typer.Argument(metavar="PATH...", help="Films: files, folders, globs, or - for one film on standard input."),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Bundle that pneumo-export wrote; the one that comes with pneumo by default.")
@@ -61,31 +61,36 @@ def infer(
     file: Annotated[
         str | None, typer.Option(help="File of the bundle, such as model.int8.onnx; chosen by --engine otherwise.")
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="auto is a fixed order by processor architecture.")] = Engine.auto,
+    engine: Annotated[
+        Engine, typer.Option(help="What runs the model; auto chooses by the architecture of the processor.")
+    ] = Engine.auto,
     operating_point: Annotated[
-        str | None, typer.Option(help="Threshold: balanced or screening; the bundle's default otherwise.")
+        str | None,
+        typer.Option(help="Name of the threshold, such as balanced or screening; the bundle's default otherwise."),
     ] = None,
     prevalence: Annotated[
         float | None, typer.Option(help="Share of films with pneumonia where you are, between 0 and 1.")
     ] = None,
-    format: Annotated[Format, typer.Option(help="text for people, json one object a line, csv.")] = Format.text,
+    format: Annotated[Format, typer.Option(help="text is for people; json prints one object a line.")] = Format.text,
     heatmap: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder to write an overlay PNG for each film into.")
+        Path | None, typer.Option(file_okay=False, help="Folder for an overlay of each film, as PNG.")
     ] = None,
     glow: Annotated[
         bool,
-        typer.Option("--glow", help="With --heatmap: the local probability in colours too, not the outline alone."),
+        typer.Option("--glow", help="With --heatmap: draw the local probability in colours too."),
     ] = False,
     regions: Annotated[
-        Regions, typer.Option(help="Outline regions in films that are called PNEUMONIA, or in all.")
+        Regions, typer.Option(help="Outline regions in films that are called PNEUMONIA (positive), or in all films.")
     ] = Regions.positive,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads of one inference; by default one film gets all cores, several get one each."),
+        typer.Option(
+            min=1, help="Threads for one film; by default all cores for a single film, one for each of several."
+        ),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Search folders to any depth.")] = False,
     force_verdict: Annotated[
-        bool, typer.Option("--force-verdict", help="Give a label even to what is unlike the films of the training.")
+        bool, typer.Option("--force-verdict", help="Give a label even where the verdict would be withheld.")
     ] = False,
     list_: Annotated[
         bool, typer.Option("--list", help="Show the bundle, its files and the engines, then stop.")
@@ -116,7 +121,7 @@ def infer(
         engine=engine.value,
         operating_point=operating_point,
         prevalence=prevalence,
-        # One film gets all cores; of several, as many are judged side by side as there are cores.
+        # A single film gets all cores. Of several films, one is judged on each core at a time.
         threads=threads or (1 if several else None),
         force_verdict=force_verdict,
         regions=regions.value,
@@ -125,8 +130,8 @@ def infer(
     if format is Format.csv:
         _write_csv(_CSV_COLUMNS)
     show = {Format.text: _show_text, Format.json: _show_json, Format.csv: _show_csv}[format]
-    # Names come one by one, and `tee` keeps those alone that are being judged: a folder of any size takes no memory.
-    # Standard input can be read once: its bytes are kept for the overlay.
+    # Names come one by one, and `tee` keeps only those that are being judged, so that a large folder takes no memory.
+    # Standard input can be read only once: its bytes are kept for the overlay.
     asked, sources = tee(_read_stdin() if name == "-" else name for name in chain(first, names))
     answers = classifier.predict_batch(asked)
     if several and sys.stderr.isatty():
@@ -221,10 +226,10 @@ def _expand(paths: list[str], recursive: bool, heatmap: Path | None, unlisted: l
     """Turns folders and globs into files, in a fixed order; a path that does not exist stays, to be reported.
 
     Args:
-        paths: As given on the command line.
+        paths: The arguments of the command.
         recursive: Search folders to any depth.
-        heatmap: Folder of overlays, which are no films.
-        unlisted: Receives the folders that cannot be read, after a word on each.
+        heatmap: Folder of overlays, which are not films.
+        unlisted: Receives the folders that cannot be searched; a line on stderr names each.
     """
 
     def skip(error: OSError) -> None:
@@ -238,7 +243,7 @@ def _expand(paths: list[str], recursive: bool, heatmap: Path | None, unlisted: l
         if path == "-" or os.path.lexists(path) or not globbing.has_magic(path):
             matches = [path]
         else:
-            # Where the shell does not expand (Windows, or a quoted pattern).
+            # The shell has not expanded it: on Windows, or in quotes.
             matches = files_like(path) or [path]
         for match in matches:
             if match != "-" and os.path.isdir(match):  # noqa: PTH112 - a name of any bytes, as the shell gave it
@@ -248,18 +253,18 @@ def _expand(paths: list[str], recursive: bool, heatmap: Path | None, unlisted: l
 
 
 def _overlay_name(name: str, taken: dict[str, int]) -> str:
-    """Gives each film a PNG name of its own, also where two folders hold films of one name.
+    """Returns a PNG name that no other film has, also where films in two folders have the same name.
 
     Args:
-        name: Of the film.
-        taken: Names given so far, without suffix and in small letters, with the last number put behind each.
+        name: Name of the film.
+        taken: Names given so far, without suffix and in small letters -> the last number added to each.
     """
     stem = "stdin" if name == "-" else Path(name).stem
     if len(os.fsencode(stem)) > 200:
-        # A file name has 255 bytes, and a temporary one is longer.
+        # A file name may have 255 bytes, and the name of the temporary file is longer.
         stem = stem.encode("utf-8", "ignore")[:200].decode("utf-8", "ignore")
     free, count = stem, taken.get(stem.casefold(), 1)
-    # Some file systems take A.png and a.png for one.
+    # To some file systems A.png and a.png are the same file.
     while free.casefold() in taken:
         count += 1
         free = f"{stem}-{count}"
@@ -290,7 +295,8 @@ def _list(model: Path | None) -> None:
         print(f"  learned from {site.name}: {films} films, {site.patients} patients{ages}{views}")
     if not description.provenance.sites:
         print(
-            "  learned from: this bundle does not say which ages and views, so none is warned of; see its MODEL_CARD.md"
+            "  learned from: this bundle does not say which ages and views, so pneumo cannot warn of others; "
+            "see its MODEL_CARD.md"
         )
     versions = installed_versions(PACKAGES.values())
     for name, file in description.files.items():
@@ -304,13 +310,13 @@ def _list(model: Path | None) -> None:
 
 def main() -> NoReturn:
     """Entry point of `pneumo-infer`."""
-    # NumPy's OpenBLAS would start a thread for each core and let it spin for a tenth of a second; nothing here
-    # multiplies matrices.
+    # NumPy's OpenBLAS would start a thread for each core and let it spin for a tenth of a second, for nothing: no
+    # matrix is multiplied here.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     quiet_libraries()
     try:
         run(app, "pneumo-infer")
     except SystemExit as end:
-        # All that was printed has been flushed. Taking engine and modules apart would be a sixth of a short run, and
-        # gives nothing back that the system does not take back by itself.
+        # All output has been flushed. To take engine and modules apart would cost a sixth of a short run, and the
+        # system frees all of that by itself.
         os._exit(end.code if isinstance(end.code, int) else DONE)

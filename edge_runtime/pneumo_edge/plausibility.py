@@ -1,4 +1,4 @@
-"""Simple signs that a picture is no chest film at all, beside what the model's `novelty` says."""
+"""Simple signs that a picture is no chest film, beside the model's `novelty`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pneumo_edge.preprocess import Film, Pixels
 
 MAX_CHROMA = 6.0
 """Mean distance from grey. All 5,216 training films (copies of 224 x 224 pixels, saved as colour JPEG) and 20 films at
-their original size lie at 0.0; what is left below the limit is for tinted scans. Of six photographs that were at hand
-four lie above it (the six: 1.8 to 55); the others are left to `novelty`."""
+their original size lie at 0.0; the room below the limit is for tinted scans. Of six photographs
+that were tried (1.8 to 55) four lie above it; the others are left to `novelty`."""
 
 MIN_CONTRAST = 8.0
 """Standard deviation of the grey levels, of the squashed film. All 5,216 training films lie between 19.9 and 87.3; a
@@ -41,6 +41,6 @@ def objections(film: Film) -> tuple[str, ...]:
 
 
 def _contrast(pixels: Pixels) -> float:
-    """The standard deviation, in integers: a fifth of the time that `pixels.std()` takes between two films."""
+    """Returns the standard deviation, computed with integers: in a fifth of the time of `pixels.std()`."""
     count, total = pixels.size, int(pixels.sum())
     return sqrt(count * int(np.square(pixels, dtype=np.uint32).sum()) - total * total) / count

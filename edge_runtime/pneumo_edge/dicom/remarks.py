@@ -1,4 +1,4 @@
-"""What the tags of a DICOM file say before any pixel is looked at: no film, or one that the model does not cover."""
+"""Refuses DICOM files that are no film, and notes what the model does not cover, by their tags alone."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def refuse(ds: Dataset, name: str) -> None:
 
 
 def remarks_on(ds: Dataset) -> tuple[str, ...]:
-    """Returns a sentence for each thing that the tags say and no model of pneumo has seen."""
+    """Returns a sentence for each thing in the tags that no model of pneumo has seen."""
     found = []
     if text(ds, "NumberOfFrames") and numbers(ds, "NumberOfFrames")[0] is None:
         found.append("the file's number of frames is no number; it was taken for a single film")
@@ -98,7 +98,7 @@ def is_chest(part: str) -> bool:
 
 
 def for_processing(ds: Dataset) -> bool:
-    """Tells whether the file holds what the detector measured and no picture for people (PS3.3 C.8.11.1.1.1)."""
+    """Tells whether the file holds raw values of the detector, not a picture for people (PS3.3 C.8.11.1.1.1)."""
     intent = text(ds, "PresentationIntentType")
     if intent:
         return intent == "FOR PROCESSING"
@@ -108,7 +108,7 @@ def for_processing(ds: Dataset) -> bool:
 def age_in_years(ds: Dataset) -> float | None:
     """Returns the patient's age when the film was taken, None if it is not stated.
 
-    Where it comes from the dates of birth and study, or is stated in years, it is whole years.
+    It is in whole years where the file states years, or where it follows from the dates of birth and study.
     """
     stated = re.fullmatch(r"(\d{1,3}) ?([DWMY]?)", text(ds, "PatientAge"))
     if stated:
