@@ -1,4 +1,4 @@
-"""What is measured, and the films it is measured on."""
+"""The bundles that are measured, and the films on which they are measured."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PHANTOMS = "phantoms (synthetic drawings, no patients)"
 
 
 def open_bundles(folders: Sequence[Path]) -> dict[str, Bundle]:
-    """Returns name -> bundle, in the order given; the bundle that comes with pneumo where no folder is given.
+    """Returns name -> bundle, in the order given; without folders, the bundle that comes with pneumo.
 
-    The name is the model's own; where two bundles have the same one, it is the folder.
+    The name is that of the model, or the folder where two models have the same name.
     """
     bundles = [read_bundle(folder) for folder in folders or (DEFAULT_BUNDLE,)]
     taken = Counter(bundle.description.name for bundle in bundles)
@@ -32,7 +32,7 @@ def films_below(folder: Path) -> list[Path]:
 
 @contextmanager
 def sample_films(folder: Path | None, count: int) -> Iterator[tuple[list[Path], str]]:
-    """Yields at most `count` films, spread over a folder, and what they are; phantoms where there is no folder.
+    """Yields at most `count` films, spread over a folder, and a name for them; phantoms where no folder is given.
 
     Raises:
         DataError: The folder holds no film.

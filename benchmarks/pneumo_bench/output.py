@@ -1,4 +1,4 @@
-"""How results leave: a table on the terminal, and the same as JSON and Markdown."""
+"""Writes results: as a table on the terminal, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Table:
-    """What one table shows, and the sentences below it."""
+    """A table, and the sentences below it."""
 
     title: str
     columns: tuple[str, ...]
@@ -30,7 +30,7 @@ class Table:
 
 
 def header(kind: str, machine: dict[str, Any], load: dict[str, Any]) -> dict[str, Any]:
-    """Returns what every JSON file of results begins with."""
+    """Returns the keys with which every JSON file of results begins."""
     return {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -42,7 +42,7 @@ def header(kind: str, machine: dict[str, Any], load: dict[str, Any]) -> dict[str
 
 
 def machine_notes(machine: dict[str, Any], load: dict[str, Any]) -> tuple[str, ...]:
-    """Returns one sentence on the machine and, where it was busy, one that says so."""
+    """Returns one sentence on the machine and, if it was busy, one that says so."""
     governor = f", governor {machine['governor']}" if machine["governor"] else ""
     versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
     instructions = f" ({', '.join(machine['instructions'])})" if machine["instructions"] else ""
@@ -104,7 +104,7 @@ def show(tables: list[Table]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes sure that results can be written: better before the measurement than after it.
+    """Makes the folder of the results, before the measurement: so a fault does not come at its end.
 
     Raises:
         MissingExtraError: Figures cannot be drawn.
@@ -124,7 +124,7 @@ def save(folder: Path, stem: str, record: dict[str, Any], tables: list[Table]) -
         lines += [row(cells) for cells in table.rows] + [""] + [f"- {note}" for note in table.notes]
         parts.append("\n".join(lines).rstrip() + "\n")
     text = "\n".join([*parts, NOT_A_DIAGNOSIS]) + "\n"
-    # The command may name a folder with bytes that are no UTF-8.
+    # The command may name a folder that is no UTF-8.
     write_text(folder / f"{stem}.md", text.encode("utf-8", "backslashreplace").decode())
 
 

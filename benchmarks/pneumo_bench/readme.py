@@ -3,7 +3,7 @@
     python -m pneumo_bench.readme README.md docs/models.md
 
 A table stands between two lines, `<!-- table: NAME -->` and `<!-- end of table -->`, and is never edited by hand. NAME
-is one of `TABLES`. A test asks whether each table is what this command would write.
+is one of `TABLES`. A test checks that each table is what this command would write.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ SITES = {
     "rsna": "RSNA: adults, NIH Clinical Center",
     "siim_covid19": "SIIM-COVID: adults, Spain and the USA",
 }
-"""Who the films of a site show; another site is called by its name."""
+"""Site -> whom its films show. Other sites go by their name."""
 
 NOT_SEEN = "sites/sites.json"
-"""What `pneumo-bench sites` has written: how good the recipe is at sites that training has not seen."""
+"""Result of `pneumo-bench sites`: how good the recipe is at sites that training has not seen."""
 
 LARGEST = ("onnxruntime", "numpy", "pillow")
 """Packages of the base install that take most of the disk."""
@@ -43,7 +43,7 @@ def fill(text: str, results: Path = RESULTS) -> str:
     """Returns a page with all its tables made anew.
 
     Args:
-        text: Markdown; what stands in its blocks of code stays.
+        text: Markdown. Blocks of code stay as they are.
         results: docs/results/, or a folder like it.
 
     Raises:
@@ -101,7 +101,7 @@ def _left_out(file: Path) -> list[str]:
         name = f"{SITES.get(found['site'], found['site'])}, not seen in training"
         alone = found["one_class"]
         if alone is not None:
-            # Of films of one class the share that is judged rightly is all that can be said.
+            # Films of one class have no other measure than the share that is right.
             lines.append(row((name, f"{alone['n']:,}", "–", short_text(alone["right"]["balanced"]), "–", "–", "–")))
         else:
             lines.append(_row(name, found["measures"]["n"], found["measures"]))
@@ -145,7 +145,8 @@ def models(results: Path) -> str:
 
 
 def footprint(results: Path) -> str:
-    """Returns what the first file of the benchmarks takes of a device: the default model's in int8."""
+    """Returns the table of what the default model, in int8, takes of a device: it is the first file of the
+    benchmarks."""
     measured = read_result(results / "bench" / "end-to-end.json")
     name = measured["results"][0]["name"]
     [cold] = [each for each in measured["results"] if each["name"] == name and each["mode"] == "cold"]

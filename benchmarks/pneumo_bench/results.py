@@ -1,9 +1,9 @@
-"""Collects in docs/results/ what may be published of finished runs: numbers and figures, never a film or a model.
+"""Collects the results of finished runs in docs/results/: numbers and figures, never a film or a model.
 
     python -m pneumo_bench.results docs/results RUN...
 
-For each run, docs/results/RUN/; over all that have been collected, those of before included, and over what the commands
-of pneumo-bench have left in docs/results/bench/ and docs/results/sites/, results.json and results.md.
+Each run gets a folder docs/results/RUN/. results.json and results.md cover all runs that have been collected so far,
+and the results of pneumo-bench in docs/results/bench/ and docs/results/sites/.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ SPLITS = ("validation", "validation_perturbed", "test", "left_out")
 SHARES = ("accuracy", "sensitivity", "specificity")
 MEASURES = ("auc", *SHARES, "ece")
 POINTING = ("points", "mean_map_points", "pixel_auc", "iou", "touched", "evidence_outside", "boxes_cover")
-"""Of heatmaps against boxes: see `pneumo_train.pointing`."""
+"""Measures of heatmaps against boxes: see `pneumo_train.pointing`."""
 
 _APART_BY_SEED = frozenset({"seed", "trained", "versions"})
-"""What may differ between the configurations of runs that are one recipe with several seeds."""
+"""Settings that may differ between runs of one recipe with several seeds."""
 
 _ABSOLUTE = re.compile(r"(?<![^\s\"'(=])(?:[A-Za-z]:)?[/\\](?:[^/\\\s]+[/\\])+([^/\\\s]+)")
 """An absolute path, and its last part."""
 
 
 def collect(run: Path, results: Path) -> Path:
-    """Copies what may be published of a finished run to `results/NAME`, whole or not at all.
+    """Copies the results of a finished run to `results/NAME`, whole or not at all.
 
-    No copy names a folder of this machine: of each absolute path its last part stays, of `data` the name of the data.
-    `parity.json` is there where the run has been exported, also where all files were refused.
+    No copy names a folder of this machine: each absolute path is cut down to its last part, and `data` to the name of
+    the data. `parity.json` is copied if the run has been exported, even if all files were refused.
 
     Raises:
         RunError: The run is not finished, or lacks a figure.
-        UsageError: Its name is that of a folder which other commands fill.
+        UsageError: It has the name of a folder that other commands fill.
     """
     name = run.resolve().name
     if name in TAKEN:
@@ -76,7 +76,7 @@ def collect(run: Path, results: Path) -> Path:
 
 
 def summarise(results: Path, first: Sequence[str] = ()) -> None:
-    """Writes `results.json` and `results.md`: the measures of all collected runs, and where the rest stands.
+    """Writes `results.json` and `results.md`: the measures of all collected runs, and links to the other results.
 
     Args:
         results: Folder that `collect` has filled.

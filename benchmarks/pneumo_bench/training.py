@@ -22,7 +22,7 @@ from pneumo_train.films import FilmFile
 from pneumo_train.sources import gather
 
 READABLE = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png"})
-"""Suffixes that `image_dataset_from_directory` takes."""
+"""Suffixes that `image_dataset_from_directory` reads."""
 
 
 def time_both(
@@ -35,16 +35,16 @@ def time_both(
     films: int,
     rounds: int,
 ) -> dict[str, Any]:
-    """Fine-tunes in both ways, in turns, and returns what `training.json` holds.
+    """Fine-tunes in both ways, in turns, and returns the content of `training.json`.
 
     Args:
-        data: Folder in the layout of the Kaggle set; training films alone are read.
+        data: Folder in the layout of the Kaggle set; only training films are read.
         backbone: A key of `pneumo_train.backbones.BACKBONES`.
         size: S, side of the input in pixels; None is the backbone's default.
         epochs: Passes over the films.
         batch_size: Films in one step.
-        films: About so many training films, spread over both classes; 0 for all.
-        rounds: Turns that each way has.
+        films: Approximate number of training films, spread over both classes; 0 for all.
+        rounds: Turns of each way.
 
     Raises:
         DataError, MissingExtraError, UsageError: One sentence each.
@@ -64,7 +64,7 @@ def time_both(
     with _linked(root, chosen) as folder, progress("training", rounds * len(ways)) as advance:
         for turn in range(rounds):
             for place, way in enumerate(ways if turn % 2 == 0 else ways[::-1]):
-                # A cache of its own: what another training has prepared would come free of charge.
+                # A cache of its own, or the films that another training has prepared would cost nothing.
                 with TemporaryDirectory(prefix="pneumo-bench-") as cache:
                     given = ask(
                         "pneumo_bench.training_worker",
@@ -97,7 +97,7 @@ def time_both(
 
 
 def _spread(films: Sequence[FilmFile], count: int) -> list[FilmFile]:
-    """Returns about `count` films that both ways can read, each class with its share, or all of them.
+    """Returns about `count` films that both ways can read, of both classes in proportion; all of them for 0.
 
     Raises:
         DataError: One class has none.
@@ -114,7 +114,7 @@ def _spread(films: Sequence[FilmFile], count: int) -> list[FilmFile]:
 
 @contextmanager
 def _linked(root: Path, films: Sequence[FilmFile]) -> Iterator[Path]:
-    """Yields a folder in the layout of a data set with links to some films: both ways then find the same."""
+    """Yields a folder in the layout of a data set with links to some films, so that both ways find the same ones."""
     with TemporaryDirectory(prefix="pneumo-bench-") as scratch:
         for i, film in enumerate(films):
             source = (root / film.path).resolve()
@@ -125,7 +125,7 @@ def _linked(root: Path, films: Sequence[FilmFile]) -> Iterator[Path]:
 
 
 def training_table(record: Mapping[str, Any]) -> Table:
-    """Shows what `time_both` found."""
+    """Returns the table of a record of `time_both`."""
     rows: list[tuple[str, ...]] = []
     for result in record["results"]:
         speed, taken, ratio = result["films_per_second"], result["seconds"], result["ratio"]
