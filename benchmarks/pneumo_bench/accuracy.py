@@ -296,8 +296,10 @@ def _at(measures: Mapping[str, Any], point: str) -> dict[str, Any]:
 
 
 def accuracy_tables(record: Mapping[str, Any]) -> list[Table]:
-    """Returns the tables of a record of `judge_all`: one for all files; where they apply, tables by site, of heatmaps
-    and of other pictures; and for validation films one more for each file.
+    """Returns the tables of a record of `judge_all`.
+
+    There is one for all files; where they apply, one by site, one of heatmaps and one of other pictures; and for
+    validation films one more for each file.
     """
     settings = record["settings"]
     several = len(settings["sites"]) > 1

@@ -40,8 +40,7 @@ CORES = 100
 
 
 def time_archive(*, model: Path | None, films: int, paths: int, batch: int, rounds: int) -> dict[str, Any]:
-    """Judges the same films in a bare loop and with one and two workers, in turns; returns the content of
-    `archive.json`.
+    """Judges films in a bare loop and with one and two workers, in turns; returns the content of `archive.json`.
 
     Args:
         model: Bundle; the one that comes with pneumo by default.

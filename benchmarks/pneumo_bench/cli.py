@@ -270,8 +270,7 @@ def end_to_end(
     films: Sample = None,
     output: Output = None,
 ) -> None:
-    """Times the way from a file on disk to the verdict, in parts, with a new process (cold) and a running one
-    (warm)."""
+    """Times the way from a file on disk to the verdict, in parts, with a new process and with a running one."""
     from pneumo_bench.end_to_end import end_to_end_table, time_ways
     from pneumo_bench.inputs import open_bundles
     from pneumo_bench.output import make_folder
@@ -329,8 +328,7 @@ def archive(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each judges an equal share of the films.")] = 2,
     output: Output = None,
 ) -> None:
-    """Times pneumo-archive with one and two workers against a bare loop, and estimates the time for millions of
-    films."""
+    """Times pneumo-archive with one and two workers against a bare loop, and estimates millions of films."""
     from pneumo_bench.archive import archive_tables, time_archive
     from pneumo_bench.output import make_folder
     from pneumo_bench.plots import draw_archive

@@ -1,5 +1,4 @@
-"""Runs a measurement in a process of its own. The job is JSON on stdin; the answer is JSON in the last line of
-stdout."""
+"""Runs a measurement in a process of its own: the job is JSON on stdin, the answer the last line of stdout."""
 
 from __future__ import annotations
 

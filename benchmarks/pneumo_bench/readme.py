@@ -145,8 +145,7 @@ def models(results: Path) -> str:
 
 
 def footprint(results: Path) -> str:
-    """Returns the table of what the default model, in int8, takes of a device: it is the first file of the
-    benchmarks."""
+    """Returns the table of what the first file of the benchmarks takes of a device."""
     measured = read_result(results / "bench" / "end-to-end.json")
     name = measured["results"][0]["name"]
     [cold] = [each for each in measured["results"] if each["name"] == name and each["mode"] == "cold"]

@@ -89,8 +89,7 @@ def dicom_film(pixels: npt.NDArray[np.uint8], number: int, **tags: Any) -> bytes
 
 
 def find_program(name: str) -> str | None:
-    """Returns the path of a program; those of the system come first, since pynetdicom has scripts with names of
-    DCMTK's."""
+    """Returns the path of a program. The system's come first: pynetdicom has scripts of the same names."""
     return shutil.which(name, path=os.pathsep.join(["/usr/bin", "/usr/sbin", os.environ.get("PATH", os.defpath)]))
 
 

@@ -1,5 +1,4 @@
-"""Measures the HTTP interface of pneumo-serve: the time that it adds to `Classifier.predict`, and many clients at
-once."""
+"""Measures the HTTP interface of pneumo-serve: the time that it adds to a film, and many clients at once."""
 
 from __future__ import annotations
 
@@ -93,8 +92,7 @@ def _overhead(port: int, classifier: Classifier, film: bytes, queries: int) -> d
 
 
 def _crowd(port: int, process: int, film: bytes, clients: int, requests: int) -> dict[str, Any]:
-    """Lets many clients send films at once until all are answered. A client that gets 429 waits as long as it is
-    told."""
+    """Lets many clients send films at once. A client that gets 429 waits as long as it is told."""
     memory = import_module("psutil").Process(process).memory_info
     statuses: Counter[str] = Counter()
     lock, left = threading.Lock(), iter(range(requests))

@@ -419,8 +419,7 @@ def _ctrl_c_later() -> Iterator[None]:
 
 
 def _level() -> int:
-    """Returns the level of Dask's log: one worker that dies and is replaced fills pages, which say nothing to the
-    user."""
+    """Returns the level of Dask's log. One worker that dies and is replaced fills pages of it."""
     return logging.WARNING if os.environ.get("PNEUMO_DEBUG") == "1" else logging.CRITICAL
 
 

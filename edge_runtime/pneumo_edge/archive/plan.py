@@ -1,5 +1,4 @@
-"""Which film belongs to which part. It is written before anything is judged, so that a second run knows what is
-missing.
+"""Which film belongs to which part: written before anything is judged, so a second run knows what is missing.
 
 `archive.json` says what the dataset is made of. `plan/part-NNNNNNN.parquet` lists the films of several parts: its first
 row group is the part of that number, the next row group the next part, with `batch` films in each. A film keeps its
@@ -34,8 +33,7 @@ _DIGEST = 16
 
 @dataclass(frozen=True)
 class Description:
-    """The content of `archive.json`: what all parts of a dataset have in common. A run that differs needs another
-    folder."""
+    """The content of `archive.json`, which holds for all parts. A run that differs needs another folder."""
 
     schema_version: int
     preprocess_version: int
