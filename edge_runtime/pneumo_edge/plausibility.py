@@ -36,7 +36,7 @@ def objections(film: Film) -> tuple[str, ...]:
     if min(film.width, film.height) < MIN_SIDE:
         found.append(f"the picture is tiny ({film.width} x {film.height} pixels)")
     if max(film.width, film.height) > MAX_ASPECT * min(film.width, film.height):
-        found.append(f"the picture is {film.width} x {film.height} pixels, no shape that a chest film has")
+        found.append(f"the picture is {film.width} x {film.height} pixels, which is not the shape of a chest film")
     return tuple(found)
 
 

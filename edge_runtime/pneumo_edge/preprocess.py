@@ -167,7 +167,7 @@ def _bytes_of(source: Source, name: str | None) -> tuple[bytes, str]:
         name = name or str(source)
         data = read_bytes(source, name)
     if len(data) > MAX_BYTES:
-        raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB, no film is: give the picture itself")
+        raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB, which no film is: give the film itself")
     return data, name
 
 
@@ -235,7 +235,7 @@ def _decode(
             width, height = picture.size
             _check_size(width, height, name)
             if picture.format in _JPEGS and width * height * data.count(b"\xff\xda") > _MAX_SCANNED_PIXELS:
-                raise ImageError(f"{name} is a JPEG of too many scans: save it again as a plain one")
+                raise ImageError(f"{name} is a JPEG with too many scans: save it again as a baseline JPEG")
             return of_picture(picture)
     except ImageError:
         raise

@@ -135,7 +135,7 @@ def _modality(values: Doubles, signed: bool, ds: Dataset, remarks: list[str]) ->
         return values
     slope, intercept = next(iter(numbers(ds, "RescaleSlope")), None), next(iter(numbers(ds, "RescaleIntercept")), None)
     if slope is None or intercept is None or slope == 0:
-        why = "slope is 0" if slope == 0 else "slope or intercept is missing or no number"
+        why = "slope is 0" if slope == 0 else "slope or intercept is missing or not a number"
         remarks.append(f"the file's rescale {why}; both were ignored")
         return values
     return slope * values + intercept

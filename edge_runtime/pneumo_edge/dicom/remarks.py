@@ -59,7 +59,7 @@ def refuse(ds: Dataset, name: str) -> None:
         )
     frames = next(iter(numbers(ds, "NumberOfFrames")), None) or 1
     if frames > 1:
-        raise ImageError(f"{name} has {frames:.0f} frames, a film has one: export the frame in question")
+        raise ImageError(f"{name} has {frames:.0f} frames, a film has one: export the frame that you want")
     photometric = text(ds, "PhotometricInterpretation")
     if integer(ds, "SamplesPerPixel", 1) != 1 or (photometric and not photometric.startswith("MONOCHROME")):
         raise ImageError(f"{name} is a DICOM picture in colour, an X-ray is grey: give the film itself")
@@ -82,7 +82,7 @@ def remarks_on(ds: Dataset) -> tuple[str, ...]:
     """Returns a sentence for each thing in the tags that no model of pneumo has seen."""
     found = []
     if text(ds, "NumberOfFrames") and numbers(ds, "NumberOfFrames")[0] is None:
-        found.append("the file's number of frames is no number; it was taken for a single film")
+        found.append("the file's number of frames is not a number; it was read as a single film")
     if not text(ds, "Modality"):
         found.append("the file does not name its modality; the model has seen X-rays only")
     part = text(ds, "BodyPartExamined")

@@ -133,8 +133,8 @@ def read_tags(data: bytes, keywords: Sequence[str], name: str) -> Dataset:
             raise MissingExtraError("pydicom", "dicom", f"{name} is a DICOM file: reading it") from error
         # pydicom imports decoders, and one of them asks for a module `dl`: any folder of that name will do.
         raise ImageError(
-            f"{name} is a DICOM file, and the package pydicom cannot be imported here ({one_line(error)}): look for a "
-            "file or folder beside the script that is called as a module is, or install pneumo[dicom] again"
+            f"{name} is a DICOM file, and the package pydicom cannot be imported here ({one_line(error)}): look "
+            "beside the script for a file or folder with the name of a module, or install pneumo[dicom] again"
         ) from error
     pixels = "PixelData" in keywords
     file = _Bounded(_inflated(data, name))
@@ -160,7 +160,7 @@ def _inflated(data: bytes, name: str) -> bytes:
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     rest = unpacker.decompress(data[at:], _MAX_INFLATED)
     if unpacker.unconsumed_tail:
-        raise ImageError(f"{name} is deflated and unpacks to more than any film has: export it without that")
+        raise ImageError(f"{name} is deflated and unpacks to more than any film has: export it without compression")
     return b"".join((data[:deflated], _EXPLICIT, data[deflated + len(_EXPLICIT) : at], rest))
 
 
