@@ -20,8 +20,9 @@ from PIL import Image
 
 from pneumo_edge import __version__
 from pneumo_edge.bundle import Ages, Provenance, Site
-from pneumo_edge.cli import _glob, _overlay_name, app
+from pneumo_edge.cli import _overlay_name, app
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
+from pneumo_edge.film_files import files_like
 
 Infer = Callable[..., "subprocess.CompletedProcess[Any]"]
 Command = Callable[..., list[str | Path]]
@@ -147,12 +148,12 @@ def test_a_quoted_glob_of_any_depth_does_not_go_in_circles(films: Path, monkeypa
     monkeypatch.chdir(films)
     (films / "sub" / "again").symlink_to(films / "sub")
     try:
-        assert _glob("**/a.png") == ["a.png", "sub/a.png", "sub/deeper/a.png"]
-        assert _glob("su?/**") == ["sub/a.png", "sub/deeper/a.png"]
-        assert _glob(f"{films}/**/*.tif") == [f"{films}/c.tif"]
-        assert _glob("sub/**/dee*/*.png") == ["sub/deeper/a.png"]
-        assert _glob("[ac]**.*") == ["a.png", "c.tif"]
-        assert _glob("**/none*.png") == []
+        assert files_like("**/a.png") == ["a.png", "sub/a.png", "sub/deeper/a.png"]
+        assert files_like("su?/**") == ["sub/a.png", "sub/deeper/a.png"]
+        assert files_like(f"{films}/**/*.tif") == [f"{films}/c.tif"]
+        assert files_like("sub/**/dee*/*.png") == ["sub/deeper/a.png"]
+        assert files_like("[ac]**.*") == ["a.png", "c.tif"]
+        assert files_like("**/none*.png") == []
     finally:
         (films / "sub" / "again").unlink()
 
