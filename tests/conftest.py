@@ -209,7 +209,7 @@ def infer(infer_command: Callable[..., list[str | Path]]) -> Infer:
     """Runs `pneumo-infer` and returns what came of it; Python's warnings are errors in there too."""
 
     def run(*arguments: str | Path, env: dict[str, str] | None = None, **options: Any) -> Any:
-        options = {"capture_output": True, "text": True, "timeout": 120} | options
+        options = {"capture_output": True, "text": True, "timeout": 600} | options
         environment = os.environ | {"PYTHONWARNINGS": "error"} | (env or {})
         return subprocess.run(infer_command(*arguments), env=environment, check=False, **options)
 
