@@ -18,8 +18,8 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -93,21 +93,27 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join(["/usr/bin", "/usr/sbin", os.environ.get("PATH", os.defpath)]))
 
 
-def free_port() -> int:
-    """Returns a port of this machine on which nobody listens."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Keeps a port of 127.0.0.1 for a program that has to be told its number, while the block lasts.
+
+    Linux gives a port that is bound to nobody who asks for any, but lets a server with SO_REUSEADDR, as each of those
+    here is, listen on it; until one does, whoever calls is refused.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 class Orthanc:
-    """A PACS: the program Orthanc on free ports, with its store in a folder. It can be stopped and started again."""
+    """A PACS: the program Orthanc, its store in a folder, on ports that are its own while a `with` block lasts. It runs
+    from the beginning of the block, and can be stopped and started again."""
 
     ae_title = "PACS"
 
     def __init__(self, folder: Path, plugin: Path | None = None) -> None:
-        """Prepares it. `start` starts it, and so does a `with` statement.
+        """Prepares it.
 
         Args:
             folder: New folder for its settings and its store.
@@ -119,17 +125,17 @@ class Orthanc:
         program = find_program("Orthanc")
         if program is None:
             raise UsageError("a PACS to send to needs the program Orthanc: apt install orthanc")
-        self.port, self.http = free_port(), free_port()
+        self.port = self.http = 0
+        """Of DICOM, and of its REST interface."""
         folder.mkdir(parents=True)
-        self._command = [program, str(folder / "orthanc.json")]
+        self._file = folder / "orthanc.json"
+        self._command = [program, str(self._file)]
         self._log = folder / "orthanc.log"
-        settings = {
+        self._settings = {
             "Name": "PACS of a test",
             "DicomAet": self.ae_title,
-            "DicomPort": self.port,
             "DicomCheckCalledAet": True,
             "DicomAlwaysAllowStore": True,
-            "HttpPort": self.http,
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "StorageDirectory": str(folder / "store"),
@@ -137,8 +143,8 @@ class Orthanc:
             "OverwriteInstances": False,
             "Plugins": [] if plugin is None else [str(plugin)],
         }
-        (folder / "orthanc.json").write_text(json.dumps(settings), encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
+        self._ports = ExitStack()
 
     def start(self) -> None:
         """Starts it, and returns when it answers.
@@ -194,27 +200,37 @@ class Orthanc:
         return found
 
     def __enter__(self) -> Orthanc:
-        self.start()
+        self.port, self.http = (self._ports.enter_context(reserved_port()) for _ in range(2))
+        ports = {"DicomPort": self.port, "HttpPort": self.http}
+        self._file.write_text(json.dumps(self._settings | ports), encoding="utf-8")
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        with self._ports:
+            self.stop()
 
 
 class Service:
-    """The installed command pneumo-serve, with a DICOM node on a free port. It can be killed and started again."""
+    """The installed command pneumo-serve, on ports that are its own while a `with` block lasts. It runs from the
+    beginning of the block, and can be killed and started again."""
 
     ae_title = "PNEUMO"
 
-    def __init__(self, spool: Path, *options: str, dicom: bool = True) -> None:
-        """Prepares it. `start` starts it, and so does a `with` statement.
+    def __init__(self, spool: Path, *options: str | Path, dicom: bool = True, cwd: Path | None = None) -> None:
+        """Prepares it.
 
         Args:
-            spool: Folder of its spool.
-            options: Further options of the command.
+            spool: Its folder.
+            options: Of the command.
             dicom: Whether it has a DICOM node.
+            cwd: Folder that it runs in; this process's own by default.
 
         Raises:
             MissingExtraError: The command is not installed.
@@ -222,10 +238,11 @@ class Service:
         command = shutil.which("pneumo-serve", path=sysconfig.get_path("scripts"))
         if command is None:
             raise MissingExtraError("pneumo", "serve", "starting pneumo-serve")
-        self.port = free_port()
+        self.port = 0
+        """Of the DICOM node."""
         self.spool = spool
-        node = ["--dicom-port", str(self.port)] if dicom else []
-        self.command = [command, "--port", "0", *node, "--spool", str(spool), *options]
+        self._command = [command, "--spool", str(spool), *map(str, options)]
+        self._dicom, self._cwd = dicom, cwd
         self._last_line = "DICOM: " if dicom else "page and HTTP: "
         self.said: list[str] = []
         """Lines that it has printed on stderr."""
@@ -234,6 +251,7 @@ class Service:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._ready = threading.Event()
+        self._ports = ExitStack()
 
     def start(self, patience: float | None = _PATIENCE) -> None:
         """Starts it, and waits until it takes films.
@@ -245,12 +263,19 @@ class Service:
             PneumoError: It takes no films in that time.
         """
         self._ready = threading.Event()
-        self._process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)  # noqa: S603
+        self._process = subprocess.Popen(  # noqa: S603
+            self._command, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=self._cwd
+        )
         self._reader = threading.Thread(target=self._listen, args=(self._process, self._ready))
         self._reader.start()
         if patience is not None and not (self._ready.wait(patience) and self._process.poll() is None):
             self.kill()
             raise PneumoError(f"pneumo-serve does not start: {' / '.join(self.said[-3:])}")
+
+    @property
+    def log(self) -> str:
+        """All that it has printed on stderr."""
+        return "\n".join(self.said)
 
     @property
     def pid(self) -> int:
@@ -287,14 +312,23 @@ class Service:
         ready.set()
 
     def __enter__(self) -> Service:
-        self.start()
+        self._command += ["--port", str(self._ports.enter_context(reserved_port()))]
+        if self._dicom:
+            self.port = self._ports.enter_context(reserved_port())
+            self._command += ["--dicom-port", str(self.port)]
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self.kill()
+        with self._ports:
+            if self._process is not None:
+                self.kill()
 
 
 # ---------------------------------------------------------------------------------------- kill -9, and a PACS that goes

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -520,14 +520,6 @@ def test_a_reader_that_goes_away_is_no_error_message(infer_command: Command, man
     assert records(first)[0]["path"] == str(many / "0000.png")
     assert stderr.splitlines() == [NOT_A_DIAGNOSIS]
     assert process.returncode == 1
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Lets what a test starts heed Ctrl-C, also where the tests run in the background of a shell, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @posix

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from pictures import encode
 from places import SHARED
 from pneumo_edge import preprocess
 from pneumo_edge.dicom.tags import MAX_PIXELS
@@ -30,12 +31,6 @@ SIDE = 96
 """Pictures of this size are not resampled for S = SIDE: the array must be the grey picture itself."""
 
 ORIGINALS = SHARED / "data" / "originals"
-
-
-def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def fields() -> tuple[Array, Array, Array]:

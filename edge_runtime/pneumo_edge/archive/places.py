@@ -52,7 +52,8 @@ def open_url(url: str) -> tuple[Any, str]:
         if is_local(kind):
             # fsspec would replace `~` by the user's home, and remove a slash at the end.
             return kind(), os.path.abspath(url[scheme.end() :] if scheme else url)  # noqa: PTH100 - no Path: any bytes
-        return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+        # What `fsspec.url_to_fs` calls: tests/project/test_canaries.py.
+        return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)  # noqa: SLF001
     except (ImportError, ValueError) as error:
         raise UsageError(f"{url} cannot be opened: {one_line(error)}{_chained(url)}") from None
     except OSError as error:
