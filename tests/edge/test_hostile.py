@@ -285,9 +285,7 @@ def test_a_jpeg_of_endless_scans_is_refused_and_many_scans_of_a_small_one_are_re
     scan = data[last : last + 2 + int.from_bytes(data[last + 2 : last + 4], "big")] + b"\0"
     endless = data[:last] + scan * 5000 + b"\xff\xd9"
     if kind == "progressive":
-        with pytest.raises(
-            ImageError, match="^the film is a JPEG with too many scans: save it again as"
-        ):
+        with pytest.raises(ImageError, match=r"^the film is a JPEG with too many scans: save it again as"):
             read_film(endless, 32, "the film")
     else:
         assert read_film(endless, 32).pixels.mean() == pytest.approx(90, abs=1)
