@@ -296,6 +296,7 @@ class Classifier:
             doubts += (UNUSUAL,)
         log_odds = self._scale * logit + self._offset
         verdict = LABELS[log_odds >= self._cut]
+        description = self.bundle.description
         label = verdict if not doubts or self._force else None
         return Prediction(
             path=name,
@@ -306,8 +307,8 @@ class Classifier:
             operating_point=self.operating_point,
             novelty=novelty,
             in_distribution=not doubts,
-            warnings=doubts + film.warnings + unseen(film, self.bundle.description.provenance.sites),
-            model=self.bundle.description.name,
+            warnings=doubts + film.warnings + unseen(film.age_years, film.view, description.provenance.sites),
+            model=description.name,
             file=self.file,
             milliseconds={"read": round(read_ms, 3), "infer": round(infer_ms, 3)},
             region=self._region(outputs.heatmap[0], label, film, name),
