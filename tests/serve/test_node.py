@@ -37,7 +37,7 @@ from pydicom import uid  # noqa: E402
 from pydicom.config import RAISE  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.valuerep import validate_value  # noqa: E402
-from pynetdicom import AE, build_context, evt  # noqa: E402
+from pynetdicom import AE, Association, build_context, evt  # noqa: E402
 from pynetdicom.dimse_primitives import C_STORE  # noqa: E402
 
 from places import ROOT  # noqa: E402
@@ -402,6 +402,94 @@ def test_one_caller_does_not_shut_the_others_out(node: Callable[..., Node], capl
     assert other.is_established
     for association in (*held, other):
         association.release()
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch, of: type, method: str, seconds: float) -> None:
+    """Lets a method begin later, as on a busy machine."""
+    done = getattr(of, method)
+
+    def later(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return done(*arguments)
+
+    monkeypatch.setattr(of, method, later)
+
+
+def test_who_has_released_takes_no_place(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection may be there a moment longer, and its peer does not know of that."""
+    slowed(monkeypatch, Node, "_closed", 1.0)
+    monkeypatch.setattr("pneumo_edge.serve.node._MOMENT", 0.0)
+    port = node(associations=1, share=1).port
+    assert all(call_and_release(port) for _ in range(3))
+    time.sleep(2)
+    held = call(port)
+    assert held.is_established
+    assert call(port).is_rejected
+    held.release()
+    assert call_and_release(port)
+    assert caplog.text.count("too many associations at once") == 1
+
+
+def test_a_thread_that_has_yet_to_end_takes_no_place(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = Association.kill
+
+    def kill(association: Association) -> None:
+        if association.is_acceptor:
+            time.sleep(2)
+        ended(association)
+
+    monkeypatch.setattr(Association, "kill", kill)
+    port = node(associations=1, share=1).port
+    assert all(call_and_release(port) for _ in range(30))
+
+
+def test_who_hangs_up_without_a_word_may_call_again_at_once(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed(monkeypatch, Node, "_closed", 0.2)
+    port = node(associations=1, share=1, seconds=600.0).port
+    for _ in range(10):
+        association = call(port)
+        assert association.is_established
+        association.abort()
+    for _ in range(3):
+        association = call(port)
+        assert association.is_established
+        association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+    assert call_and_release(port)
+
+
+def test_who_only_connects_takes_no_place_of_those_who_call(node: Callable[..., Node]) -> None:
+    port = node(associations=2, share=2, seconds=600.0).port
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
+    held = [call(port), call(port)]
+    assert all(association.is_established for association in held)
+    for association in held:
+        association.release()
+    for stranger in silent:
+        stranger.close()
+
+
+def test_a_clock_that_is_set_ends_nobody_and_keeps_nobody(
+    node: Callable[..., Node], film: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pynetdicom measures by the time of day how long a peer is silent."""
+    year, now = 365 * 86400.0, time.time
+    busy = call(node(seconds=600.0).port)
+    silent = call(node(seconds=2.0).port)
+    assert busy.is_established
+    assert silent.is_established
+    monkeypatch.setattr(time, "time", lambda: now() + year)
+    time.sleep(1)
+    assert busy.send_c_store(dataset(film)).Status == 0x0000
+    monkeypatch.setattr(time, "time", lambda: now() - year)
+    wait_for(lambda: silent.is_aborted, "it is ended")
+    assert busy.send_c_echo().Status == 0x0000
+    busy.release()
 
 
 def call_and_release(port: int) -> bool:

@@ -327,7 +327,9 @@ def _make_entity(ae_title: str) -> Any:
     from pynetdicom import AE
 
     from pneumo_edge.serve.answers import FORMS, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+    from pneumo_edge.serve.steady import steady_timers
 
+    steady_timers()
     entity = AE(ae_title)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
