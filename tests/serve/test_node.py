@@ -47,7 +47,7 @@ from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
 from pneumo_edge.dicom.decode import TRANSFER_SYNTAXES  # noqa: E402
 from pneumo_edge.errors import PassingError, UsageError  # noqa: E402
 from pneumo_edge.overlay import screen_film  # noqa: E402
-from pneumo_edge.serve.answers import Answer, as_form  # noqa: E402
+from pneumo_edge.serve.answers import REPORTS, Answer, as_form  # noqa: E402
 from pneumo_edge.serve.film import OF_THE_PIXELS, WHOSE, read_header  # noqa: E402
 from pneumo_edge.serve.inbox import Inbox, Limits  # noqa: E402
 from pneumo_edge.serve.journal import Entry, Journal, State  # noqa: E402
@@ -739,7 +739,7 @@ def answers_to(film: bytes, classifier: Classifier) -> tuple[Dataset, Dataset, P
 def test_an_answer_belongs_to_the_film_and_says_what_was_found(classifier: Classifier, film: bytes) -> None:
     source = dataset(film)
     capture, report, prediction = answers_to(film, classifier)
-    assert (capture.SOPClassUID, report.SOPClassUID) == (uid.SecondaryCaptureImageStorage, uid.EnhancedSRStorage)
+    assert (capture.SOPClassUID, report.SOPClassUID) == (uid.SecondaryCaptureImageStorage, uid.Comprehensive3DSRStorage)
     assert len({ds.SeriesInstanceUID for ds in (source, capture, report)}) == 3
     for ds in (capture, report):
         for keyword in (
@@ -1002,11 +1002,9 @@ def test_another_answer_has_other_uids(classifier: Classifier, pixels: npt.NDArr
 
 def test_a_report_has_other_forms_for_those_who_do_not_take_the_best(classifier: Classifier, film: bytes) -> None:
     made = Answer(read_header(film), classifier.predict(film, "film"), classifier, DEVICE).report()
-    forms = [as_form(made, kind) for kind in (
-        uid.EnhancedSRStorage, uid.ComprehensiveSRStorage, uid.BasicTextSRStorage
-    )]  # fmt: skip
-    assert len({form.SOPInstanceUID for form in forms}) == 3
-    basic = forms[2]
+    forms = [as_form(made, kind) for kind in REPORTS]
+    assert len({form.SOPInstanceUID for form in forms}) == len({form.SOPClassUID for form in forms}) == 4
+    basic = forms[-1]
     assert {item.ValueType for item in basic.ContentSequence} == {"TEXT"}
     text = texts(written(basic))
     assert "PNEUMONIA. Probability of pneumonia" in text
@@ -1084,9 +1082,7 @@ def test_the_objects_keep_to_their_definitions(
     for number, (of, judging) in enumerate(((film, classifier), (blank, classifier), (film, locating))):
         capture, report, _ = answers_to(of, judging)
         data = written(report)
-        forms = [as_form(each, kind) for each in (data, tooth) for kind in (
-            uid.EnhancedSRStorage, uid.ComprehensiveSRStorage, uid.BasicTextSRStorage
-        )]  # fmt: skip
+        forms = [as_form(each, kind) for each in (data, tooth) for kind in REPORTS]
         for each in (capture, *forms):
             path = tmp_path / f"{number}.dcm"
             path.write_bytes(written(each))
@@ -1145,7 +1141,7 @@ class Pacs:
         self._server.ae.shutdown()
 
 
-BOTH = {"SecondaryCaptureImageStorage": 0x0000, "EnhancedSRStorage": 0x0000}
+BOTH = {"SecondaryCaptureImageStorage": 0x0000, "Comprehensive3DSRStorage": 0x0000}
 
 
 @pytest.fixture
@@ -1204,9 +1200,9 @@ def test_a_pacs_that_is_away_or_refuses_is_tried_again(
     assert find(journal, answered).state is State.answered
     assert tries(journal, answered)[0].error == "the PACS does not answer"
     pacs = Pacs(port, **BOTH)
-    pacs.answers[uid.EnhancedSRStorage] = 0xA700
+    pacs.answers[uid.Comprehensive3DSRStorage] = 0xA700
     wait_for(lambda: "A700" in str(tries(journal, answered)[1].error), "it is refused")
-    pacs.answers[uid.EnhancedSRStorage] = 0x0000
+    pacs.answers[uid.Comprehensive3DSRStorage] = 0x0000
     wait_for(in_state(journal, answered, State.sent), "it is sent")
     pacs.close()
     assert [each.error for each in tries(journal, answered)] == [None, None]
@@ -1245,7 +1241,7 @@ def test_a_pacs_that_does_not_know_us_is_tried_again(
     ("answers", "why", "stored", "state"),
     [
         ({"SecondaryCaptureImageStorage": 0x0000}, "the PACS takes no reports", 1, State.sent),
-        (BOTH | {"EnhancedSRStorage": 0xC001}, "C001, 'no ... here'", 1, State.sent),
+        (BOTH | {"Comprehensive3DSRStorage": 0xC001}, "C001, 'no ... here'", 1, State.sent),
         (BOTH | {"SecondaryCaptureImageStorage": 0xA900}, "A900", 1, State.sent),
         (dict.fromkeys(BOTH, 0xC001), "C001", 0, State.failed),
     ],
@@ -1268,8 +1264,8 @@ def test_what_a_pacs_refuses_for_good_is_told_and_the_rest_arrives(
     assert len(pacs.stored) == stored
 
 
-@pytest.mark.parametrize("kind", ["ComprehensiveSRStorage", "BasicTextSRStorage"])
-def test_a_pacs_without_enhanced_reports_gets_those_that_it_takes(
+@pytest.mark.parametrize("kind", ["EnhancedSRStorage", "ComprehensiveSRStorage", "BasicTextSRStorage"])
+def test_a_pacs_without_the_best_reports_gets_those_that_it_takes(
     sender: Callable[..., Sender], journal: Journal, answered: bytes, kind: str
 ) -> None:
     pacs = Pacs(**{"SecondaryCaptureImageStorage": 0x0000, kind: 0x0000})
@@ -1300,7 +1296,7 @@ def test_a_pacs_that_hangs_does_not_keep_it_from_ending(
 def test_stored_with_a_remark_is_stored(
     sender: Callable[..., Sender], journal: Journal, answered: bytes, status: int
 ) -> None:
-    pacs = Pacs(SecondaryCaptureImageStorage=status, EnhancedSRStorage=status)
+    pacs = Pacs(SecondaryCaptureImageStorage=status, Comprehensive3DSRStorage=status)
     sender(pacs.port)
     wait_for(in_state(journal, answered, State.sent), "it is sent")
     pacs.close()

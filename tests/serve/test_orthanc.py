@@ -126,7 +126,7 @@ def check_answer(pacs: Orthanc, film: bytes) -> str:
     series = series_of(pacs, source.StudyInstanceUID)
     with Classifier.load() as classifier:
         prediction = classifier.predict(film, "film")
-    for modality, kind in (("OT", "1.2.840.10008.5.1.4.1.1.7"), ("SR", "1.2.840.10008.5.1.4.1.1.88.22")):
+    for modality, kind in (("OT", "1.2.840.10008.5.1.4.1.1.7"), ("SR", "1.2.840.10008.5.1.4.1.1.88.34")):
         assert "Not a diagnosis" in series[modality]["MainDicomTags"]["SeriesDescription"]
         (instance,) = series[modality]["Instances"]
         tags = pacs.get(f"instances/{instance}/simplified-tags")
@@ -336,7 +336,7 @@ def kinds(folder: Path) -> list[str]:
 def test_each_destination_gets_what_it_is_to_get_and_can_take(
     pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
 ) -> None:
-    """Orthanc gets the report alone; an old PACS, without Enhanced and Comprehensive SR, what it knows."""
+    """Orthanc gets the report alone; an old PACS what it knows."""
     profile = tmp_path / "old.cfg"
     profile.write_text(
         "[[TransferSyntaxes]]\n[Plain]\nTransferSyntax1 = LittleEndianImplicit\n[[PresentationContexts]]\n[Old]\n"
@@ -370,7 +370,9 @@ def test_a_destination_that_takes_no_reports_has_its_picture_and_says_why(
         Service(tmp_path / "spool", "--send-to", f"STORESCP@127.0.0.1:{port}") as service,
     ):
         assert storescu(service, write(tmp_path / "film.dcm", dicom_film(phantoms[0], 1))).returncode == 0
-        wait_until(lambda: any("takes no reports (Enhanced" in line for line in service.said), "it is told")
+        wait_until(
+            lambda: any("takes no reports (Comprehensive 3D, Enhanced" in line for line in service.said), "it is told"
+        )
         assert any("is there; it takes no reports" in line for line in service.said)
         wait_until(lambda: kinds(tmp_path / "old") == ["Secondary Capture Image Storage"], "the picture is there")
         assert service.stop() == 0
@@ -523,10 +525,12 @@ def test_answers_go_over_dicomweb_with_tls(
         to = ["--send-to", f"https://127.0.0.1:{port}/dicom-web"]
         with Service(tmp_path / "spool", *to) as service:
             assert storescu(service, film).returncode == 0
-            wait_until(lambda: any("certificate verify failed" in line for line in service.said), "it is told")
+            wait_until(
+                lambda: any("certificate of the server is not believed" in line for line in service.said), "it is told"
+            )
             assert service.stop() == 0
         with Service(tmp_path / "spool", *to, *known) as service:
-            wait_until(lambda: any("does not answer" in line for line in service.said), "it is told")
+            wait_until(lambda: any("over TLS (" in line for line in service.said), "it is told")
             assert service.stop() == 0
         assert dicomweb.instances() == {}
         with Service(tmp_path / "spool", *to, *known, *shown) as service:
