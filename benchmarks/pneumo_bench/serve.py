@@ -1,6 +1,7 @@
-"""pneumo-serve with real peers: what becomes of films when it is killed, a PACS goes away and the clock jumps.
+"""Tests pneumo-serve with real peers: counts the answers that arrive although it is killed, its clock jumps and a PACS
+is stopped.
 
-The crash test of the test suite is the same code with fewer films.
+The test suite runs the same code with fewer films.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -41,14 +42,14 @@ from pneumo_edge.errors import MissingExtraError, PneumoError, UsageError
 SERVE_PACKAGES = (*PACKAGES, "pydicom", "pynetdicom", "highdicom", "fastapi", "uvicorn")
 
 _BURST = 10
-"""Films that a modality sends in one association."""
+"""Films that a sender sends in one association."""
 
 _FARTHEST = 400
 """Days that a clock jumps at most."""
 
 _PATIENCE = 600.0
-"""Seconds that a program has to start or to end, and seconds without anything new in the PACS after which the rest is
-taken to be lost; the time of its absence comes on top, since it is tried again after as long at most."""
+"""Seconds that a program may take to start or to end. It is also the time without a new answer in the PACS after which
+the others count as lost; the time without a PACS comes on top, since sending is tried again after as long at most."""
 
 
 # ---------------------------------------------------------------------------------------------------- films and peers
@@ -59,8 +60,8 @@ def dicom_film(pixels: npt.NDArray[np.uint8], number: int, **tags: Any) -> bytes
 
     Args:
         pixels: (H, W), 0 = black.
-        number: The same number gives the same UIDs.
-        tags: Elements that replace or join those of the film; None takes one away.
+        number: Number of the film, from which its UIDs follow.
+        tags: Elements to add or replace; None removes one.
     """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
@@ -95,28 +96,34 @@ def dicom_film(pixels: npt.NDArray[np.uint8], number: int, **tags: Any) -> bytes
 
 
 def find_program(name: str) -> str | None:
-    """Returns where a program lies, the system's before others: pynetdicom brings scripts called as those of DCMTK."""
+    """Returns the path of a program. The system's come first: pynetdicom has scripts of the same names."""
     return shutil.which(name, path=os.pathsep.join(["/usr/bin", "/usr/sbin", os.environ.get("PATH", os.defpath)]))
 
 
-def free_port() -> int:
-    """Returns a port of this machine that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Keeps a port of 127.0.0.1 for a program that has to be told its number, while the block lasts.
+
+    Linux gives a port that is bound to nobody who asks for any, but lets a server with SO_REUSEADDR, as each of those
+    here is, listen on it; until one does, whoever calls is refused.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 class Orthanc:
-    """A PACS: the program Orthanc on free ports, its store in a folder. Can be stopped and started again."""
+    """A PACS: the program Orthanc, its store in a folder, on ports that are its own while a `with` block lasts. It runs
+    from the beginning of the block, and can be stopped and started again."""
 
     ae_title = "PACS"
 
     def __init__(self, folder: Path, plugin: Path | None = None) -> None:
-        """Prepares it; `start`, or entering it as a context manager, begins.
+        """Prepares it.
 
         Args:
-            folder: New; gets its settings and its store.
+            folder: New folder for its settings and its store.
             plugin: A shared library to load, such as that of DICOMweb.
 
         Raises:
@@ -125,19 +132,17 @@ class Orthanc:
         program = find_program("Orthanc")
         if program is None:
             raise UsageError("a PACS to send to needs the program Orthanc: apt install orthanc")
-        self.port, self.http = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.http}"
-        """Of its REST interface."""
+        self.port = self.http = 0
+        """Of DICOM, and of its REST interface."""
         folder.mkdir(parents=True)
-        self._command = [program, str(folder / "orthanc.json")]
+        self._file = folder / "orthanc.json"
+        self._command = [program, str(self._file)]
         self._log = folder / "orthanc.log"
-        settings = {
+        self._settings = {
             "Name": "PACS of a test",
             "DicomAet": self.ae_title,
-            "DicomPort": self.port,
             "DicomCheckCalledAet": True,
             "DicomAlwaysAllowStore": True,
-            "HttpPort": self.http,
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "StorageDirectory": str(folder / "store"),
@@ -145,11 +150,11 @@ class Orthanc:
             "OverwriteInstances": False,
             "Plugins": [] if plugin is None else [str(plugin)],
         }
-        (folder / "orthanc.json").write_text(json.dumps(settings), encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
+        self._ports = ExitStack()
 
     def start(self) -> None:
-        """Returns once it answers.
+        """Starts it, and returns when it answers.
 
         Raises:
             PneumoError: It ends, or does not answer in time.
@@ -165,22 +170,22 @@ class Orthanc:
         raise PneumoError(f"Orthanc does not start: {self._log} says why")
 
     def stop(self) -> None:
-        """Stops it in good order; what it holds stays."""
+        """Stops it in good order. Its store stays."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(_PATIENCE)
             self._process = None
 
     def get(self, path: str) -> Any:
-        """Returns what its REST interface says, from JSON."""
+        """Returns the answer of its REST interface, parsed from JSON."""
         return json.loads(self._ask(path))
 
     def post(self, path: str, data: bytes, method: str = "POST") -> Any:
-        """Hands something to its REST interface, and returns what it says, from JSON."""
+        """Sends data to its REST interface, and returns the answer, parsed from JSON."""
         return json.loads(self._ask(path, data, method) or b"null")
 
     def put(self, path: str, value: Any) -> Any:
-        """Sets something at its REST interface."""
+        """Sets a value at its REST interface."""
         return self.post(path, json.dumps(value).encode(), "PUT")
 
     def file(self, instance: str) -> bytes:
@@ -188,13 +193,13 @@ class Orthanc:
         return self._ask(f"instances/{instance}/file")
 
     def _ask(self, path: str, data: bytes | None = None, method: str = "GET") -> bytes:
-        request = urllib.request.Request(f"{self.url}/{path}", data, method=method)  # noqa: S310
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}/{path}", data, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
             told: bytes = answer.read()
             return told
 
     def instances(self) -> dict[str, Counter[str]]:
-        """Returns StudyInstanceUID -> modality -> how many instances there are."""
+        """Returns StudyInstanceUID -> modality -> number of instances."""
         # In this order: a study that comes in between is one without series, and no series is without its study.
         all_series = self.get("series?expand")
         studies = {s["ID"]: s["MainDicomTags"]["StudyInstanceUID"] for s in self.get("studies?expand")}
@@ -204,17 +209,26 @@ class Orthanc:
         return found
 
     def __enter__(self) -> Orthanc:
-        self.start()
+        self.port, self.http = (self._ports.enter_context(reserved_port()) for _ in range(2))
+        ports = {"DicomPort": self.port, "HttpPort": self.http}
+        self._file.write_text(json.dumps(self._settings | ports), encoding="utf-8")
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        with self._ports:
+            self.stop()
 
 
 class PicturesOnly:
-    """A PACS that takes pictures and no reports, and has no C-ECHO: DCMTK's storescp on a free port."""
+    """A PACS that takes pictures and no reports, and has no C-ECHO: DCMTK's storescp, on a port that is its own while a
+    `with` block lasts."""
 
     ae_title = "PICTURES"
 
@@ -231,7 +245,7 @@ PresentationContexts = Pictures
 """
 
     def __init__(self, folder: Path) -> None:
-        """Prepares it; entering it as a context manager begins.
+        """Prepares it.
 
         Args:
             folder: New; gets its settings and what it stores.
@@ -242,13 +256,14 @@ PresentationContexts = Pictures
         program = find_program("storescp")
         if program is None:
             raise UsageError("a PACS that takes no reports needs the program storescp: apt install dcmtk")
-        self.port, self._store = free_port(), folder / "store"
+        self.port, self._store = 0, folder / "store"
         self._store.mkdir(parents=True)
         profile = folder / "storescp.cfg"
         profile.write_text(self._TAKES, encoding="ascii")
         takes = ["-od", str(self._store), "-xf", str(profile), "Default"]
-        self._command = [program, "-aet", self.ae_title, *takes, str(self.port)]
+        self._command = [program, "-aet", self.ae_title, *takes]
         self._process: subprocess.Popen[bytes] | None = None
+        self._ports = ExitStack()
 
     def count(self) -> int:
         """Returns how many objects it has stored."""
@@ -265,17 +280,18 @@ PresentationContexts = Pictures
         return found
 
     def __enter__(self) -> PicturesOnly:
-        self._process = subprocess.Popen(  # noqa: S603
-            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self.port = self._ports.enter_context(reserved_port())
+        line = [*self._command, str(self.port)]
+        self._process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(_PATIENCE)
+        with self._ports:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait(_PATIENCE)
 
 
 _TELLS_TIME = r"""
@@ -360,19 +376,26 @@ class JumpingClock:
 
 
 class Service:
-    """The installed command pneumo-serve, with a DICOM node on a port of its own. Can be killed and started again."""
+    """The installed command pneumo-serve, on ports that are its own while a `with` block lasts. It runs from the
+    beginning of the block, and can be killed and started again."""
 
     ae_title = "PNEUMO"
 
     def __init__(
-        self, spool: Path, *options: str, dicom: bool = True, environment: Mapping[str, str] | None = None
+        self,
+        spool: Path,
+        *options: str | Path,
+        dicom: bool = True,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepares it; `start`, or entering it as a context manager, begins.
+        """Prepares it.
 
         Args:
             spool: Its folder.
             options: Of the command.
-            dicom: Whether it has the node.
+            dicom: Whether it has a DICOM node.
+            cwd: Folder that it runs in; this process's own by default.
             environment: Variables that it gets beside those of this process.
 
         Raises:
@@ -381,29 +404,39 @@ class Service:
         command = shutil.which("pneumo-serve", path=sysconfig.get_path("scripts"))
         if command is None:
             raise MissingExtraError("pneumo", "serve", "starting pneumo-serve")
-        self.port = free_port()
+        self.port = 0
+        """Of the DICOM node."""
         self.spool = spool
-        node = ["--dicom-port", str(self.port)] if dicom else []
-        self.command = [command, "--port", "0", *node, "--spool", str(spool), *options]
+        self._command = [command, "--spool", str(spool), *map(str, options)]
+        self._dicom, self._cwd = dicom, cwd
         self._environment = os.environ | dict(environment or {})
         self._last_line = "DICOM: " if dicom else "page and HTTP: "
         self.said: list[str] = []
-        """All that it has printed on stderr, line by line."""
+        """Lines that it has printed on stderr."""
         self.address = ""
-        """Of page and HTTP interface, once it has started."""
+        """Address of page and HTTP interface, once it has started."""
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._ready = threading.Event()
+        self._ports = ExitStack()
 
     def start(self, patience: float | None = _PATIENCE) -> None:
-        """Starts it, and waits until it takes films; None to go on at once.
+        """Starts it, and waits until it takes films.
+
+        Args:
+            patience: Longest wait in seconds; None returns at once.
 
         Raises:
-            PneumoError: It does not take any in time.
+            PneumoError: It takes no films in that time.
         """
         self._ready = threading.Event()
         self._process = subprocess.Popen(  # noqa: S603
-            self.command, stderr=subprocess.PIPE, text=True, env=self._environment
+            self._command,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            cwd=self._cwd,
+            env=self._environment,
         )
         self._reader = threading.Thread(target=self._listen, args=(self._process, self._ready))
         self._reader.start()
@@ -412,12 +445,17 @@ class Service:
             raise PneumoError(f"pneumo-serve does not start: {' / '.join(self.said[-3:])}")
 
     @property
+    def log(self) -> str:
+        """All that it has printed on stderr."""
+        return "\n".join(self.said)
+
+    @property
     def pid(self) -> int:
-        """Of the process; 0 where none runs."""
+        """Number of the process; 0 where none runs."""
         return 0 if self._process is None else self._process.pid
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kills it, as kill -9 does."""
         self._end(signal.SIGKILL)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -442,25 +480,34 @@ class Service:
                         self.address = line.rstrip().removeprefix("page and HTTP: ")
                     if line.startswith(self._last_line):
                         ready.set()
-        # It has ended: there is nothing to wait for any more.
+        # It has ended: nobody need wait any longer.
         ready.set()
 
     def __enter__(self) -> Service:
-        self.start()
+        self._command += ["--port", str(self._ports.enter_context(reserved_port()))]
+        if self._dicom:
+            self.port = self._ports.enter_context(reserved_port())
+            self._command += ["--dicom-port", str(self.port)]
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self.kill()
+        with self._ports:
+            if self._process is not None:
+                self.kill()
 
 
 # ---------------------------------------------------------------------------------------- kill -9, and a PACS that goes
 
 
 class _Outbox:
-    """Films that modalities have to send; each is taken out by Success alone."""
+    """Films that the senders have to send. Each stays until it is accepted."""
 
     def __init__(self, films: Sequence[bytes]) -> None:
         self._waiting = list(films)
@@ -487,11 +534,11 @@ class _Outbox:
 
 
 class _Fate:
-    """Kills pneumo-serve, takes the PACS away and sets the clock, at moments drawn beforehand.
+    """Kills pneumo-serve, stops the PACS and sets the clock, at moments that are drawn beforehand.
 
-    A film makes three steps: it is accepted, and picture and report arrive in the PACS. A kill comes at a number of
-    steps, so that the kills are spread over the whole way however fast the machine is, and some come while the PACS is
-    away. So do the jumps of the clock.
+    A film makes three steps: it is accepted, and its picture and its report arrive in the PACS. Kills and jumps of the
+    clock come at numbers of steps, so that they are spread over all films on a machine of any speed. Some kills come
+    while the PACS is stopped.
     """
 
     def __init__(
@@ -525,12 +572,12 @@ class _Fate:
 
     @property
     def done(self) -> bool:
-        """All kills and jumps have been, and the PACS has come back."""
+        """Whether all kills and jumps are done and the PACS is back."""
         drawn = self._steps or self._seconds or self._jumps
         return not drawn and self._left is not None and self.pacs_is_there
 
     def strike(self, accepted: int, arrived: int) -> None:
-        """Does what is due when so many films are accepted, and so many objects have arrived in the PACS."""
+        """Does what is due, by the number of accepted films and of objects that have arrived in the PACS."""
         now = time.perf_counter()
         if self._left is None and arrived >= self._leaves_at:
             self._pacs.stop()
@@ -569,22 +616,22 @@ def survive(
     seed: int,
     bundle: Path | None = None,
 ) -> dict[str, Any]:
-    """Sends films from several modalities while pneumo-serve is killed again and again, its clock jumps and the PACS is
-    away; another PACS takes no reports. Films are kept for 30 days, fewer than the clock jumps.
+    """Sends films from several senders while pneumo-serve is killed again and again, its clock jumps and the PACS is
+    stopped; another PACS takes no reports. Films are kept for 30 days, fewer than the clock jumps.
 
     Args:
-        folder: New; gets the spool and the stores of both.
-        films: As `dicom_film` makes them, each of a study of its own.
-        kills: How often `kill -9` ends pneumo-serve, at random moments.
-        away: Seconds for which Orthanc is not there, or longer, until the kills of that time are done.
-        jumps: How often the clock is set, up to 400 days off in either direction.
-        associations: Modalities that send at the same time, in bursts, and send again what was not accepted.
-        seed: Of the moments.
+        folder: New folder for the spool and the stores of both.
+        films: DICOM files from `dicom_film`, each with its own study.
+        kills: Times that `kill -9` ends pneumo-serve, at random moments.
+        away: Seconds without Orthanc; longer if the kills of that time are not done.
+        jumps: Times that the clock is set, up to 400 days off in either direction.
+        associations: Senders that send bursts at the same time, and send again what was not accepted.
+        seed: Seed of the moments.
         bundle: The model; the one that comes with pneumo by default.
 
     Returns:
-        How many films were sent, and how many are kept; and by destination how many were answered as it takes them (one
-        object of each kind under the study of the film), lost, and answered more than once.
+        Numbers of films that were sent and that are kept; for each destination those that were answered as it takes
+        them (one object of each kind under the study of the film), lost, and answered more than once.
 
     Raises:
         UsageError, MissingExtraError: Orthanc, storescp, a C compiler or pneumo-serve is not there.
@@ -662,7 +709,7 @@ def is_whole(found: Mapping[str, Any]) -> bool:
 
 
 def _send_bursts(outbox: _Outbox, port: int) -> None:
-    """Is a modality: sends bursts of films until all are accepted, and again what was not."""
+    """Sends bursts of films until all are accepted; sends again those that were not."""
     import pydicom
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
     from pynetdicom import AE
@@ -692,7 +739,7 @@ def _send_bursts(outbox: _Outbox, port: int) -> None:
 def measure_crashes(
     *, films: int, kills: int, away: float, jumps: int, associations: int, seed: int, bundle: Path | None
 ) -> dict[str, Any]:
-    """Draws phantoms, makes DICOM films of them, and lets `survive` send them; returns what `serve.json` holds.
+    """Makes DICOM films of phantoms, lets `survive` send them, and returns the content of `serve.json`.
 
     Raises:
         UsageError, MissingExtraError, PneumoError: See `survive`.
@@ -719,7 +766,7 @@ _OBJECTS = {"OT": "picture", "SR": "report"}
 
 
 def crash_table(record: dict[str, Any]) -> Table:
-    """Returns what became of the films, by destination."""
+    """Returns the table of a record of `measure_crashes`, one row for each destination."""
     found, settings = record["crashes"], record["settings"]
     return Table(
         title="pneumo-serve, killed and started again",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import select
@@ -30,19 +29,24 @@ pytest.importorskip("pynetdicom", reason="needs the extra serve")
 pytest.importorskip("highdicom", reason="needs the extra serve")
 
 from places import SHARED  # noqa: E402
-from pneumo_bench.serve import Orthanc, Service, dicom_film, find_program, free_port, is_whole, survive  # noqa: E402
+from pneumo_bench.serve import (  # noqa: E402
+    Orthanc,
+    Service,
+    dicom_film,
+    find_program,
+    is_whole,
+    reserved_port,
+    survive,
+)
 from pneumo_edge.classifier import Classifier  # noqa: E402
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
 from pneumo_train.phantom import draw_phantoms  # noqa: E402
 
-# pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    gc.collect()
+pytestmark = [
+    # pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.usefixtures("collected"),
+]
 
 
 REAL = SHARED / "data" / "dicom"
@@ -79,7 +83,7 @@ def service(tmp_path: Path, pacs: Orthanc) -> Iterator[Service]:
     with Service(tmp_path / "spool", "--send-to", f"{pacs.ae_title}@127.0.0.1:{pacs.port}") as running:
         yield running
         assert running.stop() == 0
-    assert not [line for line in running.said if "Traceback" in line]
+    assert "Traceback" not in running.log
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +208,9 @@ def test_nothing_is_lost_or_answered_twice_when_it_is_killed_the_pacs_goes_away_
     program("Orthanc")
     program("storescp")
     program("cc")
-    films = [dicom_film(phantoms[i % len(phantoms)], i) for i in range(30)]
-    found = survive(tmp_path / "run", films, kills=4, away=6.0, jumps=3, associations=4, seed=int(time.time()))
+    films, seed = [dicom_film(phantoms[i % len(phantoms)], i) for i in range(30)], int(time.time())
+    print(f"seed {seed}")
+    found = survive(tmp_path / "run", films, kills=4, away=6.0, jumps=3, associations=4, seed=seed)
     assert is_whole(found), found
     assert (found["films"], len(found["kills"]), len(found["jumps_days"])) == (30, 4, 3), found
     # The clock has indeed jumped.
@@ -215,9 +220,8 @@ def test_nothing_is_lost_or_answered_twice_when_it_is_killed_the_pacs_goes_away_
 def test_after_ctrl_c_it_goes_on_where_it_was(
     pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
 ) -> None:
-    service = Service(tmp_path / "spool", "--send-to", f"{pacs.ae_title}@127.0.0.1:{pacs.port}")
     pacs.stop()
-    with service:
+    with Service(tmp_path / "spool", "--send-to", f"{pacs.ae_title}@127.0.0.1:{pacs.port}") as service:
         for i in range(3):
             (tmp_path / f"{i}.dcm").write_bytes(dicom_film(phantoms[i], i))
         assert storescu(service, *(tmp_path / f"{i}.dcm" for i in range(3))).returncode == 0
@@ -313,15 +317,15 @@ def test_its_own_answer_that_comes_back_is_no_film(
 def storescp(folder: Path, *options: str) -> Iterator[int]:
     """A PACS that takes what DCMTK's storescp takes; yields its port."""
     folder.mkdir()
-    port = free_port()
-    line = [program("storescp"), "-aet", "STORESCP", "-od", str(folder), *options, str(port)]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: listens(port), "storescp is there")
-        yield port
-    finally:
-        process.kill()
-        process.wait()
+    with reserved_port() as port:
+        line = [program("storescp"), "-aet", "STORESCP", "-od", str(folder), *options, str(port)]
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: listens(port), "storescp is there")
+            yield port
+        finally:
+            process.kill()
+            process.wait()
 
 
 def listens(port: int) -> bool:
@@ -391,15 +395,16 @@ def test_a_pacs_that_hangs_does_not_keep_it_from_stopping(
     ):
         assert storescu(service, write(tmp_path / "film.dcm", dicom_film(phantoms[0], 1))).returncode == 0
         wait_until(lambda: len(list((tmp_path / "slow").iterdir())) == 1, "it hangs")
-        start = time.monotonic()
         assert service.stop() == 0
-        # The PACS would have 60 s, and systemd gives no more than that.
-        print("stopped after", time.monotonic() - start)
-        assert time.monotonic() - start < 50
+        assert len(list((tmp_path / "slow").iterdir())) == 1
+    # What was on its way is sent after the next start.
+    with sqlite3.connect(tmp_path / "spool" / "journal.db") as db:
+        assert db.execute("SELECT state FROM films").fetchall() == [("answered",)]
+    db.close()
 
 
-def test_a_pacs_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> None:
-    with Service(tmp_path / "spool", "--send-to", f"PACS@127.0.0.1:{free_port()}") as service:
+def test_a_pacs_that_is_not_there_is_told_at_the_start(tmp_path: Path, nobody: int) -> None:
+    with Service(tmp_path / "spool", "--send-to", f"PACS@127.0.0.1:{nobody}") as service:
         wait_until(lambda: any("the PACS does not answer; answers wait" in line for line in service.said), "it is told")
         assert service.stop() == 0
 
@@ -465,7 +470,7 @@ def test_films_and_answers_go_over_dicomweb(
     dicomweb: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
 ) -> None:
     """Orthanc's STOW-RS client hands the film in, and its server gets the answer."""
-    url = f"{dicomweb.url}/dicom-web"
+    url = f"http://127.0.0.1:{dicomweb.http}/dicom-web"
     with Service(tmp_path / "spool", "--send-to", url) as service:
         film = dicom_film(phantoms[0], 1)
         study = pydicom.dcmread(pydicom.filebase.DicomBytesIO(film)).StudyInstanceUID
