@@ -346,19 +346,22 @@ def serve(
     associations: Annotated[int, typer.Option(min=1, help="Senders at the same time.")] = 4,
     kills: Annotated[int, typer.Option(min=0, help="Times that pneumo-serve is killed, with kill -9.")] = 20,
     away: Annotated[float, typer.Option(min=0, help="Seconds without a PACS.")] = 60.0,
-    seed: Annotated[int, typer.Option(help="Seed that draws the moments of the kills.")] = 0,
+    jumps: Annotated[int, typer.Option(min=0, help="Times that its clock is set, up to 400 days off.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed that draws the moments of the kills and jumps.")] = 0,
     output: Output = None,
 ) -> None:
-    """Sends films to pneumo-serve, kills it, stops the PACS, and counts the answers that arrive; needs Orthanc."""
+    """Sends films to pneumo-serve, kills it, sets its clock, stops the PACS, and counts the answers that arrive; needs
+    Orthanc, DCMTK and a C compiler."""
     from pneumo_bench.output import make_folder
-    from pneumo_bench.serve import crash_table, measure_crashes
+    from pneumo_bench.serve import crash_table, is_whole, measure_crashes
 
     if output is not None:
         make_folder(output)
-    record = measure_crashes(films=films, kills=kills, away=away, associations=associations, seed=seed, bundle=model)
+    record = measure_crashes(
+        films=films, kills=kills, away=away, jumps=jumps, associations=associations, seed=seed, bundle=model
+    )
     _publish(output, "serve", record, [crash_table(record)])
-    crashes = record["crashes"]
-    if crashes["answered"] != crashes["films"] or crashes["twice"] or crashes["lost"]:
+    if not is_whole(record["crashes"]):
         raise typer.Exit(FAILED)
 
 

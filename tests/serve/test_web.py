@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -953,40 +954,79 @@ def test_the_description_names_the_fields_of_the_record(parts: Any) -> None:
     assert NOT_A_DIAGNOSIS in described["info"]["description"]
 
 
+REQUESTS = int(os.environ.get("PNEUMO_REQUESTS", "400"))
+"""That schemathesis makes, over all of its tests. `pytest -s` shows what came of them."""
+
+
 @pytest.mark.parametrize("secret", [None, TOKEN])
-def test_schemathesis_finds_nothing(secret: str | None, parts: Any) -> None:
+def test_schemathesis_finds_nothing(secret: str | None, serve: Serve, tmp_path: Path) -> None:
+    """Requests of every kind that the description allows, and of those that it does not, to the installed command."""
     schemathesis = pytest.importorskip("schemathesis", reason="the tests of pneumo-serve need the extra dev")
-    from hypothesis import HealthCheck, Phase, given, settings
-    from schemathesis.specs.openapi.checks import positive_data_acceptance
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+    from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
+    films = st.sampled_from([film(150), film(60, "JPEG"), RED.getvalue(), film()[:90], dicom(), dicom()[:900]])
+    for kind in ("image/png", "image/jpeg", "application/dicom", "application/octet-stream"):
+        schemathesis.openapi.media_type(kind, films | st.binary())
 
     @schemathesis.serializer("multipart/related")  # type: ignore[untyped-decorator]
     def as_it_is(_context: Any, value: Any) -> Any:
         return value
 
-    bounded = settings(
-        max_examples=15, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    headers = {"Host": "localhost"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
-    app = make_app(*parts, token=token if secret else None)
-    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=headers)
-    tried = set()
-    for result in schema.get_all_operations():
-        operation = result.ok()
+    options: list[str | Path] = []
+    if secret:
+        (tmp_path / "token").write_text(secret)
+        (tmp_path / "token").chmod(0o600)
+        options = ["--token-file", tmp_path / "token"]
+    service = serve(*options)
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    schema = schemathesis.openapi.from_url(f"{service.address}/openapi.json", headers=headers)
+    tried: Counter[tuple[str, int]] = Counter()
+    known: list[str] = []
 
-        def examine(case: Any) -> None:
-            # A description cannot say which bytes are a film.
-            answer = case.call_and_validate(headers=headers, excluded_checks=[positive_data_acceptance])
-            tried.add((case.operation.label, answer.status_code))
+    def examine(case: Any, data: st.DataObject) -> None:
+        # A description cannot say which bytes are a film.
+        ignored = [positive_data_acceptance]
+        if "key" in (case.path_parameters or {}) and known and data.draw(st.booleans()):
+            case.path_parameters["key"] = data.draw(st.sampled_from(known))
+            ignored.append(negative_data_rejection)
+        answer = case.call_and_validate(headers=headers, excluded_checks=ignored)
+        tried[case.operation.label, answer.status_code] += 1
+        if case.operation.label == "GET /v1/films" and answer.status_code == 200:
+            known[:] = [told["key"] for told in answer.json()["films"]]
 
-        bounded(given(case=operation.as_strategy())(examine))()
+    turn = 0
+    while tried.total() < REQUESTS / 2:
+        turn += 1
+        bounded = settings(
+            max_examples=max(15, REQUESTS // 50), deadline=None, database=None,
+            phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        for result in schema.get_all_operations():
+            operation = result.ok()
+
+            def ask(case: Any, data: st.DataObject) -> None:
+                examine(case, data)
+
+            seed(turn)(bounded(given(case=operation.as_strategy(), data=st.data())(ask)))()
+    statuses: Counter[int] = Counter()
+    for (_, status), count in tried.items():
+        statuses[status] += count
+    print(
+        f"\n{tried.total()} requests:", ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
+    )
     assert {operation for operation, _ in tried} == {
         "POST /v1/predict", "POST /v1/films", "GET /v1/films", "GET /v1/films/{key}", "DELETE /v1/films/{key}",
         "POST /v1/films/{key}/rejudge", "POST /v1/films/{key}/resend", "POST /dicom-web/studies",
         "GET /v1/films/{key}/film.png", "GET /v1/films/{key}/film.pgm",
         "GET /v1/films/{key}/heatmap.png", "GET /v1/model", "GET /metrics", "GET /healthz",
     }  # fmt: skip
-    assert {("POST /v1/predict", 422), ("GET /v1/films", 200), ("GET /v1/films/{key}", 404)} <= tried
+    assert {
+        ("POST /v1/predict", 200), ("POST /v1/predict", 422), ("POST /v1/films", 202), ("GET /v1/films", 200),
+        ("GET /v1/films/{key}", 404), ("GET /v1/films/{key}", 200),
+    } <= set(tried)  # fmt: skip
+    assert not [status for status in statuses if status >= 500 and status not in (503, 507)]
+    assert "Traceback" not in service.log
 
 
 # ------------------------------------------------------------------------------------------------------ the docs
