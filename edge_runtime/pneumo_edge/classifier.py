@@ -37,7 +37,7 @@ one kind, with the same packages, give the same answer. LiteRT's int8 kernels pa
 REGIONS = ("positive", "all")
 """In which films regions are outlined: those that are called PNEUMONIA, or every one."""
 
-_MODULE = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
+ENGINE_MODULES = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
 
 UNUSUAL = (
     "the picture is unlike the chest films that the model has learned from: an unusual film, or no frontal chest film"
@@ -64,11 +64,15 @@ class Prediction:
     threshold: float
     """On `probability`."""
     operating_point: str
+    prevalence: float
+    """Share of films with pneumonia where `probability` and `threshold` hold."""
     novelty: float
     in_distribution: bool
     warnings: tuple[str, ...]
     model: str
     file: str
+    contrast: float
+    """Standard deviation of the film's grey levels, of 255, as the model sees them."""
     region: Region | None
     """Where the film shows what speaks for pneumonia; None where the model has no local map."""
     milliseconds: dict[str, float]
@@ -183,7 +187,7 @@ class Classifier:
         """
         found = read_bundle(Path(bundle) if bundle is not None else DEFAULT_BUNDLE)
         if file is None:
-            file = _choose_file(found, engine)
+            file = choose_file(found, engine)
         elif engine != "auto" and ENGINE_OF_SUFFIX.get(Path(file).suffix) != engine:
             raise UsageError(f"{file} is not a file of the engine {engine}: leave out one of the two")
         return cls(
@@ -265,14 +269,15 @@ class Classifier:
         return backends[threads]
 
     def _judge(self, source: Source, name: str, threads: int) -> Prediction:
-        from pneumo_edge.plausibility import objections
+        from pneumo_edge.plausibility import contrast, objections
         from pneumo_edge.preprocess import read_film
         from pneumo_edge.unseen import unseen
 
         backend = self._backend(threads)
         start = time.perf_counter()
         film = read_film(source, self._size, name)
-        doubts = objections(film)
+        spread = contrast(film.pixels)
+        doubts = objections(film, spread)
         between = time.perf_counter()
         outputs = backend.run(film.pixels[None])
         read_ms, infer_ms = (between - start) * 1e3, (time.perf_counter() - between) * 1e3
@@ -292,11 +297,13 @@ class Classifier:
             logit=logit,
             threshold=_sigmoid(self._cut),
             operating_point=self.operating_point,
+            prevalence=self.prevalence,
             novelty=novelty,
             in_distribution=not doubts,
             warnings=doubts + film.warnings + unseen(film, self.bundle.description.provenance.sites),
             model=self.bundle.description.name,
             file=self.file,
+            contrast=spread,
             milliseconds={"read": round(read_ms, 3), "infer": round(infer_ms, 3)},
             region=self._region(outputs.heatmap[0], label, film, name),
             heatmap=outputs.heatmap[0],
@@ -340,10 +347,16 @@ def _name(source: Source) -> str:
     return "-" if isinstance(source, bytes) else os.fspath(source)
 
 
-def _choose_file(bundle: Bundle, engine: str) -> str:
+def choose_file(bundle: Bundle, engine: str) -> str:
+    """Returns the best file of a bundle for an engine, or for "auto" the best whose engine is installed.
+
+    Raises:
+        BundleError: It has no file for the engine.
+        UsageError: There is no such engine.
+    """
     if engine == "auto":
         order = ENGINE_ORDER.get(platform.machine().lower(), ("onnx", "tflite"))
-        present = [file for e in order if find_spec(_MODULE[e]) for file in bundle.files_of_engine(e)]
+        present = [file for e in order if find_spec(ENGINE_MODULES[e]) for file in bundle.files_of_engine(e)]
         # A bundle with TFLite files alone, and no LiteRT: the missing extra is named when the file is opened.
         files = present or [file for e in order for file in bundle.files_of_engine(e)]
     elif engine in ENGINE_OF_SUFFIX.values():

@@ -153,8 +153,9 @@ def infer(
 
 
 _CSV_COLUMNS = (
-    "path", "label", "probability", "logit", "threshold", "operating_point", "novelty", "in_distribution",
-    "warnings", "model", "file", "read_ms", "infer_ms", "region_outlines", "region_area", "region_strongest", "error",
+    "path", "label", "probability", "logit", "threshold", "operating_point", "prevalence", "novelty", "in_distribution",
+    "warnings", "model", "file", "contrast", "read_ms", "infer_ms", "region_outlines", "region_area",
+    "region_strongest", "error",
 )  # fmt: skip
 
 
@@ -170,7 +171,10 @@ def _show_text(answer: Prediction | Failure) -> None:
     if answer.label is None:
         verdict = f"no verdict ({'; '.join(answer.warnings)})"
     else:
-        point = f"threshold {answer.threshold:.1%}, operating point {answer.operating_point}"
+        point = (
+            f"at a prevalence of {answer.prevalence:.1%}, threshold {answer.threshold:.1%}, "
+            f"operating point {answer.operating_point}"
+        )
         verdict = f"{answer.label:<9}  probability of pneumonia {share:>6}  ({point})"
         if answer.label == LABELS[1] and answer.region is not None and not answer.region.polygons:
             verdict += f"; {NO_REGION}"

@@ -16,6 +16,7 @@ from pneumo_edge.archive.places import Store
 from pneumo_edge.bundle import LABELS
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.report_page import page, percent, table
+from pneumo_edge.svg import line, rectangle, svg, text
 
 FORMAT_VERSION = 1
 SUMMARY, PAGE = "summary.json", "report.html"
@@ -122,31 +123,6 @@ _WIDTH, _LEFT, _RIGHT = 960, 76, 30
 """Of a diagram and its margins, in units of its own: a page may show it in any size."""
 
 
-def _svg(height: float, says: str, *shapes: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{html.escape(says)}">'
-        f"<title>{html.escape(says)}</title>{''.join(shapes)}</svg>"
-    )
-
-
-def _rectangle(x: float, y: float, width: float, height: float, colour: str, says: str = "") -> str:
-    inside = f"<title>{html.escape(says)}</title>" if says else ""
-    return f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" fill="{colour}">{inside}</rect>'
-
-
-def _text(x: float, y: float, words: str, anchor: str = "middle", colour: str = "#46525a", weight: int = 400) -> str:
-    return (
-        f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}" fill="{colour}" font-weight="{weight}">'
-        f"{html.escape(words)}</text>"
-    )
-
-
-def _line(x0: float, y0: float, x1: float, y1: float, colour: str = "#d5dbde", dashes: str = "none") -> str:
-    return (
-        f'<line x1="{x0:.2f}" y1="{y0:.2f}" x2="{x1:.2f}" y2="{y1:.2f}" stroke="{colour}" stroke-dasharray="{dashes}"/>'
-    )
-
-
 def _columns(
     top: float, height: float, counts: Sequence[int], colour: str, title: str, names: Sequence[str]
 ) -> list[str]:
@@ -157,27 +133,27 @@ def _columns(
     for power in range(most + 1):
         y = base - height * (power + 1) / (most + 1)
         if power in {0, most} or height / most > 18:
-            shapes += [_line(_LEFT, y, _WIDTH - _RIGHT, y), _text(_LEFT - 8, y + 4, f"{10**power:,}", "end")]
+            shapes += [line(_LEFT, y, _WIDTH - _RIGHT, y), text(_LEFT - 8, y + 4, f"{10**power:,}", "end")]
     for i, count in enumerate(counts):
         if count:
             # One film reaches the first line, none the base.
             tall = height * (math.log10(count) + 1) / (most + 1)
             says = f"{names[i]}: {count:,} films"
-            shapes.append(_rectangle(_LEFT + i * wide + 0.5, base - tall, wide - 1, tall, colour, says))
-    shapes.append(_line(_LEFT, base, _WIDTH - _RIGHT, base, "#46525a"))
-    return [*shapes, _text(_LEFT + 8, top - 8, title, "start", colour, 600)]
+            shapes.append(rectangle(_LEFT + i * wide + 0.5, base - tall, wide - 1, tall, colour, says))
+    shapes.append(line(_LEFT, base, _WIDTH - _RIGHT, base, "#46525a"))
+    return [*shapes, text(_LEFT + 8, top - 8, title, "start", colour, 600)]
 
 
 def _verdict_bar(verdicts: Mapping[str, int]) -> str:
     total, x, shapes = max(1, sum(verdicts.values())), 0.0, []
     for verdict, films in verdicts.items():
         wide = _WIDTH * films / total
-        shapes.append(_rectangle(x, 0, wide, 44, _COLOURS[verdict], f"{_WORDS[verdict]}: {films:,} films"))
+        shapes.append(rectangle(x, 0, wide, 44, _COLOURS[verdict], f"{_WORDS[verdict]}: {films:,} films"))
         if wide > 60:
-            shapes.append(_text(x + wide / 2, 28, percent(films / total), "middle", "#ffffff", 600))
+            shapes.append(text(x + wide / 2, 28, percent(films / total), "middle", "#ffffff", 600))
         x += wide
     says = ", ".join(f"{films:,} {_WORDS[verdict]}" for verdict, films in verdicts.items())
-    return _svg(44, f"Films by verdict: {says}", *shapes)
+    return svg(_WIDTH, 44, f"Films by verdict: {says}", *shapes)
 
 
 def _probability_diagram(summary: Mapping[str, Any]) -> str:
@@ -191,11 +167,11 @@ def _probability_diagram(summary: Mapping[str, Any]) -> str:
     base = gap * len(_JUDGED) - 12 + height * len(_JUDGED)
     width = _WIDTH - _LEFT - _RIGHT
     x = _LEFT + width * summary["threshold"]
-    shapes += [_line(x, 12, x, base, "#1d2529", "5 4")]
-    shapes += [_text(x, 10, f"threshold {percent(summary['threshold'])}", "middle", "#1d2529")]
-    shapes += [_text(_LEFT + width * tenth / 10, base + 20, f"{10 * tenth} %") for tenth in range(11)]
-    shapes += [_text(_LEFT + width / 2, base + 42, "probability of pneumonia")]
-    return _svg(base + 52, "Histograms of the probability of pneumonia, by verdict", *shapes)
+    shapes += [line(x, 12, x, base, "#1d2529", "5 4")]
+    shapes += [text(x, 10, f"threshold {percent(summary['threshold'])}", "middle", "#1d2529")]
+    shapes += [text(_LEFT + width * tenth / 10, base + 20, f"{10 * tenth} %") for tenth in range(11)]
+    shapes += [text(_LEFT + width / 2, base + 42, "probability of pneumonia")]
+    return svg(_WIDTH, base + 52, "Histograms of the probability of pneumonia, by verdict", *shapes)
 
 
 def _time_diagram(milliseconds: Mapping[str, Any]) -> str:
@@ -212,10 +188,10 @@ def _time_diagram(milliseconds: Mapping[str, Any]) -> str:
     base, wide = gap * 2 - 12 + height * 2, (_WIDTH - _LEFT - _RIGHT) / (last - first)
     every = max(1, math.ceil((last - first) / 18))
     shapes += [
-        _text(_LEFT + i * wide, base + 20, f"{edge:g}") for i, edge in enumerate(edges[first:last]) if i % every == 0
+        text(_LEFT + i * wide, base + 20, f"{edge:g}") for i, edge in enumerate(edges[first:last]) if i % every == 0
     ]
-    shapes += [_text(_LEFT + (_WIDTH - _LEFT - _RIGHT) / 2, base + 42, "milliseconds for one film on one core")]
-    return _svg(base + 52, "Histograms of the milliseconds that reading and inference take", *shapes)
+    shapes += [text(_LEFT + (_WIDTH - _LEFT - _RIGHT) / 2, base + 42, "milliseconds for one film on one core")]
+    return svg(_WIDTH, base + 52, "Histograms of the milliseconds that reading and inference take", *shapes)
 
 
 # ----------------------------------------------------------------------------------------------------------- the page
