@@ -276,8 +276,7 @@ class Classifier:
         backend = self._backend(threads)
         start = time.perf_counter()
         film = read_film(source, self._size, name)
-        spread = contrast(film.pixels)
-        doubts = objections(film, spread)
+        doubts = objections(film)
         between = time.perf_counter()
         outputs = backend.run(film.pixels[None])
         read_ms, infer_ms = (between - start) * 1e3, (time.perf_counter() - between) * 1e3
@@ -303,7 +302,7 @@ class Classifier:
             warnings=doubts + film.warnings + unseen(film, self.bundle.description.provenance.sites),
             model=self.bundle.description.name,
             file=self.file,
-            contrast=spread,
+            contrast=contrast(film.pixels),
             milliseconds={"read": round(read_ms, 3), "infer": round(infer_ms, 3)},
             region=self._region(outputs.heatmap[0], label, film, name),
             heatmap=outputs.heatmap[0],

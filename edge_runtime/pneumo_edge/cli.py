@@ -332,11 +332,20 @@ def _list(model: Path | None) -> None:
     description = bundle.description
     size = description.input.size
     print(f"{description.name}: {description.backbone}, {description.head} head, {size} x {size}, in {bundle.folder}")
+    tested = "local" if description.site else "validation"
     for name, point in description.operating_points.items():
         default = " (default)" if name == description.default_operating_point else ""
         print(
-            f"  operating point {name}{default}: pneumonia from {point.threshold:.1%}, on validation films "
+            f"  operating point {name}{default}: pneumonia from {point.threshold:.1%}, on {tested} films "
             f"sensitivity {point.sensitivity.value:.1%}, specificity {point.specificity.value:.1%}"
+        )
+    if description.site is not None:
+        site_films = ", ".join(f"{count} {label}" for label, count in description.site.films.items())
+        auc = description.site.auc
+        print(
+            f"  calibrated at {description.site.name} on {description.site.calibrated}: {site_films} films, "
+            f"{description.site.patients} patients, prevalence {description.site.prevalence:.1%}, AUC {auc.value:.2f} "
+            f"({auc.low:.2f} to {auc.high:.2f})"
         )
     for site in description.provenance.sites:
         films = sum(count for part, count in site.films.items() if part.startswith("train/"))

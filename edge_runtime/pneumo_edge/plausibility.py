@@ -26,17 +26,12 @@ MAX_ASPECT = 3.5
 size lie between 1.15 and 1.78; the training copies are square whatever they were."""
 
 
-def objections(film: Film, spread: float) -> tuple[str, ...]:
-    """Returns one sentence for each sign that the picture is no chest film to be judged; empty if there is none.
-
-    Args:
-        film: The picture.
-        spread: Its `contrast`.
-    """
+def objections(film: Film) -> tuple[str, ...]:
+    """Returns one sentence for each sign that the picture is no chest film to be judged; empty if there is none."""
     found = list(film.doubts)
     if film.chroma > MAX_CHROMA:
         found.append("the picture is in colour, an X-ray is grey")
-    if spread < MIN_CONTRAST:
+    if contrast(film.pixels) < MIN_CONTRAST:
         found.append("the picture is almost blank")
     if min(film.width, film.height) < MIN_SIDE:
         found.append(f"the picture is tiny ({film.width} x {film.height} pixels)")

@@ -27,10 +27,12 @@ from pneumo_edge.archive.listing import Source, open_source
 from pneumo_edge.archive.places import Store
 from pneumo_edge.archive.plan import DESCRIPTION, Description, Plan, read_description, write_description
 from pneumo_edge.archive.work import Done, Job, bundle_sha256, check, do_part, judge, write_part
+from pneumo_edge.bundle import Reference
 from pneumo_edge.classifier import Classifier, Failure, usable_cores
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS, progress, quiet_libraries, say
 from pneumo_edge.errors import BundleError, DataError, MissingExtraError, PneumoError, UsageError, one_line
 from pneumo_edge.preprocess import VERSION as PREPROCESS_VERSION
+from pneumo_edge.watch import expected_share
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,6 +68,10 @@ class Outcome:
     threshold: float
     """Of the bundle's operating point, on the probability."""
     started: str
+    reference: Reference | None = None
+    """Of the file that judges: what its answers are compared with."""
+    expected: float = 0.0
+    """Share of PNEUMONIA in the reference."""
     counts: Counts = field(default_factory=Counts)
     """Of all parts that stand, whichever run made them."""
     films: int = 0
@@ -145,7 +151,10 @@ def judge_archive(
     first = next(found.batches, None)
     if first is None and not plan.films:
         raise DataError(f"{description.source} holds no films: give a folder, a glob or a manifest that names some")
-    outcome = Outcome(known or description, bundle.description.operating_points[point].threshold, started)
+    chosen = bundle.description.operating_points[point]
+    outcome = Outcome(known or description, chosen.threshold, started, bundle.description.files[file].reference)
+    if outcome.reference is not None:
+        outcome.expected = expected_share(outcome.reference, bundle.description.calibration, chosen)
     with connect(scheduler, workers) as client:
         if not known:
             with _usable(store):

@@ -17,6 +17,7 @@ from pneumo_edge.bundle import LABELS
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.report_page import page, percent, table
 from pneumo_edge.svg import line, rectangle, svg, text
+from pneumo_edge.watch import LAST, WATCHED, compare, limit
 
 FORMAT_VERSION = 1
 SUMMARY, PAGE = "summary.json", "report.html"
@@ -82,6 +83,7 @@ def _summarise(outcome: Outcome, runs: Sequence[dict[str, Any]]) -> dict[str, An
         "verdicts": {verdict: counts.verdicts[verdict] for verdict in (*_JUDGED, FAILED)},
         "probability": {"step": 1 / BINS}
         | {verdict: [counts.probabilities[verdict, i] for i in range(BINS)] for verdict in _JUDGED},
+        "watch": _compare(outcome),
         "withheld": _largest(counts.reasons),
         "errors": _largest(counts.errors),
         "milliseconds": {
@@ -107,6 +109,31 @@ def _summarise(outcome: Outcome, runs: Sequence[dict[str, Any]]) -> dict[str, An
                 "films_per_second": round(outcome.judged / outcome.seconds, 3) if outcome.judged else None,
             },
         ],
+    }
+
+
+def _compare(outcome: Outcome) -> dict[str, Any] | None:
+    """Compares the films with the reference of the bundle: None where it has none, or nothing was judged."""
+    counts, reference = outcome.counts, outcome.reference
+    verdicts = counts.verdicts
+    judged = sum(verdicts[verdict] for verdict in _JUDGED)
+    if reference is None or not judged:
+        return None
+    values: dict[str, Counter[float]] = {name: Counter() for name in WATCHED}
+    for (name, value), films in counts.watched.items():
+        values[name][value] += films
+    # Of many films any distance is sure: what counts is whether a device would notice it in its last ones.
+    allowed = limit(min(judged, LAST), reference.films)
+    distances = compare(values.values(), reference)
+    labelled = verdicts[PNEUMONIA] + verdicts[NORMAL]
+    return {
+        "reference_films": reference.films,
+        "limit": round(allowed, 4),
+        "distance": {name: round(far, 4) for name, far in distances.items()},
+        "shifted": [name for name, far in distances.items() if far > allowed],
+        "withheld": verdicts[WITHHELD] / judged,
+        "pneumonia": verdicts[PNEUMONIA] / labelled if labelled else None,
+        "expected": outcome.expected,
     }
 
 
@@ -209,6 +236,30 @@ def _kinds(title: str, caption: str, first: str, kinds: Mapping[str, int], films
     return f"<section><h2>{title}</h2>{_table(caption, (first, 'films', 'of all'), rows)}</section>"
 
 
+def _reference(compared: Mapping[str, Any] | None) -> str:
+    if compared is None:
+        return ""
+    shifted = compared["shifted"]
+    said = (
+        f"<b>These films are unlike those that the model was tested on</b> ({', '.join(shifted)}): calibrate it on "
+        "films of this place before its probabilities are believed (pneumo-calibrate)."
+        if shifted
+        else "These films are like those that the model was tested on, as far as scores, novelty and contrast can tell."
+    )
+    called = "none" if compared["pneumonia"] is None else percent(compared["pneumonia"])
+    rows = [
+        (name, f"{far:.2f}", f"{compared['limit']:.2f}", "yes" if name in shifted else "no")
+        for name, far in compared["distance"].items()
+    ]
+    caption = f"Distance from {compared['reference_films']:,} films: 0 as they are, 1 nothing in common"
+    return (
+        f"<section><h2>Are these the films that it knows?</h2><p>{said}</p>"
+        f"{_table(caption, ('of', 'distance', 'limit', 'shifted'), rows)}"
+        f"<p>{called} of the verdicts are PNEUMONIA, {percent(compared['expected'])} would be among the films that it "
+        f"was tested on; {percent(compared['withheld'])} are withheld.</p></section>"
+    )
+
+
 def _page(summary: Mapping[str, Any]) -> str:
     verdicts = summary["verdicts"]
     rows = sum(verdicts.values())
@@ -258,6 +309,7 @@ def _page(summary: Mapping[str, Any]) -> str:
 <p>A verdict is withheld where a picture does not look like the chest films that the model has learned from. The model
 has its limits, which its card names; shares here are those of this archive's films and of this model, not those of a
 disease.</p></section>
+{_reference(summary["watch"])}
 <section class="figure"><h2>Probabilities</h2>
 <p>Films by the probability of pneumonia, in steps of {100 * summary["probability"]["step"]:g}&nbsp;%. The scale is
 logarithmic, so that single films are seen; none is no column.</p>{_probability_diagram(summary)}</section>

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import floor, inf
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from pneumo_edge.calibrate.platt import (
 )
 
 FOLDS = 10
+DOUBT = 0.1
+"""How often a floor of sensitivity or specificity may fail to hold."""
 BALANCED, SCREENING = "balanced", "screening"
 
 Flags = npt.NDArray[np.bool_]
@@ -117,12 +119,12 @@ def _cut(wish: Wish, answers: Answers, calibration: Calibration, before: Before)
 
 
 def lowest(answers: Answers, share: float, otherwise: float) -> float:
-    """Returns the highest cut above which at least so many of the positives to come are expected.
+    """Returns the highest cut above which, with 90 % confidence, at least so many of the positives to come lie.
 
-    A positive to come lies below the k-th lowest of n with the chance k / (n + 1), whatever the distribution (Vovk,
-    Gammerman and Shafer, "Algorithmic learning in a random world", 2005): the highest k is taken whose chance is at
-    most 1 - share. Where even the lowest positive is too high, which is so with fewer than share / (1 - share) patients
-    (49 for 98 %), that one is taken or the cut from before, whichever is lower.
+    Above the k-th lowest of n lies a share of those to come that is below S as often as at most k - 1 of n throws with
+    the chance 1 - S hit, whatever the distribution (Wilks, "Determination of sample sizes for setting tolerance
+    limits", Annals of Mathematical Statistics 12, 1941). n are patients. Where even the lowest is too high (with fewer
+    than 114 for 98 %), that one is taken or the cut from before, whichever is lower.
 
     Args:
         answers: To films of both classes.
@@ -130,14 +132,17 @@ def lowest(answers: Answers, share: float, otherwise: float) -> float:
         otherwise: The cut from before.
     """
     ill = np.sort(answers.logits[answers.labels == 1])
-    n = len(ill)
-    k = floor((1 - share) * (n + 1) + 1e-9)
-    enough = floor((1 - share) * (answers.people(1) + 1) + 1e-9) >= 1
-    at = float(ill[max(k, 1) - 1])
+    people = answers.people(1)
+    k, chance, below_share = 0, share**people, 0.0
+    while below_share + chance <= DOUBT and k < people:
+        below_share += chance
+        k += 1
+        chance *= (people - k + 1) / k * (1 - share) / share
+    at = float(ill[max(k * len(ill) // people, 1) - 1])
     below = answers.logits[answers.logits < at]
     # Midway to the next film: the lowest positive itself is no cut that its like would pass.
     cut = (at + float(below.max())) / 2 if len(below) else at - 1e-6
-    return cut if enough else min(cut, otherwise)
+    return cut if k else min(cut, otherwise)
 
 
 def cross_fit(

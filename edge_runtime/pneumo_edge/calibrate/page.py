@@ -28,7 +28,7 @@ MISTAKES = 6
 """Of each kind that are shown."""
 _SIDE = 420
 """Pixels of a film in the page."""
-_PLOT, _LEFT, _TOP = 360, 56, 16
+_PLOT, _LEFT, _TOP = 360, 76, 16
 _NORMAL, _ILL, _BEFORE = "#0072b2", "#d55e00", "#8a949a"
 _BINS = 10
 
