@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pneumo_edge.bundle import LABELS
 from pneumo_edge.errors import DataError
+from pneumo_edge.film_files import is_film_file, is_left_behind
 from pneumo_edge.manifest import check_path, csv_rows
-from pneumo_edge.preprocess import SUFFIXES, is_film
 
 MANIFEST = "films.csv"
 """A folder that holds it is read by it."""
@@ -72,7 +72,7 @@ def read_films(source: Path) -> LocalFilms:
 
 def _read_folder(source: Path) -> LocalFilms:
     labels = {name.casefold(): label for label, name in enumerate(LABELS)}
-    folders = sorted(each for each in source.iterdir() if each.is_dir() and not each.name.startswith((".", "__")))
+    folders = sorted(each for each in source.iterdir() if each.is_dir() and not is_left_behind(each.name))
     unknown = [each.name for each in folders if each.name.casefold() not in labels]
     if not folders or len(unknown) == len(folders):
         raise DataError(f"{source} has no folders NORMAL and PNEUMONIA: put the films there, or give a manifest")
@@ -84,26 +84,16 @@ def _read_folder(source: Path) -> LocalFilms:
     films, others = [], 0
     for folder in folders:
         for parent, below, files in os.walk(folder):
-            below[:] = sorted(each for each in below if not each.startswith((".", "__")))
-            for file in sorted(each for each in files if not each.startswith(".")):
+            below[:] = sorted(each for each in below if not is_left_behind(each))
+            for file in sorted(each for each in files if not is_left_behind(each)):
                 path = Path(parent) / file
-                if not _may_be_film(path):
+                if not is_film_file(path):
                     others += 1
                     continue
                 name = path.relative_to(source).as_posix()
                 films.append(LocalFilm(path, name, labels[folder.name.casefold()], name))
     remarks = [f"{source}: not used: {others} files that are no films"] if others else []
     return LocalFilms(tuple(films), False, tuple(remarks))
-
-
-def _may_be_film(path: Path) -> bool:
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    try:
-        with path.open("rb") as file:
-            return is_film(file.read(512))
-    except OSError:
-        return False
 
 
 def _read_manifest(path: Path) -> LocalFilms:
