@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from PIL import Image
 
 from places import ROOT
 from pneumo_edge import Classifier, __version__
+from pneumo_edge.bundle import Reference, read_bundle, write_description
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 
 httpx = pytest.importorskip("httpx", reason="the tests of pneumo-serve need the extra dev")
@@ -44,10 +46,12 @@ from pneumo_edge.serve import stow  # noqa: E402
 from pneumo_edge.serve.cli import Token, _listen, _read_token  # noqa: E402
 from pneumo_edge.serve.connection import Connection  # noqa: E402
 from pneumo_edge.serve.inbox import Inbox, Limits  # noqa: E402
-from pneumo_edge.serve.journal import Journal  # noqa: E402
+from pneumo_edge.serve.journal import Journal, State  # noqa: E402
+from pneumo_edge.serve.judge import Judge, remember  # noqa: E402
 from pneumo_edge.serve.rules import Rules  # noqa: E402
 from pneumo_edge.serve.spool import FILM, REPORT, Spool  # noqa: E402
 from pneumo_edge.serve.web import make_app  # noqa: E402
+from pneumo_edge.watch import Watch  # noqa: E402
 
 Infer = Callable[..., "subprocess.CompletedProcess[Any]"]
 Command = Callable[..., list[str | Path]]
@@ -374,7 +378,14 @@ def test_with_a_token_nothing_is_told_without_it(serve: Serve, tmp_path: Path) -
     file.chmod(0o600)
     service = serve("--token-file", file, "--host", "0.0.0.0")  # noqa: S104
     address = service.address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
-    guarded = ["/v1/films", "/v1/model", f"/v1/films/{'0' * 32}", f"/v1/films/{'0' * 32}/film.png", "/metrics"]
+    guarded = [
+        "/v1/films",
+        "/v1/model",
+        "/v1/watch",
+        f"/v1/films/{'0' * 32}",
+        f"/v1/films/{'0' * 32}/film.png",
+        "/metrics",
+    ]
     wrong = [{}, *({"Authorization": f"Bearer {token}"} for token in ("x", TOKEN[:-1], TOKEN + "0", "é" * 16))]
     wrong += [{"Authorization": TOKEN}, {"Authorization": f"Basic {TOKEN}"}]
     # Behind another name, as a reverse proxy has it.
@@ -386,7 +397,7 @@ def test_with_a_token_nothing_is_told_without_it(serve: Serve, tmp_path: Path) -
             assert {answer.status_code for answer in refused} == {401}
             assert {answer.headers["www-authenticate"] for answer in refused} == {"Bearer"}
         right = {"Authorization": f"Bearer {TOKEN}"}
-        assert [asking.get(url, headers=right).status_code for url in guarded] == [200, 200, 404, 404, 200]
+        assert [asking.get(url, headers=right).status_code for url in guarded] == [200, 200, 200, 404, 404, 200]
         assert asking.post("/v1/predict", content=film(), headers=right).json()["label"] == "PNEUMONIA"
         assert {asking.get(url).status_code for url in ("/", "/page.js", "/page.css", "/healthz")} == {200}
         scheme = asking.get("/openapi.json").json()
@@ -436,6 +447,64 @@ def test_the_operating_point_and_the_prevalence_of_the_place(serve: Serve) -> No
     assert model["operating_points"]["screening"]["threshold"] == pytest.approx(record["threshold"])
     # The tiny model is calibrated at 75 %, its threshold there is 0.2.
     assert record["threshold"] == pytest.approx(0.25 / 27 / (1 + 0.25 / 27))
+
+
+def test_films_that_change_are_noticed(serve: Serve, write_bundle: Any) -> None:
+    """Films as the reference has them, then others: told on the page's address, to Prometheus and in the log."""
+    from prometheus_client.parser import text_string_to_metric_families as parse
+
+    # Of `film(mean)`: logit and novelty follow from the mean; all have one contrast, which is not compared.
+    logits = np.linspace(-0.56, 0.68, 101)
+    reference = Reference(400, tuple(logits.tolist()), tuple(np.sort(np.abs(logits) / 2).tolist()))
+    watched = write_bundle()
+    description = read_bundle(watched).description
+    file = replace(description.files["model.onnx"], reference=reference)
+    write_description(watched, replace(description, files={"model.onnx": file}))
+    service = serve("--model", watched)
+    with httpx.Client(base_url=service.address, timeout=60) as asking:
+        before = asking.get("/v1/watch").json()
+        assert (before["known"], before["films"], before["shifts"], before["alarms"]) == (True, 0, {}, [])
+        for i in range(60):
+            # A pixel more each time: no two films are the same bytes.
+            asking.post("/v1/predict", content=film(110 + i % 40, size=(128, 160 + 2 * i)))
+        same = asking.get("/v1/watch").json()
+        assert (same["films"], same["alarms"]) == (60, [])
+        assert same["withheld"] == 0
+        for i in range(60):
+            asking.post("/v1/predict", content=film(230, size=(130, 160 + 2 * i)))
+        changed = asking.get("/v1/watch").json()
+        text = asking.get("/metrics").text
+        # The same film once more is no other film.
+        asking.post("/v1/predict", content=film(230, size=(130, 160)))
+        assert asking.get("/v1/watch").json()["films"] == 120
+    assert "score" in changed["alarms"]
+    assert changed["shifts"]["score"]["distance"] > changed["shifts"]["score"]["limit"]
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value for family in parse(text) for sample in family.samples
+    }
+    assert samples["pneumo_shift_alarm", "score"] == 1
+    assert samples[("pneumo_watched_films",)] == 120
+    assert samples[("pneumo_pneumonia_share_expected",)] == pytest.approx(changed["expected"])
+    assert service.log.count("THE FILMS HAVE CHANGED") == 1
+
+
+def test_the_last_films_are_remembered_over_a_restart(parts: Any) -> None:
+    classifier, inbox = parts
+    judge = Judge(classifier, inbox)
+    judge.start()
+    keys = [inbox.take(film(100 + 10 * i)).key for i in range(4)] + [inbox.take(RED.getvalue()).key]
+    deadline = time.monotonic() + 60
+    while any(inbox.journal.find(key).state is State.received for key in keys):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    judge.stop()
+    reference = Reference(10, *[tuple(np.linspace(0, 1, 101).tolist())] * 3)
+    description = classifier.bundle.description
+    point = description.operating_points["balanced"]
+    file = replace(description.files["model.onnx"], reference=reference)
+    outlook = remember(Watch(file, description.calibration, point), inbox).outlook()
+    assert outlook is not None
+    assert (outlook.films, outlook.withheld) == (5, 0.2)
 
 
 # ------------------------------------------------------------------------------------------------------- the gate
@@ -1019,7 +1088,7 @@ def test_schemathesis_finds_nothing(secret: str | None, serve: Serve, tmp_path: 
         "POST /v1/predict", "POST /v1/films", "GET /v1/films", "GET /v1/films/{key}", "DELETE /v1/films/{key}",
         "POST /v1/films/{key}/rejudge", "POST /v1/films/{key}/resend", "POST /dicom-web/studies",
         "GET /v1/films/{key}/film.png", "GET /v1/films/{key}/film.pgm",
-        "GET /v1/films/{key}/heatmap.png", "GET /v1/model", "GET /metrics", "GET /healthz",
+        "GET /v1/films/{key}/heatmap.png", "GET /v1/model", "GET /v1/watch", "GET /metrics", "GET /healthz",
     }  # fmt: skip
     assert {
         ("POST /v1/predict", 200), ("POST /v1/predict", 422), ("POST /v1/films", 202), ("GET /v1/films", 200),
