@@ -1149,7 +1149,7 @@ def test_a_folder_that_shadows_a_module_is_named(tmp_path: Path) -> None:
         assert re.match(
             r"film.dcm is a DICOM file, and the package pydicom cannot be imported here \(.*dl.*\): ", done.stdout
         )
-        assert "look for a file or folder beside the script" in done.stdout
+        assert "look beside the script for a file or folder" in done.stdout
 
 
 @pytest.mark.parametrize("broken", ["raise ImportError('libfoo.so.1: cannot open shared object file')", "x = 1"])
