@@ -241,6 +241,27 @@ def sites(
 
 
 @app.command(epilog=NOT_A_DIAGNOSIS)
+def calibration(
+    films: Annotated[
+        Path, typer.Argument(metavar="MANIFEST", help="CSV with path, label, patient, site and split: train and test.")
+    ],
+    model: Judge = None,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of each number of films.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    output: Output = None,
+) -> None:
+    """Calibrates a bundle on 20, 50, 100 and 300 training films of each site, and judges it on the test films."""
+    from pneumo_bench.calibration import calibration_tables, measure_places
+    from pneumo_bench.output import make_folder
+    from pneumo_edge.bundle import DEFAULT_BUNDLE, read_bundle
+
+    if output is not None:
+        make_folder(output)
+    record = measure_places(read_bundle(model or DEFAULT_BUNDLE), films, draws=draws, seed=seed)
+    _publish(output, "calibration", record, calibration_tables(record))
+
+
+@app.command(epilog=NOT_A_DIAGNOSIS)
 def agreement(
     model: Models = None,
     data: Data = None,
