@@ -722,7 +722,7 @@ def test_zeros_that_pose_as_sequence_items() -> None:
     ds = dataset(ramp())
     head = encode(ds)[: encode(ds).index(pack("<HH2sH", 8, 0x16, b"UI", 26))]
     bomb = head + pack("<HH2sHL", 8, 0x1110, b"SQ", 0, 0xFFFFFFFF) + bytes(1_000_000)
-    assert peak(lambda: refusal(bomb)) < 20 * len(bomb)
+    assert peak(lambda: refusal(bomb)) < 40 * len(bomb)
 
 
 def test_run_lengths_are_unpacked_no_further_than_the_film_goes() -> None:

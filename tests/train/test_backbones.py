@@ -285,16 +285,16 @@ def test_the_map_has_a_cell_for_sixteen_pixels(backbone: str, size: int) -> None
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 def test_a_local_model_loads_where_nothing_of_ours_is_imported(tmp_path: Path) -> None:
     backbones = ["efficientnet_lite0", "resnet50"]
-    np.save(tmp_path / "film.npy", photo())
-    for backbone in backbones:
-        local_model_of(backbone).save(tmp_path / f"{backbone}.keras")
+    files = [tmp_path / "film.npy", *(tmp_path / f"{backbone}.keras" for backbone in backbones)]
+    np.save(files[0], photo())
+    for backbone, file in zip(backbones, files[1:], strict=True):
+        local_model_of(backbone).save(file)
     code = (
         "import sys, keras, numpy; film = numpy.load(sys.argv[1])\n"
         "for path in sys.argv[2:]: print(float(keras.saving.load_model(path)(film)[0, 0]))\n"
         "assert not any(name.startswith('pneumo') for name in sys.modules)"
     )
-    command = [sys.executable, "-c", code, tmp_path / "film.npy", *(tmp_path / f"{name}.keras" for name in backbones)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True, check=True)
     expected = [float(np.asarray(local_model_of(backbone)(photo()))[0, 0]) for backbone in backbones]
     assert [float(line) for line in done.stdout.split()] == pytest.approx(expected, rel=1e-3, abs=1e-3)
 

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from pneumo_edge.atomic import replacing_file
+from pneumo_edge.calibrate.platt import Labels
 from pneumo_edge.command_line import say, tracked
 from pneumo_edge.preprocess import Pixels
 from pneumo_train.augment import augment, box_coverage, draw_movement
 from pneumo_train.backbones import LOCAL_LOGIT
-from pneumo_train.calibrate import Labels
 from pneumo_train.films import FilmFile, labels_of
 
 LABEL_SMOOTHING = 0.1

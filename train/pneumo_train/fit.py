@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 from pneumo_edge.atomic import replacing_file, write_text
+from pneumo_edge.calibrate.measure import mean_auc
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import RunError
 from pneumo_train.backbones import LOCAL_LOGIT
@@ -35,7 +36,6 @@ from pneumo_train.batches import (
     split_at_learning,
 )
 from pneumo_train.learner import arranged
-from pneumo_train.measure import mean_auc
 from pneumo_train.run import load_model, write_rows
 
 WEIGHT_DECAY = 1e-2
