@@ -111,13 +111,13 @@ def train(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     keep_freed_memory()
-    from pneumo_train.train import measure_test, resume_run, start_run
+    from pneumo_train.train import resume_run, start_run
 
     if (not data) == (resume is None):
         raise UsageError("give --data to start a run, or --resume RUN to go on with one")
     if resume is not None:
         folder = resume
-        resume_run(folder)
+        resume_run(folder, test=test)
     else:
         side = "" if size is None else f"-{size}"
         folder = output or Path("runs") / f"{backbone}-{head}{side}"
@@ -144,8 +144,6 @@ def train(
             patient_rule=patient_regex,
             test=test,
         )
-    if test:
-        measure_test(folder)
     say(NOT_A_DIAGNOSIS)
     print(folder / "report.html")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,24 +35,14 @@ from pneumo_train.figures import (
 )
 from pneumo_train.pictures import Gallery, Kind, augmented, encoded, img, kinds_section, kinds_sheet, sheet, write
 from pneumo_train.pointing import SIZES
-from pneumo_train.run import (
-    Config,
-    RunFilms,
-    load_films,
-    load_model,
-    model_path,
-    read_config,
-    read_metrics,
-    read_remarks,
-    read_rows,
-)
+from pneumo_train.run import Config, Run, RunFilms, read_rows
 from pneumo_train.split import LEFT_ASIDE, LEFT_OUT, TEST, TRAIN, UNREADABLE, VALIDATION
 
 FIGURES = ("sites", "confusion", "roc_pr", "scores", "reliability", "curves")
 """Those without a film, each NAME.png."""
 
 
-def write_report(run: Path) -> None:
+def write_report(run: Run) -> None:
     """Draws the figures of a finished run and writes `report.html`.
 
     Raises:
@@ -62,32 +51,31 @@ def write_report(run: Path) -> None:
     from pneumo_train.batches import predict_all
     from pneumo_train.explain import explained
 
-    config, metrics = read_config(run), read_metrics(run)
-    history, predictions = read_rows(run / "history.csv"), read_rows(run / "predictions.csv")
-    films = load_films(run, config)
-    parts = [_part(key, predictions, metrics[key]) for key in NAMES if metrics[key]]
+    folder, metrics = run.folder, run.metrics
+    history = read_rows(folder / "history.csv")
+    parts = [_part(key, run.predictions, metrics[key]) for key in NAMES if metrics[key]]
     figures = [sites(parts), confusions(parts), roc_pr(parts), scores(parts), reliability(parts), curves(history)]
     diagrams = []
     for figure in figures:
         drawn = draw_panels(figure.panels)
-        write(run / f"{figure.name}.png", encoded(side_by_side(drawn)))
+        write(folder / f"{figure.name}.png", encoded(side_by_side(drawn)))
         diagrams.append(_section(figure, drawn))
-    validation = films.part(VALIDATION)
-    maps = predict_all(explained(load_model(model_path(run))), validation.pixels[..., np.newaxis])["heatmap"]
+    validation = run.films.part(VALIDATION)
+    maps = predict_all(explained(run.model), validation.pixels[..., np.newaxis])["heatmap"]
     threshold = metrics["operating_points"]["balanced"]["threshold"]
     region = (metrics[VALIDATION].get("pointing") or {}).get("region_threshold")
     gallery = Gallery(validation, parts[0], maps, threshold, region)
     shown = {"mistakes": gallery.mistakes(), "overlays": gallery.overlays()}
     for name, kinds in shown.items():
         if any(kind.pairs for kind in kinds):
-            write(run / f"{name}.png", encoded(kinds_sheet(kinds)))
+            write(folder / f"{name}.png", encoded(kinds_sheet(kinds)))
         else:
-            (run / f"{name}.png").unlink(missing_ok=True)
-    copies = augmented(films.part(TRAIN), config.seed)
+            (folder / f"{name}.png").unlink(missing_ok=True)
+    copies = augmented(run.films.part(TRAIN), run.config.seed)
     cells = [(picture, name) for row in copies for picture, name in row]
-    write(run / "augmentation.png", encoded(sheet(cells, columns=len(copies[0]), side=130)))
-    text = _page(run, config, metrics, films, parts, diagrams, shown["mistakes"], shown["overlays"], copies)
-    write_text(run / "report.html", text)
+    write(folder / "augmentation.png", encoded(sheet(cells, columns=len(copies[0]), side=130)))
+    text = _page(run, parts, diagrams, shown["mistakes"], shown["overlays"], copies)
+    write_text(folder / "report.html", text)
 
 
 def _part(key: str, predictions: list[dict[str, str]], measured: dict[str, Any]) -> Part:
@@ -433,16 +421,14 @@ def _beside_mean_map(m: dict[str, Any], key: str) -> str:
 
 
 def _page(
-    run: Path,
-    config: Config,
-    metrics: dict[str, Any],
-    films: RunFilms,
+    run: Run,
     parts: list[Part],
     diagrams: list[str],
     mistakes: Sequence[Kind],
     overlays: Sequence[Kind],
     copies: list[list[tuple[Image.Image, str]]],
 ) -> str:
+    config, metrics = run.config, run.metrics
     times = metrics["test"]["measured"] if metrics["test"] else 0
     measured = (
         "The test split has not been measured."
@@ -451,7 +437,7 @@ def _page(
     )
     judged = parts[-1] if parts[-1].key == TEST else parts[0]
     calibration = metrics["calibration"]
-    name, backbone = html.escape(run.name), html.escape(config.backbone)
+    name, backbone = html.escape(run.folder.name), html.escape(config.backbone)
     marked = (
         f"The colours show where the model found evidence for pneumonia ({_legend()}); the white line encloses what "
         "reaches half of the strongest."
@@ -494,9 +480,7 @@ Labels can be wrong too: look at the films.</p>{kinds_section(mistakes, "what th
 the second validation.</p>{_copies(copies)}</section>
 <section><h2>The data</h2>
 <p>{html.escape(config.data_name)}: what became of each film stands in <code>split.csv</code>. No patient stands both in
-training and in validation, and no film stands twice on different sides.</p>{
-        _make_up(films, read_remarks(run))
-    }</section>
+training and in validation, and no film stands twice on different sides.</p>{_make_up(run.films, run.remarks)}</section>
 <section><h2>Settings</h2>{_settings(config)}</section>"""
     title = f"{name}: report of a pneumonia classifier"
     return page(title, header, main, html.escape(config.versions.get("pneumo", "")))

@@ -18,6 +18,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     import keras
 
 FORMAT_VERSION = 2
+
+PREDICTIONS = ("split", "site", "path", "label", "logit", "probability")
+"""Columns of `predictions.csv`."""
 
 METRICS = (
     "films",
@@ -111,81 +115,6 @@ def write_remarks(run: Path, remarks: Sequence[str], roots: Sequence[Path]) -> N
     write_json(run / "remarks.json", kept)
 
 
-def read_remarks(run: Path) -> list[str]:
-    """Reads `remarks.json`; runs of before it was written have none.
-
-    Raises:
-        RunError: It is damaged.
-    """
-    try:
-        remarks = json.loads((run / "remarks.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except (ValueError, RecursionError, OSError):
-        remarks = None
-    if not isinstance(remarks, list) or not all(isinstance(remark, str) for remark in remarks):
-        raise RunError(f"{run / 'remarks.json'} is damaged: train it again, or delete it")
-    return remarks
-
-
-def read_config(run: Path) -> Config:
-    """Reads `config.json`, strictly.
-
-    Raises:
-        RunError: The folder is no run, is damaged, or was made by another version.
-    """
-    parsed = _read_json(run, "config.json")
-    version = parsed.get("format_version")
-    if version != FORMAT_VERSION:
-        raise RunError(
-            f"{run} was made by another version of pneumo (format {version!r}, this one has {FORMAT_VERSION}): "
-            "train it again"
-        )
-    try:
-        config: Config = from_json(Config, parsed)
-    except ValueError as error:
-        raise RunError(f"{run / 'config.json'} is damaged ({error}): train it again") from None
-    return config
-
-
-def read_metrics(run: Path) -> dict[str, Any]:
-    """Reads `metrics.json`.
-
-    Raises:
-        RunError: The run has not been finished, or the file is damaged.
-    """
-    parsed = _read_json(run, "metrics.json")
-    if set(parsed) != set(METRICS):
-        raise RunError(f"{run / 'metrics.json'} is damaged: train it again")
-    return parsed
-
-
-def load_model(path: Path, *, compiled: bool = False) -> keras.Model:
-    """Reads a .keras file.
-
-    Raises:
-        RunError: The file cannot be read.
-    """
-    import keras
-
-    try:
-        return keras.saving.load_model(path, compile=compiled)
-    except Exception as error:
-        raise RunError(f"{path} cannot be loaded ({type(error).__name__}): train the run again") from error
-
-
-def model_path(run: Path) -> Path:
-    """Returns the path of the best model.
-
-    Raises:
-        RunError: The run has none yet.
-    """
-    path = run / "model.keras"
-    if not path.is_file():
-        raise RunError(f"{run} holds no model.keras: finish it with pneumo-train --resume {run}")
-    return path
-
-
 @dataclass(frozen=True)
 class Films:
     """The films of one split."""
@@ -237,47 +166,194 @@ class RunFilms:
         return Films(files, self.prepared.pixels[chosen], labels_of(files))
 
 
-def find_roots(run: Path, config: Config, data: Sequence[str] = ()) -> tuple[Path, ...]:
-    """Returns the folder of each data set of a run.
+class Run:
+    """The folder of a run, opened: each of its files is read when it is first asked for, and once.
 
-    Args:
-        run: The run's folder.
-        config: What `read_config` gave for it.
-        data: Where its data sets are now, in the order in which they were given; where they were at training by
-            default.
+    Attributes:
+        folder: Where it lies.
+    """
+
+    def __init__(self, folder: Path, data: Sequence[str] = ()) -> None:
+        """Opens a run; reads nothing yet.
+
+        Args:
+            folder: What `pneumo-train` wrote.
+            data: Where its data sets are now, in the order in which they were given; where they were at training by
+                default.
+        """
+        self.folder = folder
+        self._data = tuple(data)
+
+    @cached_property
+    def config(self) -> Config:
+        """What `config.json` holds.
+
+        Raises:
+            RunError: The folder is no run, is damaged, or was made by another version.
+        """
+        parsed = self._read_json("config.json")
+        version = parsed.get("format_version")
+        if version != FORMAT_VERSION:
+            raise RunError(
+                f"{self.folder} was made by another version of pneumo "
+                f"(format {version!r}, this one has {FORMAT_VERSION}): train it again"
+            )
+        try:
+            config: Config = from_json(Config, parsed)
+        except ValueError as error:
+            raise RunError(f"{self.folder / 'config.json'} is damaged ({error}): train it again") from None
+        return config
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has been trained and judged."""
+        return (self.folder / "metrics.json").is_file()
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """What `metrics.json` holds.
+
+        Raises:
+            RunError: The run has not been finished, or the file is damaged.
+        """
+        parsed = self._read_json("metrics.json")
+        if set(parsed) != set(METRICS):
+            raise RunError(f"{self.folder / 'metrics.json'} is damaged: train it again")
+        return parsed
+
+    @cached_property
+    def predictions(self) -> list[dict[str, str]]:
+        """Rows of `predictions.csv`.
+
+        Raises:
+            RunError: The file is missing or no text.
+        """
+        return read_rows(self.folder / "predictions.csv")
+
+    def write_measures(self, predictions: Sequence[Mapping[str, Any]], metrics: dict[str, Any]) -> None:
+        """Writes `predictions.csv` and `metrics.json`."""
+        write_rows(self.folder / "predictions.csv", PREDICTIONS, predictions)
+        write_json(self.folder / "metrics.json", metrics)
+        # As they are read from the files, where a number has been rounded.
+        for name in ("predictions", "metrics"):
+            vars(self).pop(name, None)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What `remarks.json` holds; runs of before it was written have none.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        path = self.folder / "remarks.json"
+        try:
+            remarks = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        except (ValueError, RecursionError, OSError):
+            remarks = None
+        if not isinstance(remarks, list) or not all(isinstance(remark, str) for remark in remarks):
+            raise RunError(f"{path} is damaged: train it again, or delete it")
+        return remarks
+
+    @cached_property
+    def split(self) -> tuple[list[FilmFile], list[str]]:
+        """All films, and what each is used for, as `split.csv` says.
+
+        Raises:
+            RunError: The file is missing or damaged.
+        """
+        return read_split(self.folder / "split.csv")
+
+    @cached_property
+    def roots(self) -> tuple[Path, ...]:
+        """Folder of each data set, by `FilmFile.source`.
+
+        Raises:
+            RunError: A data set is not there.
+        """
+        places = self._data or self.config.data
+        if len(places) != len(self.config.data):
+            raise RunError(
+                f"{self.folder} was trained on {len(self.config.data)} data sets, not {len(places)}: "
+                "give each with --data"
+            )
+        try:
+            return tuple(root_of(place) for place in places)
+        except DataError:
+            where = ", ".join(places)
+            raise RunError(f"the films of {self.folder} are not in {where}: say where they are with --data") from None
+
+    @cached_property
+    def films(self) -> RunFilms:
+        """All films, decoded at the run's size.
+
+        Raises:
+            RunError: Films are gone, or are not those that the run has seen.
+        """
+        files, split = self.split
+        roots = self.roots
+        missing = next((roots[f.source] / f.path for f in files if not (roots[f.source] / f.path).is_file()), None)
+        if missing is not None:
+            raise RunError(f"{missing}, a film of {self.folder}, is missing: say where the films are with --data")
+        prepared = prepare(roots, files, self.config.size)
+        if index_hash(files, prepared.sha256) != self.config.data_hash:
+            where = ", ".join(str(root) for root in roots)
+            raise RunError(
+                f"the films in {where} are not those that {self.folder} has seen: give the right ones with --data"
+            )
+        return RunFilms(roots, files, split, prepared)
+
+    @property
+    def model_path(self) -> Path:
+        """Path of the best model.
+
+        Raises:
+            RunError: There is none yet.
+        """
+        path = self.folder / "model.keras"
+        if not path.is_file():
+            raise RunError(f"{self.folder} holds no model.keras: finish it with pneumo-train --resume {self.folder}")
+        return path
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """The best model, not compiled.
+
+        Raises:
+            RunError: There is none yet, or its file cannot be read.
+        """
+        return load_model(self.model_path)
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        if not self.folder.is_dir():
+            raise RunError(f"{self.folder} is no folder: give the run that pneumo-train wrote")
+        path = self.folder / name
+        try:
+            parsed = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            unfinished = (self.folder / "config.json").exists()
+            remedy = f"finish it with pneumo-train --resume {self.folder}" if unfinished else "is it a run?"
+            raise RunError(f"{self.folder} holds no {name}: {remedy}") from None
+        except (ValueError, RecursionError, OSError):
+            raise RunError(f"{path} is damaged: train it again") from None
+        if not isinstance(parsed, dict):
+            raise RunError(f"{path} is damaged: train it again")
+        return parsed
+
+
+def load_model(path: Path, *, compiled: bool = False) -> keras.Model:
+    """Reads a .keras file.
 
     Raises:
-        RunError: They are not there.
+        RunError: The file cannot be read.
     """
-    places = tuple(data) or config.data
-    if len(places) != len(config.data):
-        raise RunError(f"{run} was trained on {len(config.data)} data sets, not {len(places)}: give each with --data")
+    import keras
+
     try:
-        return tuple(root_of(place) for place in places)
-    except DataError:
-        where = ", ".join(places)
-        raise RunError(f"the films of {run} are not in {where}: say where they are with --data") from None
-
-
-def load_films(run: Path, config: Config, data: Sequence[str] = ()) -> RunFilms:
-    """Reads the split of a run and its films, decoded at the run's size.
-
-    Args:
-        run, config, data: As for `find_roots`.
-
-    Raises:
-        RunError: The films are gone, or are not the ones that the run has seen.
-    """
-    files, split = read_split(run / "split.csv")
-    roots = find_roots(run, config, data)
-    missing = next((roots[f.source] / f.path for f in files if not (roots[f.source] / f.path).is_file()), None)
-    if missing is not None:
-        raise RunError(f"{missing}, a film of {run}, is missing: say where the films are with --data")
-    prepared = prepare(roots, files, config.size)
-    if index_hash(files, prepared.sha256) != config.data_hash:
-        where = ", ".join(str(root) for root in roots)
-        raise RunError(f"the films in {where} are not those that {run} has seen: give the right ones with --data")
-    return RunFilms(roots, files, split, prepared)
+        return keras.saving.load_model(path, compile=compiled)
+    except Exception as error:
+        raise RunError(f"{path} cannot be loaded ({type(error).__name__}): train the run again") from error
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -300,19 +376,3 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             return list(csv.DictReader(text))
     except (OSError, ValueError, csv.Error):
         raise RunError(f"{path} is missing or damaged: train again") from None
-
-
-def _read_json(run: Path, name: str) -> dict[str, Any]:
-    if not run.is_dir():
-        raise RunError(f"{run} is no folder: give the run that pneumo-train wrote")
-    path = run / name
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        unfinished = f"finish it with pneumo-train --resume {run}" if (run / "config.json").exists() else "is it a run?"
-        raise RunError(f"{run} holds no {name}: {unfinished}") from None
-    except (ValueError, RecursionError, OSError):
-        raise RunError(f"{path} is damaged: train it again") from None
-    if not isinstance(parsed, dict):
-        raise RunError(f"{path} is damaged: train it again")
-    return parsed

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pneumo_edge.atomic import write_json
 from pneumo_edge.bundle import LABELS, Calibration
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import DataError, MissingExtraError, RunError, UsageError
@@ -27,21 +26,7 @@ from pneumo_train.perturb import perturb_all
 from pneumo_train.phantom import draw_phantoms
 from pneumo_train.pointing import choose_region_threshold, measure_pointing
 from pneumo_train.pretrained import check_weights, load_weights
-from pneumo_train.run import (
-    FORMAT_VERSION,
-    Config,
-    Films,
-    RunFilms,
-    load_films,
-    load_model,
-    model_path,
-    read_config,
-    read_metrics,
-    read_rows,
-    write_config,
-    write_remarks,
-    write_rows,
-)
+from pneumo_train.run import FORMAT_VERSION, Config, Films, Run, write_config, write_remarks
 from pneumo_train.sites import SHARES, describe_sites, measure_mean_of_sites, measure_sites, probe_sites, site_weights
 from pneumo_train.sources import KAGGLE_PATIENT, absolute, gather
 from pneumo_train.split import (
@@ -50,7 +35,6 @@ from pneumo_train.split import (
     TRAIN,
     VALIDATION,
     describe_left_aside,
-    read_split,
     split_films,
     write_split,
 )
@@ -69,7 +53,7 @@ KERMANY = "chest-xray-pneumonia (Kermany et al., Cell 2018)"
 
 
 def start_run(
-    run: Path,
+    folder: Path,
     *,
     data: Sequence[str],
     backbone: str,
@@ -95,7 +79,7 @@ def start_run(
     """Finds the films, cuts the validation set, trains and writes the run.
 
     Args:
-        run: Folder to make; must not exist.
+        folder: Folder of the run, to make; must not exist.
         data: Folders in the Kaggle layout or manifests, each with SITE= in front or not; "kaggle"; "phantom".
         backbone, head, weights, size: See `pneumo_train.backbones`; size None is the backbone's default.
         epochs, batch_size, learning_rate, seed: Of the training; None is the backbone's default.
@@ -108,7 +92,7 @@ def start_run(
         labels: Other names of classes: name -> NORMAL or PNEUMONIA.
         sources, licences: Site -> where its films come from, and their terms.
         ages: Site -> youngest and oldest patient in years, where the films do not say.
-        test: Refuse data without a test split: `measure_test` is to follow.
+        test: Measure the test split at the end; data without one are refused at once.
 
     Raises:
         DataError, UsageError, MissingExtraError: One sentence each; no run folder is left behind.
@@ -122,14 +106,14 @@ def start_run(
         raise UsageError(f"there is no balance {balance!r}: choose {' or '.join(BALANCES)}")
     for each in data:
         check_path(absolute(each), "--data")
-    check_path(run, "--output")
+    check_path(folder, "--output")
     check_path(weights, "--weights")
     for teacher in teachers:
         check_path(teacher, "--teacher")
-    if run.exists():
-        raise UsageError(f"{run} exists already: go on with --resume {run}, or give another --output")
+    if folder.exists():
+        raise UsageError(f"{folder} exists already: go on with --resume {folder}, or give another --output")
     _need_training_packages()
-    places, described = _locate(data, run.parent)
+    places, described = _locate(data, folder.parent)
     gathered = gather(
         places, patient_rule=patient_rule, labels=labels, sources=described | dict(sources or {}), licences=licences
     )
@@ -182,68 +166,76 @@ def start_run(
         versions=versions(),
         trained=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
-    run.mkdir(parents=True)
-    write_split(run / "split.csv", files, split)
-    write_remarks(run, remarks, roots)
-    write_config(run, config)
-    _train_and_report(run, config, lambda: model, resume=False)
+    folder.mkdir(parents=True)
+    write_split(folder / "split.csv", files, split)
+    write_remarks(folder, remarks, roots)
+    write_config(folder, config)
+    # From here on as a run that is taken up again: what it reads is what it was told.
+    run = Run(folder)
+    _train(run, lambda: model, resume=False)
+    _finish(run, test=test)
 
 
-def resume_run(run: Path) -> None:
-    """Goes on with a run that was interrupted; does nothing to a finished one.
+def resume_run(folder: Path, *, test: bool = False) -> None:
+    """Goes on with a run that was interrupted; of a finished one, measures the test split or does nothing.
+
+    Args:
+        folder: Of the run.
+        test: Measure the test split at the end.
 
     Raises:
-        RunError: The folder is no run, or its films are gone.
+        RunError: The folder is no run, its films are gone, or it has no test split to measure.
     """
-    check_path(run, "--resume")
-    config = read_config(run)
+    check_path(folder, "--resume")
+    run = Run(folder)
+    config = run.config
     for data in config.data:
         check_path(data, "the films")
     _need_training_packages()
-    if (run / "metrics.json").is_file():
-        if not (run / "report.html").is_file():
-            _report(run)
-        say(f"{run} is finished already")
-        return
-    _train_and_report(
-        run,
-        config,
-        lambda: _build(config.backbone, config.head, config.size, config.weights, config.seed, config.precision)[0],
-        resume=True,
-    )
+    if run.is_finished:
+        say(f"{folder} is finished already")
+    else:
+        _train(
+            run,
+            lambda: _build(config.backbone, config.head, config.size, config.weights, config.seed, config.precision)[0],
+            resume=True,
+        )
+    if test or not (folder / "report.html").is_file():
+        _finish(run, test=test)
 
 
-def measure_test(run: Path) -> None:
+def _finish(run: Run, *, test: bool) -> None:
+    """Measures the test split where that is asked for, and writes the report."""
+    from pneumo_train.report import write_report
+
+    if test:
+        _measure_test(run)
+    write_report(run)
+    shutil.rmtree(run.folder / "checkpoint", ignore_errors=True)
+
+
+def _measure_test(run: Run) -> None:
     """Measures the test split of a finished run, and counts how often that has been done.
 
     Raises:
-        RunError: The run is not finished, or its data set has no test split.
+        RunError: The data set has no test split, or the run was judged by an earlier version.
     """
-    from pneumo_train.report import write_report
-
-    config, metrics = read_config(run), read_metrics(run)
-    films = load_films(run, config)
-    test = films.part(TEST)
+    metrics, test = run.metrics, run.films.part(TEST)
     if set(test.labels.tolist()) != {0, 1}:
-        raise RunError(f"the films of {run} have no test split with both classes: --test has nothing to measure")
-    scores, maps = _look(load_model(model_path(run)), test.pixels)
-    calibration = Calibration(**metrics["calibration"])
-    thresholds = {name: point["threshold"] for name, point in metrics["operating_points"].items()}
+        raise RunError(f"the films of {run.folder} have no test split with both classes: --test has nothing to measure")
     if "pointing" not in metrics["validation"]:
         raise RunError(
-            f"{run} was judged by an earlier pneumo: delete its metrics.json and judge it anew with --resume"
+            f"{run.folder} was judged by an earlier pneumo: delete its metrics.json and judge it anew with --resume"
         )
+    scores, maps = _look(run.model, test.pixels)
+    calibration = Calibration(**metrics["calibration"])
+    thresholds = {name: point["threshold"] for name, point in metrics["operating_points"].items()}
     region = metrics["validation"]["pointing"]["region_threshold"]
     times = (metrics["test"] or {"measured": 0})["measured"] + 1
-    metrics["test"] = {"measured": times} | _judge(test, scores, maps, calibration, thresholds, region)
-    predictions = [row for row in read_rows(run / "predictions.csv") if row["split"] != TEST]
+    measured = {"measured": times} | _judge(test, scores, maps, calibration, thresholds, region)
+    predictions = [row for row in run.predictions if row["split"] != TEST]
     predictions += _prediction_rows(TEST, test, scores, probabilities(scores, calibration))
-    write_rows(run / "predictions.csv", PREDICTIONS, predictions)
-    write_json(run / "metrics.json", metrics)
-    write_report(run)
-
-
-PREDICTIONS = ("split", "site", "path", "label", "logit", "probability")
+    run.write_measures(predictions, metrics | {"test": measured})
 
 
 def _build(backbone: str, head: str, size: int, weights: str, seed: int, precision: str) -> tuple[keras.Model, str]:
@@ -294,23 +286,24 @@ def _check_teachers(teachers: Sequence[Path], files: Sequence[FilmFile], split: 
     """Refuses a teacher that is not finished, or that has learned from films by which the student will be judged."""
     judges = {VALIDATION, TEST, LEFT_OUT}
     judging = {(film.site, film.path) for film, part in zip(files, split, strict=True) if part in judges}
-    for teacher in teachers:
-        read_metrics(teacher)
-        model_path(teacher)
-        seen = zip(*read_split(teacher / "split.csv"), strict=True)
+    for folder in teachers:
+        teacher = Run(folder)
+        _ = teacher.metrics, teacher.model_path
+        seen = zip(*teacher.split, strict=True)
         learned = {(film.site, film.path) for film, part in seen if part == TRAIN}
         if learned & judging:
             raise UsageError(
-                f"{teacher} has learned from {len(learned & judging)} of the films that this run would be judged by: "
+                f"{folder} has learned from {len(learned & judging)} of the films that this run would be judged by: "
                 "give a teacher that was trained on the same data with the same --limit and --patient-regex"
             )
 
 
-def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model], *, resume: bool) -> None:
+def _train(run: Run, build: Callable[[], keras.Model], *, resume: bool) -> None:
+    """Trains and judges the model."""
     from pneumo_train.batches import FitData
     from pneumo_train.fit import FitSettings, fit
 
-    films = load_films(run, config)
+    config, films = run.config, run.films
     validation = films.part(VALIDATION)
     perturbed = perturb_all(validation.pixels, validation.paths)
     data = FitData(
@@ -325,24 +318,16 @@ def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model
     settings = FitSettings(
         config.epochs, config.batch_size, config.learning_rate, config.seed, PATIENCE, config.balance
     )
-    teachers = [load_model(model_path(Path(teacher))) for teacher in config.teachers]
+    teachers = [Run(Path(teacher)).model for teacher in config.teachers]
     # The model is written when all epochs are done: a run that has one is judged anew, and not trained again.
-    if not (resume and (run / "model.keras").is_file()):
-        fit(run, settings, data, build, resume=resume, teachers=teachers)
-    _evaluate(run, films, validation, perturbed)
-    _report(run)
+    if not (resume and (run.folder / "model.keras").is_file()):
+        fit(run.folder, settings, data, build, resume=resume, teachers=teachers)
+    _evaluate(run, validation, perturbed)
 
 
-def _report(run: Path) -> None:
-    from pneumo_train.report import write_report
-
-    write_report(run)
-    shutil.rmtree(run / "checkpoint", ignore_errors=True)
-
-
-def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) -> None:
+def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
     """Calibrates, chooses the operating points, and measures; writes predictions.csv and metrics.json."""
-    model = load_model(model_path(run))
+    films, model = run.films, run.model
     clean, maps = _look(model, validation.pixels)
     disturbed, disturbed_maps = _look(model, perturbed)
     labels = np.concatenate([validation.labels] * 2)
@@ -352,7 +337,7 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
     calibration = fit_calibration(labels, pooled, weights)
     thresholds = choose_thresholds(labels, probabilities(pooled, calibration), weights)
     region = None
-    if read_config(run).head == "local":
+    if run.config.head == "local":
         region = choose_region_threshold(maps, [film.boxes for film in validation.files], validation.labels)
     both = Films(validation.files * 2, np.concatenate([validation.pixels, perturbed]), labels)
     pooled_measure = measure_mean_of_sites(both, probabilities(pooled, calibration), thresholds)
@@ -366,7 +351,6 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
         scores, left_out_maps = _look(model, left_out.pixels)
         rows += _prediction_rows(LEFT_OUT, left_out, scores, probabilities(scores, calibration))
         elsewhere = _judge(left_out, scores, left_out_maps, calibration, thresholds, region)
-    write_rows(run / "predictions.csv", PREDICTIONS, rows)
     probe = probe_sites(
         films.part(TRAIN).files,
         validation.files,
@@ -374,8 +358,8 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
         validation.patients,
         lambda: _features(model, validation.pixels),
     )
-    write_json(
-        run / "metrics.json",
+    run.write_measures(
+        rows,
         {
             "films": dict(Counter(f"{s}/{LABELS[f.label]}" for s, f in zip(films.split, films.files, strict=True))),
             "sites": describe_sites(films),
