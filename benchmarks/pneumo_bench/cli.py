@@ -293,14 +293,13 @@ def training(
     size: Annotated[
         int | None, typer.Option(help="Side of the input in pixels; the backbone's own by default.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the films in fine-tuning, all counted.")] = 8,
-    frozen_epochs: Annotated[int, typer.Option(min=1, help="The same where the head alone learns.")] = 16,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the films, all counted.")] = 8,
     batch_size: Annotated[int, typer.Option(min=1, help="Films in one step.")] = 32,
     films: Annotated[int, typer.Option(min=0, help="About so many training films; 0 for all.")] = 640,
     rounds: Annotated[int, typer.Option(min=1, help="Turns that each way has.")] = 1,
     output: Output = None,
 ) -> None:
-    """Times training against the usual way in Keras, with a frozen backbone and in fine-tuning; needs TensorFlow."""
+    """Times training against the usual way in Keras; needs TensorFlow."""
     from pneumo_bench.output import make_folder
     from pneumo_bench.training import time_both, training_table
 
@@ -313,7 +312,6 @@ def training(
         backbone=backbone,
         size=size,
         epochs=epochs,
-        frozen_epochs=frozen_epochs,
         batch_size=batch_size,
         films=films,
         rounds=rounds,

@@ -21,21 +21,17 @@ from pneumo_train.augment import augment
 if TYPE_CHECKING:
     import keras
 
-FROZEN, FINE_TUNING = "frozen backbone", "fine-tuning"
 OURS, USUAL = "pneumo-train", "usual way"
 
 LEARNING_RATE = 1e-5
 """Small: the weights are random, and an epoch takes as long whatever they learn."""
 
 
-def time_training(
-    way: str, case: str, data: str, backbone: str, size: int, epochs: int, batch_size: int
-) -> dict[str, Any]:
+def time_training(way: str, data: str, backbone: str, size: int, epochs: int, batch_size: int) -> dict[str, Any]:
     """Trains for some epochs and returns `seconds` and `films`, the number of training films.
 
     Args:
         way: `OURS` or `USUAL`.
-        case: `FROZEN`, where the head alone learns, or `FINE_TUNING`, where those layers learn that pneumo-train lets.
         data: Folder with train/NORMAL and train/PNEUMONIA; nothing of it may have been prepared before.
         backbone: A key of `pneumo_train.backbones.BACKBONES`; its weights are random.
         size: S, side of the input in pixels.
@@ -45,27 +41,22 @@ def time_training(
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if way == OURS:
         keep_freed_memory()
-    model = _build(case, backbone, size)
+    model = _build(backbone, size)
     train = _ours if way == OURS else _usual
     start = time.perf_counter()
     films = train(model, Path(data), size, epochs, batch_size)
     return {"seconds": time.perf_counter() - start, "films": films}
 
 
-def _build(case: str, backbone: str, size: int) -> keras.Model:
+def _build(backbone: str, size: int) -> keras.Model:
     import keras
 
     from pneumo_train.backbones import backbone_layers, build_model, freeze
 
     keras.utils.set_random_seed(0)
     model = build_model(backbone, "gap", size)
-    if case == FROZEN:
-        for layer in backbone_layers(model):
-            layer.trainable = False
-    else:
-        # As if all layers had pretrained weights: batch-norm stays as it is, and so do the first layers of the deep
-        # networks.
-        freeze(model, backbone, [layer.name for layer in backbone_layers(model)])
+    # As if all layers had pretrained weights: batch-norm stays as it is, and so do the first layers of deep networks.
+    freeze(model, backbone, [layer.name for layer in backbone_layers(model)])
     return model
 
 

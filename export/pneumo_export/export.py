@@ -54,7 +54,7 @@ DEFAULT_POINT = "balanced"
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export left behind."""
+    """Result of an export."""
 
     bundle: Path | None
     """None where no file passed the gate."""
@@ -80,19 +80,20 @@ def export_run(
     Args:
         folder: Folder of a finished run.
         output: Bundle folder to make.
-        data: Where the data sets are now, in the order of the run; where they were at training by default.
+        data: Places of the data sets, in the order of the run; by default where they were at training.
         int8: Make int8 files too.
         formats: "onnx", "tflite" or both.
-        max_drop: See `pneumo_export.gate.judge`.
+        max_drop: See `pneumo_export.gate.Gate.max_drop`.
         calibration_films: Training films that give the ranges of int8, half of each class.
         force: Replace a bundle that is there.
         elsewhere: `sites.json` of pneumo-bench sites, for the card.
 
     Raises:
-        RunError, UsageError, MissingExtraError: One sentence each; nothing is written.
+        RunError, UsageError, MissingExtraError: The message is one sentence, and nothing is written.
     """
-    from pneumo_export.graph import outputs_of, quantisable_blocks
+    from pneumo_export.graph import quantisable_blocks
     from pneumo_train.explain import explained
+    from pneumo_train.inference import outputs_of
 
     run = Run(folder, data)
     config, metrics = run.config, run.metrics
@@ -113,7 +114,7 @@ def export_run(
     say("building the graph")
     reference, model = _build(run, train)
     perturbed = perturb_all(validation.pixels, validation.paths)
-    answers = outputs_of(explained(reference), np.concatenate([validation.pixels, perturbed]), what="judging Keras")
+    answers = outputs_of(explained(reference), np.concatenate([validation.pixels, perturbed]), "judging Keras")
     gate = Gate(
         validation,
         perturbed,
@@ -174,7 +175,8 @@ def _describe_data(run: Run) -> str:
 
 def _build(run: Run, train: Films) -> tuple[Any, Any]:
     """Returns the Keras model as trained, and the same as it will run on devices."""
-    from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of
+    from pneumo_export.graph import deployed, feature_model, fit_novelty, fold
+    from pneumo_train.inference import outputs_of
 
     config, reference = run.config, run.model
     shapes = [tuple(tensor.shape[1:]) for tensor in (*reference.inputs, *reference.outputs)]
@@ -189,7 +191,7 @@ def _build(run: Run, train: Films) -> tuple[Any, Any]:
         films = train.pixels[some]
         # Another scanner's exposure is no other kind of picture: perturbed films belong to what is known.
         films = np.concatenate([films, perturb_all(films, [train.paths[i] for i in some])])
-        novelty.append(fit_novelty(outputs_of(features, films)["features"]))
+        novelty.append(fit_novelty(outputs_of(features, films, "running Keras")["features"]))
     return reference, deployed(plain, config.backbone, novelty)
 
 
@@ -241,10 +243,10 @@ def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: G
 
     Args:
         form: "onnx" or "tflite".
-        model: What `_build` gave.
-        blocks: To quantise; empty for no int8 file.
+        model: The graph from `_build`.
+        blocks: Blocks to quantise; empty for no int8 file.
         films: Calibration films.
-        gate: Of this export.
+        gate: The gate of this export.
 
     Returns:
         File name -> file; fp32 comes before int8.

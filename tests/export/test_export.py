@@ -36,11 +36,12 @@ from pneumo_export.cli import main
 from pneumo_export.convert import OPSET, _pool_before_relu
 from pneumo_export.export import Exported, check_apart, export_run
 from pneumo_export.gate import SIZE_SHARE, Candidate, Gate, Judged, mcnemar, reference, too_few
-from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of, quantisable_blocks
+from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, quantisable_blocks
 from pneumo_export.quantise import Block, float_share, onnx_quantiser, tflite_quantiser
 from pneumo_export.repair import JudgedFile, layers_of, repair
 from pneumo_train.backbones import BACKBONES, Backbone, build_model
 from pneumo_train.films import Box, FilmFile
+from pneumo_train.inference import outputs_of
 from pneumo_train.run import Films, Run, read_rows, write_rows
 from pneumo_train.split import VALIDATION
 from pneumo_train.train import start_run

@@ -381,7 +381,7 @@ def test_each_site_and_their_mean_stand_in_the_report(two_sites: Path) -> None:
         mean = metrics[key]["mean"]
         assert cells(rows, "mean over sites")[0] == f"{mean['auc']['value']:.3f}"
     page = page_of(two_sites)
-    assert "in the mean over 2 sites, each with the same say" in page.text
+    assert "in the mean over 2 sites, which all count the same" in page.text
     at = metrics[TEST]["mean"]["operating_points"]["balanced"]["sensitivity"]
     assert f"Of 100 films with pneumonia it finds {100 * at['value']:.0f} " in page.text
     own = metrics[VALIDATION]["sites"]["south"]["own"]["operating_points"]["balanced"]

@@ -48,8 +48,8 @@ def write_report(run: Run) -> None:
     Raises:
         RunError: The run is not finished, or its films are gone.
     """
-    from pneumo_train.batches import predict_all
     from pneumo_train.explain import explained
+    from pneumo_train.inference import outputs_of
 
     folder, metrics = run.folder, run.metrics
     history = read_rows(folder / "history.csv")
@@ -61,7 +61,7 @@ def write_report(run: Run) -> None:
         write(folder / f"{figure.name}.png", encoded(side_by_side(drawn)))
         diagrams.append(_section(figure, drawn))
     validation = run.films.part(VALIDATION)
-    maps = predict_all(explained(run.model), validation.pixels[..., np.newaxis])["heatmap"]
+    maps = outputs_of(explained(run.model), validation.pixels)["heatmap"]
     threshold = metrics["operating_points"]["balanced"]["threshold"]
     region = (metrics[VALIDATION].get("pointing") or {}).get("region_threshold")
     gallery = Gallery(validation, parts[0], maps, threshold, region)
@@ -127,7 +127,7 @@ def _headline(parts: list[Part]) -> str:
             f"<span>{_interval(value['low'], value['high'], shown)}</span>{others}</div>"
         )
     sites = len(judged.measure["sites"])
-    mean = f", in the mean over {sites} sites, each with the same say" if sites > 1 else ""
+    mean = f", in the mean over {sites} sites, which all count the same" if sites > 1 else ""
     return (
         f'<p class="lead">Of 100 films with pneumonia it finds {100 * found["value"]:.0f} '
         f"({100 * found['low']:.0f} to {100 * found['high']:.0f}); of 100 normal films it calls "
@@ -208,14 +208,14 @@ def _make_up(films: RunFilms, remarks: Sequence[str]) -> str:
         text += f'<p class="long">Skipped, because they could not be read ({len(skipped)}): {named}.</p>'
     if remarks:
         said = "".join(f"<li>{html.escape(remark)}</li>" for remark in remarks)
-        text += f'<p>What was said before training:</p><ul class="long">{said}</ul>'
+        text += f'<p>Remarks before training:</p><ul class="long">{said}</ul>'
     return text
 
 
 def _settings(config: Config) -> str:
     rows = []
     for key, value in vars(config).items():
-        # Where the films lay is nobody's business who reads the report.
+        # The folders of the films are private.
         if key in {"data", "format_version"}:
             continue
         if isinstance(value, dict):
@@ -225,7 +225,7 @@ def _settings(config: Config) -> str:
         else:
             shown = "none" if value is None else str(value)
         rows.append([key.replace("_", " "), f'<span class="long">{html.escape(shown)}</span>'])
-    return table("What stands in config.json", ["setting", "value"], rows)
+    return table("Settings in config.json", ["setting", "value"], rows)
 
 
 def _section(figure: Figure, drawn: Sequence[Image.Image]) -> str:
@@ -328,15 +328,15 @@ def _weighing(metrics: dict[str, Any]) -> str:
     header = ["site", "share of all weight", "with pneumonia, by number", "with pneumonia, by weight"]
     area = probe["class_from_site"]
     text = (
-        "<p>Who is told the site alone, and knows how many are ill there, tells the classes of validation films apart "
-        f"with an AUC of {area['films_as_they_are']:.3f}; with films weighed as in training, of "
+        "<p>A judge who knows only the site of a film, and how common pneumonia is there, tells the classes of "
+        f"validation films apart with an AUC of {area['films_as_they_are']:.3f}; with films weighed as in training, of "
         f"{area['films_weighed']:.3f}. "
     )
     if probe["site_from_features"] is not None:
         text += (
-            "The network does see where a film was taken: a linear classifier finds the site from its features in "
-            f"{percent(probe['site_from_features'])} of films it has not seen, against {percent(probe['guess'])} by "
-            "guessing."
+            "The network does see where a film was taken: from its features, a linear classifier finds the site of "
+            f"{percent(probe['site_from_features'])} of the films that it has not seen, against "
+            f"{percent(probe['guess'])} by guessing."
         )
     return (
         "<section><h2>Does the site tell the class?</h2><p>Films are weighed so that in each site both classes weigh "
@@ -453,16 +453,16 @@ validation patients alone.</p>"""
 <p><small>Ranges are 95 % intervals, bootstrapped by patient: films of one patient are not independent.</small></p>
 </section>
 <section><h2>By site</h2>
-<p>One calibration and one threshold for all sites, at the balanced operating point. In the last column stands what a
+<p>One calibration and one threshold for all sites, at the balanced operating point. The last column shows what a
 calibration and a threshold of the site's own would give: sensitivity / specificity, and the calibration error. They are
 cross-fitted by patient on the same films.</p>
 {_sites(metrics, parts)}</section>
 {_weighing(metrics)}
 {_pointing(metrics, parts, overlays)}
 <section><h2>All measures</h2>
-<p>All films together, whatever their site. "Perturbed" are the validation films disturbed as another site might have
-taken them: rotation, crop, exposure, contrast, blur, noise, JPEG. Beside each value stands its 95 % interval by
-patient, and after W the one by Wilson, which takes films for independent and is what others print.</p>
+<p>All films together, whatever their site. "Perturbed" means the validation films changed as if another site had taken
+them: rotation, crop, exposure, contrast, blur, noise, JPEG. Below each value is its 95 % interval by patient, and after
+W the interval by Wilson, which treats films as independent and is what others print.</p>
 {_measures(metrics, parts)}
 <p>Probability = sigmoid({calibration["scale"]:.3f} x logit {calibration["offset"]:+.3f}), fitted where
 {percent(calibration["prevalence"])} of the films show pneumonia.</p></section>
@@ -472,15 +472,16 @@ among those who are X-rayed; where it is rare, most alarms are false. To move th
 pneumonia, use <code>pneumo-infer --prevalence</code>.</p>{_predictive(judged)}</section>
 {"".join(diagrams)}
 <section><h2>The most confident mistakes</h2>
-<p>Validation films that were judged wrongly at the balanced operating point, farthest from the threshold first.
+<p>Validation films with a wrong verdict at the balanced operating point, farthest from the threshold first.
 The percentage is the predicted probability of pneumonia. {marked}
 Labels can be wrong too: look at the films.</p>{kinds_section(mistakes, "what the model saw")}</section>
-<section><h2>What training films are put through</h2>
-<p>Three training films, each as it is, as training sees it in six epochs, and under the fixed perturbation that makes
-the second validation.</p>{_copies(copies)}</section>
+<section><h2>Augmentation: training films as the network sees them</h2>
+<p>Three training films: each as it is, as training shows it in six epochs, and under the fixed perturbation of the
+perturbed validation films.</p>{_copies(copies)}</section>
 <section><h2>The data</h2>
-<p>{html.escape(config.data_name)}: what became of each film stands in <code>split.csv</code>. No patient stands both in
-training and in validation, and no film stands twice on different sides.</p>{_make_up(run.films, run.remarks)}</section>
+<p>{html.escape(config.data_name)}: <code>split.csv</code> says how each film is used. No patient is in both
+training and validation, and no copy of a film is on another side than the film.</p>
+{_make_up(run.films, run.remarks)}</section>
 <section><h2>Settings</h2>{_settings(config)}</section>"""
     title = f"{name}: report of a pneumonia classifier"
     return page(title, header, main, html.escape(config.versions.get("pneumo", "")))

@@ -51,7 +51,7 @@ METRICS = (
     "left_out",
     "test",
 )
-"""What `metrics.json` holds."""
+"""Keys of `metrics.json`."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class Config:
     data: tuple[str, ...]
     """Folders and manifests as they were given, SITE= in front where a site was named; absolute."""
     sources: dict[str, str]
-    """Site -> where its films come from, in words: as the data say or the user said, never guessed."""
+    """Site -> origin of its films in words, as the data or the user say; never guessed."""
     licences: dict[str, str]
-    """Site -> terms of its films, likewise."""
+    """Site -> terms of use of its films, as the data or the user say."""
     ages: dict[str, tuple[float, float]]
-    """Site -> youngest and oldest patient in years, where the user said so and the films do not."""
+    """Site -> ages of the youngest and oldest patient in years, where the user stated them."""
     labels: dict[str, str]
     """Other names of classes: name -> NORMAL or PNEUMONIA."""
     left_out: str | None
-    """Site whose films were for the final measure only."""
+    """Site that was left out of training; its films were measured at the end."""
     data_hash: str
     """SHA-256 over sites, paths, labels and contents."""
     patient_rule: str
@@ -78,9 +78,9 @@ class Config:
     head: str
     size: int
     weights: str
-    """As given: "imagenet", "none" or a file."""
+    """"imagenet", "none" or a file, as it was given."""
     started_from: str
-    """What that loaded into the backbone: a sentence."""
+    """Sentence on what was loaded into the backbone."""
     epochs: int
     batch_size: int
     learning_rate: float
@@ -88,9 +88,9 @@ class Config:
     balance: str
     """One of `pneumo_train.train.BALANCES`."""
     teachers: tuple[str, ...]
-    """Runs whose models it learned from, as they were given."""
+    """Runs whose models gave the targets, as they were given."""
     precision: str
-    """Of training, as Keras calls it: "float32" or "mixed_bfloat16". What is kept is float32."""
+    """Precision of training, as Keras calls it: "float32" or "mixed_bfloat16". The kept model is float32."""
     limit: int | None
     versions: dict[str, str]
     trained: str
@@ -98,7 +98,7 @@ class Config:
 
     @property
     def data_name(self) -> str:
-        """What reports call the data."""
+        """Name of the data in reports."""
         return "; ".join(dict.fromkeys(self.sources.values()))
 
 
@@ -108,7 +108,7 @@ def write_config(run: Path, config: Config) -> None:
 
 
 def write_remarks(run: Path, remarks: Sequence[str], roots: Sequence[Path]) -> None:
-    """Writes `remarks.json`: the sentences, without the places of the films, which are nobody's business."""
+    """Writes `remarks.json`: the sentences, without the folders in which the films lie, which are private."""
     kept = list(remarks)
     for root in roots:
         kept = [remark.replace(str(root), root.resolve().name) for remark in kept]
@@ -127,23 +127,23 @@ class Films:
 
     @property
     def paths(self) -> list[str]:
-        """Relative to their data sets."""
+        """Path of each film, relative to its data set."""
         return [film.path for film in self.files]
 
     @property
     def patients(self) -> list[str]:
-        """Whose film each is; a name read off a file is the same patient within its site alone."""
+        """Patient of each film. A name that was read off a file is one patient within its site alone."""
         return [f"{'' if film.patient_known else film.site}:{film.patient}" for film in self.files]
 
     @property
     def sites(self) -> list[str]:
-        """Where each was taken."""
+        """Site of each film."""
         return [film.site for film in self.files]
 
 
 @dataclass(frozen=True)
 class RunFilms:
-    """All films of a run's data sets and what each was used for."""
+    """All films of a run's data sets, and the use of each."""
 
     roots: tuple[Path, ...]
     """Folder of each data set, by `FilmFile.source`."""
@@ -152,11 +152,11 @@ class RunFilms:
     prepared: PreparedFilms
 
     def path_of(self, film: FilmFile) -> Path:
-        """Returns where a film lies."""
+        """Returns the path of a film."""
         return self.roots[film.source] / film.path
 
     def positions(self, part: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Returns where the films of a split stand in `files`."""
+        """Returns the positions in `files` of the films of a split."""
         return np.flatnonzero(np.array(self.split) == part)
 
     def part(self, part: str) -> Films:
@@ -170,23 +170,23 @@ class Run:
     """The folder of a run, opened: each of its files is read when it is first asked for, and once.
 
     Attributes:
-        folder: Where it lies.
+        folder: Folder of the run.
     """
 
     def __init__(self, folder: Path, data: Sequence[str] = ()) -> None:
         """Opens a run; reads nothing yet.
 
         Args:
-            folder: What `pneumo-train` wrote.
-            data: Where its data sets are now, in the order in which they were given; where they were at training by
-                default.
+            folder: Folder that `pneumo-train` wrote.
+            data: Places of its data sets, in the order in which they were given; by default where they were at
+                training.
         """
         self.folder = folder
         self._data = tuple(data)
 
     @cached_property
     def config(self) -> Config:
-        """What `config.json` holds.
+        """Settings of the run, from `config.json`.
 
         Raises:
             RunError: The folder is no run, is damaged, or was made by another version.
@@ -206,12 +206,12 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has been trained and judged."""
+        """Whether the run has been trained and judged."""
         return (self.folder / "metrics.json").is_file()
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """What `metrics.json` holds.
+        """Measures of the run, from `metrics.json`.
 
         Raises:
             RunError: The run has not been finished, or the file is damaged.
@@ -240,7 +240,7 @@ class Run:
 
     @property
     def remarks(self) -> list[str]:
-        """What `remarks.json` holds; runs of before it was written have none.
+        """Sentences of `remarks.json`; none where an earlier version wrote no such file.
 
         Raises:
             RunError: The file is damaged.

@@ -34,6 +34,7 @@ from pneumo_train.split import (
     TEST,
     TRAIN,
     VALIDATION,
+    describe_doubtful,
     describe_left_aside,
     split_films,
     write_split,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     import keras
 
 BALANCES = ("weights", "sampling")
-"""How the rarer class gets as much say as the other: heavier films, or more of them in an epoch."""
+"""Ways to balance the classes: films of the rarer class weigh more, or are shown more often in an epoch."""
 
 PATIENCE = 4
 PHANTOMS = 600
@@ -82,20 +83,20 @@ def start_run(
         folder: Folder of the run, to make; must not exist.
         data: Folders in the Kaggle layout or manifests, each with SITE= in front or not; "kaggle"; "phantom".
         backbone, head, weights, size: See `pneumo_train.backbones`; size None is the backbone's default.
-        epochs, batch_size, learning_rate, seed: Of the training; None is the backbone's default.
-        limit: About so many films of training and validation together; None for all.
-        balance: How the rarer class gets as much say: "weights" or "sampling".
-        teachers: Finished runs whose models give the targets in place of the labels.
-        mixed_precision: Multiply in bfloat16, which has the range of float32, so that no loss has to be scaled.
+        epochs, batch_size, learning_rate, seed: Settings of the training loop; None is the backbone's default.
+        limit: About how many films to use for training and validation together; None for all.
+        balance: One of `BALANCES`.
+        teachers: Finished runs whose models' predictions replace the labels.
+        mixed_precision: Multiply in bfloat16. It has the range of float32, so that the loss needs no scaling.
         patient_rule: Regular expression that finds the patient in a file name.
-        leave_out: Site whose films are for the final measure only.
+        leave_out: Site whose films are only measured at the end.
         labels: Other names of classes: name -> NORMAL or PNEUMONIA.
-        sources, licences: Site -> where its films come from, and their terms.
-        ages: Site -> youngest and oldest patient in years, where the films do not say.
+        sources, licences: Site -> origin of its films, and their terms of use.
+        ages: Site -> ages of the youngest and oldest patient in years, where the films do not state them.
         test: Measure the test split at the end; data without one are refused at once.
 
     Raises:
-        DataError, UsageError, MissingExtraError: One sentence each; no run folder is left behind.
+        DataError, UsageError, MissingExtraError: The message is one sentence, and no run folder is left behind.
     """
     side = find_backbone(backbone).default_size if size is None else size
     entry = check_architecture(backbone, head, side)
@@ -136,7 +137,11 @@ def start_run(
         say(f"skipped: {message}")
     split = split_films(files, prepared, leave_out=leave_out, limit=limit)
     _check_teachers(teachers, files, split)
-    said = describe_left_aside(files, split, prepared.sha256) + _describe_weights(files, split)
+    said = [
+        *describe_left_aside(files, split, prepared.sha256),
+        *describe_doubtful(files, split, prepared.remarks),
+        *_describe_weights(files, split),
+    ]
     for remark in said:
         say(remark)
     remarks += said
@@ -180,7 +185,7 @@ def resume_run(folder: Path, *, test: bool = False) -> None:
     """Goes on with a run that was interrupted; of a finished one, measures the test split or does nothing.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         test: Measure the test split at the end.
 
     Raises:
@@ -381,11 +386,11 @@ def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
 
 def _look(model: keras.Model, pixels: Pixels) -> tuple[Floats, Floats]:
     """Returns logits (N,) and heatmaps (N, h, w) of films uint8 (N, S, S)."""
-    from pneumo_train.batches import predict_all
     from pneumo_train.explain import explained
+    from pneumo_train.inference import outputs_of
 
-    answers = predict_all(explained(model), pixels[..., np.newaxis])
-    return answers["logit"][:, 0], answers["heatmap"]
+    found = outputs_of(explained(model), pixels)
+    return found["logit"][:, 0], found["heatmap"]
 
 
 def _features(model: keras.Model, pixels: Pixels) -> Floats:
@@ -393,10 +398,10 @@ def _features(model: keras.Model, pixels: Pixels) -> Floats:
     import keras
 
     from pneumo_train.backbones import FEATURES
-    from pneumo_train.batches import predict
+    from pneumo_train.inference import outputs_of
 
-    features = model.get_layer(FEATURES).output
-    return predict(keras.Model(model.input, keras.ops.mean(features, axis=(1, 2))), pixels[..., np.newaxis])
+    features = keras.ops.mean(model.get_layer(FEATURES).output, axis=(1, 2))
+    return outputs_of(keras.Model(model.input, {"features": features}), pixels)["features"]
 
 
 def _judge(
