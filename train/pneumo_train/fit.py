@@ -3,6 +3,9 @@
 Keras 3 only, so that TensorFlow, JAX or PyTorch can do the work. After every epoch the whole state (weights, optimiser,
 averaged weights) and the best model so far are written to `checkpoint/`, and last of all `history.json`, which names
 them: a run killed at any moment goes on from the last epoch that stands there.
+
+The steps of one epoch are left to Keras's own `fit`. Steps by `train_on_batch` would be traced twice for each size of
+film, since the last batch of an epoch is smaller, and would wait for the loss after each step.
 """
 
 from __future__ import annotations
@@ -11,8 +14,7 @@ import json
 import math
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,15 +119,21 @@ def fit(
             compiled_for = side
         _seed_dropout(model, settings.seed, epoch)
         map_side = None if taught is model else _map_side(model, side)
-        sums: dict[str, float] = defaultdict(float)
         with progress(f"epoch {epoch + 1} of {settings.epochs}", batches.steps) as show:
-            for step, batch in enumerate(batches.of_epoch(epoch, side, map_side), start=1):
-                found = learner.train_on_batch(*batch, return_dict=True)
-                for name, value in found.items():
-                    sums[name] += len(batch[0]) * float(value)
-                sums["films"] += len(batch[0])
-                show(step)
-        record = {"epoch": epoch + 1} | _in_training(sums)
+            found = learner.fit(
+                batches.of_epoch(epoch, side, map_side),
+                steps_per_epoch=batches.steps,
+                shuffle=False,  # the batches come shuffled already, by seed and epoch
+                callbacks=[_Shown(show)],
+                verbose=0,
+            ).history
+        film = "logit_" if "logit_loss" in found else ""
+        record: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "loss": float(found[f"{film}loss"][0]),
+            "map_loss": float(found[f"{LOCAL_LOGIT}_loss"][0]) if film else "",
+            "accuracy": float(found[f"{film}accuracy"][0]),
+        }
         with _averaged_weights(learner):
             record |= _judge(learner, data)
             if not np.isfinite([record[name] for name in ("loss", "val_loss", "perturbed_loss")]).all():
@@ -216,7 +224,7 @@ def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
     )
     if warmup == 0:
         rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, max(1, total))
-    optimizer = keras.optimizers.AdamW(
+    optimizer = AveragingAdamW(
         rate,
         weight_decay=WEIGHT_DECAY,
         global_clipnorm=GRADIENT_NORM,
@@ -227,6 +235,14 @@ def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(optimizer, _loss(), metrics=[accuracy])
+
+
+@keras.saving.register_keras_serializable(package="pneumo")
+class AveragingAdamW(keras.optimizers.AdamW):  # type: ignore[misc] # keras has no types
+    """AdamW whose averaged weights stay apart. Keras would put them in place of the weights when `fit` ends."""
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """Leaves the weights as they are."""
 
 
 def _has_map(model: keras.Model) -> bool:
@@ -281,15 +297,15 @@ def _seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
             layer.seed_generator.state.assign(state)
 
 
-def _in_training(sums: Mapping[str, float]) -> dict[str, Any]:
-    """Returns the means over the films of an epoch, from the sums of what each batch gave."""
-    means = {name: value / sums["films"] for name, value in sums.items()}
-    film = "logit_" if "logit_loss" in means else ""
-    return {
-        "loss": means[f"{film}loss"],
-        "map_loss": means[f"{LOCAL_LOGIT}_loss"] if film else "",
-        "accuracy": means[f"{film}accuracy"],
-    }
+class _Shown(keras.callbacks.Callback):  # type: ignore[misc] # keras has no types
+    """Shows the number of steps done."""
+
+    def __init__(self, show: Callable[[int], None]) -> None:
+        super().__init__()
+        self._show = show
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._show(batch + 1)
 
 
 @contextmanager
