@@ -1,4 +1,4 @@
-"""How fast pneumo-train learns, against the way in which Keras notebooks do it: same films, network, batch and size."""
+"""How fast pneumo-train fine-tunes, against the usual way in Keras: same films, network, batch and size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pneumo_train.films import FilmFile
 from pneumo_train.sources import gather
 
 READABLE = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png"})
-"""Suffixes that `image_dataset_from_directory` takes."""
+"""Suffixes that `image_dataset_from_directory` reads."""
 
 
 def time_both(
@@ -35,16 +35,16 @@ def time_both(
     films: int,
     rounds: int,
 ) -> dict[str, Any]:
-    """Trains in both ways, in turns; returns what `training.json` holds.
+    """Fine-tunes in both ways, in turns, and returns the content of `training.json`.
 
     Args:
-        data: Folder in the layout of the Kaggle set; training films alone are read.
+        data: Folder in the layout of the Kaggle set; only training films are read.
         backbone: A key of `pneumo_train.backbones.BACKBONES`.
         size: S, side of the input in pixels; None is the backbone's default.
         epochs: Passes over the films.
         batch_size: Films in one step.
-        films: About so many training films, spread over both classes; 0 for all.
-        rounds: Turns that each way has.
+        films: Approximate number of training films, spread over both classes; 0 for all.
+        rounds: Turns of each way.
 
     Raises:
         DataError, MissingExtraError, UsageError: One sentence each.
@@ -57,18 +57,18 @@ def time_both(
     gathered = gather([str(data)])
     [root] = gathered.roots
     chosen = _spread([film for film in gathered.films if film.folder == "train"], films)
-    job = {"backbone": backbone, "size": side, "epochs": epochs, "batch_size": batch_size}
+    job = {"backbone": backbone, "size": side, "batch_size": batch_size}
     ways = (OURS, USUAL)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     watch = Watch()
     with _linked(root, chosen) as folder, progress("training", rounds * len(ways)) as advance:
         for turn in range(rounds):
             for place, way in enumerate(ways if turn % 2 == 0 else ways[::-1]):
-                # A cache of its own: what another training has prepared would come free of charge.
+                # A cache of its own, or the films that another training has prepared would cost nothing.
                 with TemporaryDirectory(prefix="pneumo-bench-") as cache:
                     given = ask(
                         "pneumo_bench.training_worker",
-                        job | {"way": way, "data": str(folder)},
+                        job | {"way": way, "data": str(folder), "epochs": epochs},
                         {"XDG_CACHE_HOME": cache},
                     )
                 if "error" in given:
@@ -77,17 +77,18 @@ def time_both(
                     raise PneumoError(f"{way} has read {given['films']} films of {len(chosen)}: nothing to compare")
                 seconds[way].append(given["seconds"])
                 advance(turn * len(ways) + place + 1)
-    results = [
-        {
-            "way": way,
-            "epochs": epochs,
-            "seconds": spread(taken),
-            "films_per_second": spread([len(chosen) * epochs / each for each in taken]),
-            # As often as fast: the same films and epochs, hence the ratio of the times, upside down.
-            "ratio": ratios(seconds[USUAL], taken),
-        }
-        for way, taken in seconds.items()
-    ]
+    results = []
+    for way, taken in seconds.items():
+        results.append(
+            {
+                "way": way,
+                "epochs": epochs,
+                "seconds": spread(taken),
+                "films_per_second": spread([len(chosen) * epochs / each for each in taken]),
+                # The films and epochs are the same, so the ratio of the speeds is that of the times, upside down.
+                "ratio": ratios(seconds[USUAL], taken),
+            }
+        )
     return header("training", describe_machine(PACKAGES + KERAS_PACKAGES), watch.finish()) | {
         "settings": job | {"data": root.resolve().name, "films": len(chosen), "rounds": rounds},
         "baseline": USUAL,
@@ -96,7 +97,7 @@ def time_both(
 
 
 def _spread(films: Sequence[FilmFile], count: int) -> list[FilmFile]:
-    """Returns about `count` films that both ways can read, each class with its share, or all of them.
+    """Returns about `count` films that both ways can read, of both classes in proportion; all of them for 0.
 
     Raises:
         DataError: One class has none.
@@ -113,7 +114,7 @@ def _spread(films: Sequence[FilmFile], count: int) -> list[FilmFile]:
 
 @contextmanager
 def _linked(root: Path, films: Sequence[FilmFile]) -> Iterator[Path]:
-    """Yields a folder in the layout of a data set with links to some films: both ways then find the same."""
+    """Yields a folder in the layout of a data set with links to some films, so that both ways find the same ones."""
     with TemporaryDirectory(prefix="pneumo-bench-") as scratch:
         for i, film in enumerate(films):
             source = (root / film.path).resolve()
@@ -124,7 +125,7 @@ def _linked(root: Path, films: Sequence[FilmFile]) -> Iterator[Path]:
 
 
 def training_table(record: Mapping[str, Any]) -> Table:
-    """Shows what `time_both` found."""
+    """Returns the table of a record of `time_both`."""
     rows: list[tuple[str, ...]] = []
     for result in record["results"]:
         speed, taken, ratio = result["films_per_second"], result["seconds"], result["ratio"]
@@ -142,10 +143,10 @@ def training_table(record: Mapping[str, Any]) -> Table:
         *machine_notes(record["machine"], record["load"]),
         f"{settings['backbone']} at {settings['size']} x {settings['size']}, random weights, batches of "
         f"{settings['batch_size']}; {settings['films']} training films of {settings['data']}; "
-        f"{settings['rounds']} rounds, medians, in brackets the lowest and highest",
+        f"rounds: {settings['rounds']}, medians, in brackets the lowest and highest",
         "counted: everything from the files on disk to the end of the last epoch (decoding, augmentation, steps, "
-        "tracing; for pneumo-train also its checkpoints); films/s is films x epochs in that time; not counted: "
-        "imports, building the network",
+        "tracing; for pneumo-train also its checkpoints); films/s is films x epochs in that time; not counted: imports "
+        "and the building of the network",
         "usual way: image_dataset_from_directory, films cached in memory after the first epoch, Keras augmentation "
         "layers in parallel, prefetch; gamma, noise, blur, resampling, JPEG, boxes and letters are pneumo-train's "
         "alone, which favours the usual way",

@@ -1,6 +1,6 @@
 """Times one way of training, in a process of its own, from the films on disk to the end of the last epoch.
 
-TensorFlow's import and the building of the network come before the clock; tracing and compiling belong to the training.
+The import of TensorFlow and the building of the network come before that; tracing and compiling are part of the time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OURS, USUAL = "pneumo-train", "usual way"
 
 LEARNING_RATE = 1e-5
-"""Small: the weights are random, and an epoch takes as long whatever they learn."""
+"""Small, since the weights are random. The time of an epoch does not depend on it."""
 
 
 def time_training(way: str, data: str, backbone: str, size: int, epochs: int, batch_size: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def time_training(way: str, data: str, backbone: str, size: int, epochs: int, ba
 
     Args:
         way: `OURS` or `USUAL`.
-        data: Folder with train/NORMAL and train/PNEUMONIA; nothing of it may have been prepared before.
+        data: Folder with train/NORMAL and train/PNEUMONIA, of which nothing has been prepared before.
         backbone: A key of `pneumo_train.backbones.BACKBONES`; its weights are random.
         size: S, side of the input in pixels.
         epochs: Passes over the films.
@@ -55,13 +55,13 @@ def _build(backbone: str, size: int) -> keras.Model:
 
     keras.utils.set_random_seed(0)
     model = build_model(backbone, "gap", size)
-    # As if all layers had pretrained weights: batch-norm stays as it is, and so do the first layers of deep networks.
+    # As if all layers had pretrained weights: batch-norm keeps its values, and so do the first layers of deep networks.
     freeze(model, backbone, [layer.name for layer in backbone_layers(model)])
     return model
 
 
 def _ours(model: keras.Model, data: Path, size: int, epochs: int, batch_size: int) -> int:
-    """What pneumo-train does: films decoded once into one array, then `fit` with its checkpoints."""
+    """Trains as pneumo-train does: it decodes the films once into one array, then calls `fit` with its checkpoints."""
     from pneumo_train.batches import FitData
     from pneumo_train.films import labels_of, prepare
     from pneumo_train.fit import FitSettings, fit
@@ -70,7 +70,7 @@ def _ours(model: keras.Model, data: Path, size: int, epochs: int, batch_size: in
     gathered = gather([str(data)])
     files = gathered.films
     labels, pixels = labels_of(files), prepare(gathered.roots, files, size).pixels
-    # `fit` wants films to choose the best epoch by; one of each class costs next to nothing.
+    # `fit` needs films by which it chooses the best epoch; one of each class costs next to nothing.
     judged = [int(np.argmax(labels == label)) for label in range(len(LABELS))]
     films = FitData(
         films=pixels,
@@ -88,7 +88,7 @@ def _ours(model: keras.Model, data: Path, size: int, epochs: int, batch_size: in
 
 
 def _usual(model: keras.Model, data: Path, size: int, epochs: int, batch_size: int) -> int:
-    """What a good notebook does: decoded films cached in memory, augmentation in parallel, batches made ahead."""
+    """Trains as a good notebook does: decoded films in memory, augmentation in parallel, batches made ahead."""
     import keras
     import tensorflow as tf
 

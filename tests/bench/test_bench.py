@@ -569,7 +569,7 @@ def test_training_is_timed_in_both_ways(
     monkeypatch.setitem(BACKBONES, "tiny", replace(BACKBONES["mobilenetv2"], name="tiny", build=build))
     record = training.time_both(phantoms, backbone="tiny", size=32, epochs=2, batch_size=8, films=12, rounds=1)
     ours, usual = record["results"]
-    assert [ours["way"], usual["way"]] == ["pneumo-train", "usual way"]
+    assert (ours["way"], usual["way"]) == ("pneumo-train", "usual way")
     assert len(in_this_process) == 2
     assert record["settings"]["films"] == 12
     assert ours["epochs"] == usual["epochs"] == 2
@@ -578,11 +578,10 @@ def test_training_is_timed_in_both_ways(
         ours["films_per_second"]["median"] / usual["films_per_second"]["median"], rel=1e-3
     )
     assert usual["ratio"]["median"] == 1.0
-    table = training_table(record)
-    assert [line[:2] for line in table.rows] == [("pneumo-train", "2"), ("usual way", "2")]
+    assert [line[:2] for line in training_table(record).rows] == [("pneumo-train", "2"), ("usual way", "2")]
 
 
-def test_what_learns_is_what_pneumo_train_lets() -> None:
+def test_those_layers_learn_that_pneumo_train_lets() -> None:
     pytest.importorskip("tensorflow", reason="training needs TensorFlow")
     tuned = training_worker._build("mobilenetv2", 32)
     paths = [weight.path for weight in tuned.trainable_weights]

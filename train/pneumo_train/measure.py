@@ -1,4 +1,4 @@
-"""Measures of a model, with intervals. They need numpy alone, so that benchmarks can use them on a device.
+"""How good a model is, with intervals: numpy and scikit-learn only, so that benchmarks can use it on a device.
 
 One patient may have 30 films, which are no 30 independent observations: intervals are bootstrapped by patient.
 Wilson's interval, which counts films, stands beside it for comparison with what others print.
@@ -49,7 +49,7 @@ def measure(
         probabilities: (N,) in [0, 1].
         patients: N names; films of one patient are resampled together.
         thresholds: Operating point -> threshold; a film is called pneumonia where probability >= threshold.
-        seed: Seed of the bootstrap.
+        seed: Of the bootstrap.
 
     Returns:
         n, patients, prevalence; auc, average_precision, brier, ece, each with its interval; and for each operating
@@ -82,14 +82,14 @@ def measure(
 
 
 def measure_mean(samples: Sequence[Sample], thresholds: dict[str, float], seed: int = 0) -> dict[str, Any]:
-    """Measures several sets of films and returns the mean, in which each set counts the same.
+    """Measures several sets of films, each with the same say: the mean over sites.
 
     Patients are resampled within each set, apart from the others, and each replicate is the mean over the sets.
 
     Args:
         samples: One or more, each of both classes.
         thresholds: Operating point -> threshold.
-        seed: Seed of the bootstrap.
+        seed: Of the bootstrap.
 
     Returns:
         auc, average_precision, brier, ece, and for each operating point accuracy, sensitivity, specificity: value, low,
@@ -148,7 +148,7 @@ def _ratio(top: Floats, bottom: Floats) -> Floats:
 
 
 def _scores(y: Floats, p: Floats) -> dict[str, Statistic]:
-    """Returns the measures that need no threshold, of labels and probabilities (N,)."""
+    """What is measured without a threshold, of labels and probabilities (N,)."""
     return {
         "auc": lambda w: weighted_auc(y, p, w),
         "average_precision": lambda w: _average_precision(y, p, w),
