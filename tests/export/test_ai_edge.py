@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("ai_edge_quantizer", reason="needs the extra export")
 
+pytestmark = pytest.mark.canary
+
 WHY = (
     "this ai-edge-quantizer has changed what pneumo_export/ai_edge.py uses: mend that module, the one place that "
     "imports it, or int8 TFLite files cannot be made"

@@ -8,6 +8,8 @@ keras = pytest.importorskip("keras", reason="needs the extra train")
 
 from pneumo_train.keras_graph import convolution_before, maker_of, takers_of  # noqa: E402
 
+pytestmark = pytest.mark.canary
+
 WHY = (
     "this Keras keeps elsewhere which layer made a tensor: mend pneumo_train/keras_graph.py, the one place that asks, "
     "or batch-norm is not folded in training and cannot be folded for export"
