@@ -93,8 +93,7 @@ def train(
         bool,
         typer.Option(
             "--mixed-precision",
-            help="Train in bfloat16: faster on a GPU or TPU, and for resnet50 and vgg16 on a CPU with AVX512-BF16 "
-            "or AMX.",
+            help="Train in bfloat16: faster on a GPU or TPU, and for resnet50 and vgg16 on a CPU with AVX512-BF16.",
         ),
     ] = False,
     seed: Annotated[
