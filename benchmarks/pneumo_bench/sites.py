@@ -17,10 +17,10 @@ import numpy as np
 from pneumo_bench.machine import Watch, describe_machine
 from pneumo_bench.output import Table, header, percent_text, share_text
 from pneumo_edge.bundle import LABELS, Calibration
+from pneumo_edge.calibrate.measure import Sample, measure_mean
 from pneumo_edge.command_line import say
 from pneumo_edge.errors import PneumoError, RunError, UsageError
 from pneumo_train.films import labels_of
-from pneumo_train.measure import Sample, measure_mean
 from pneumo_train.run import Films, Run
 from pneumo_train.sites import measure_sites
 from pneumo_train.sources import gather

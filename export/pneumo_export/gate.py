@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -20,12 +20,14 @@ import numpy.typing as npt
 
 from pneumo_edge.backends import Backend, Outputs, open_backend
 from pneumo_edge.bundle import ENGINE_OF_SUFFIX, LABELS, Calibration
+from pneumo_edge.calibrate.measure import measure, weighted_auc
+from pneumo_edge.calibrate.platt import Floats, Labels, probabilities
 from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
+from pneumo_edge.plausibility import contrast
 from pneumo_edge.preprocess import Pixels
+from pneumo_edge.reference import make_reference
 from pneumo_export.quantise import float_share
-from pneumo_train.calibrate import Floats, Labels, probabilities
-from pneumo_train.measure import measure, weighted_auc
 from pneumo_train.pointing import choose_region_threshold, points_into_a_box
 from pneumo_train.run import Films
 
@@ -153,7 +155,7 @@ class Gate:
                 probabilities(found.logit, self.calibration), probabilities(self.logit, self.calibration)
             ),
             "withheld": float(np.mean(found.novelty > limit)),
-            "reference": reference(found.logit[:n], found.novelty[:n], self.validation.sites),
+            "reference": self._reference(found.logit[:n], found.novelty[:n]),
             # Each at its own limit, which is a percentile: the shares alone would always agree.
             "withheld_otherwise": int(np.sum((found.novelty > limit) != (fp32.novelty > reference_limit))),
             "region_threshold": None,
@@ -177,6 +179,14 @@ class Gate:
         hits, of_keras = (points_into_a_box(maps[boxed], [boxes[i] for i in boxed]) for maps in (heatmap, self.heatmap))
         pointing = {"films": len(boxed), "hits": int(hits.sum()), "hits_keras": int(of_keras.sum())}
         return {"region_threshold": chosen, "pointing": pointing}
+
+    def _reference(self, logit: Floats, novelty: Floats) -> dict[str, Any] | None:
+        """Returns what `pneumo_edge.bundle.Reference` holds, as JSON has it."""
+        contrasts = np.array([contrast(film) for film in self.validation.pixels])
+        found = make_reference(logit, novelty, contrasts, self.validation.sites)
+        if found is None:
+            return None
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(found).items()}
 
     def _compare(self, logit: Floats, reference: Floats, labels: Labels) -> dict[str, Any]:
         everyone = np.ones((1, len(labels)))
@@ -246,29 +256,6 @@ def novelty_limit(novelty: Floats) -> float:
     other sites: a limit from clean films alone would call another scanner's exposure another kind of picture.
     """
     return float(np.quantile(novelty, 0.99)) * 1.1
-
-
-def reference(logit: Floats, novelty: Floats, sites: Sequence[str]) -> dict[str, Any] | None:
-    """Returns what `pneumo_edge.bundle.Reference` holds, None where an answer is no number.
-
-    Args:
-        logit: (N,), of the validation films as they are.
-        novelty: (N,), of the same.
-        sites: N names: each site weighs the same, however many films it has.
-    """
-    if not (np.isfinite(logit).all() and np.isfinite(novelty).all()):
-        return None
-    _, site, films = np.unique(np.asarray(sites), return_inverse=True, return_counts=True)
-    weights = 1 / films[site]
-
-    def quantiles(values: Floats) -> list[float]:
-        # The smallest value that at least this share of the weight does not exceed: a value that did occur.
-        order = np.argsort(values, kind="stable")
-        reached = np.cumsum(weights[order])
-        places = np.searchsorted(reached, np.linspace(0, 1, 101) * reached[-1] * (1 - 1e-12))
-        return [float(value) for value in values[order][places]]
-
-    return {"films": len(logit), "logit": quantiles(logit), "novelty": quantiles(novelty)}
 
 
 def _failures(candidate: Candidate, record: Mapping[str, Any], head: str, max_drop: float) -> list[str]:

@@ -34,12 +34,12 @@ from pneumo_edge.bundle import (
     Provenance,
     write_description,
 )
+from pneumo_edge.calibrate.measure import measure
 from pneumo_edge.classifier import Classifier, Prediction
 from pneumo_edge.errors import DataError, MissingExtraError, PneumoError, RunError, UsageError
 from pneumo_edge.overlay import draw_overlay
 from pneumo_train.backbones import BACKBONES
 from pneumo_train.films import Box, FilmFile
-from pneumo_train.measure import measure
 from pneumo_train.phantom import draw_phantoms
 from pneumo_train.pointing import measure_pointing
 from pneumo_train.run import FORMAT_VERSION as RUN_FORMAT

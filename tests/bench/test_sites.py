@@ -17,10 +17,10 @@ from PIL import Image
 from pneumo_bench.sites import judge_left_out, run_folders, site_names, sites_table, train_without
 from pneumo_edge.atomic import write_json
 from pneumo_edge.bundle import LABELS, Calibration
+from pneumo_edge.calibrate import measure as measure_module
+from pneumo_edge.calibrate.measure import weighted_auc
 from pneumo_edge.errors import DataError, PneumoError, RunError, UsageError
-from pneumo_train import measure as measure_module
 from pneumo_train.films import FilmFile
-from pneumo_train.measure import weighted_auc
 from pneumo_train.run import FORMAT_VERSION, METRICS, Config, Run, write_config, write_rows
 from pneumo_train.split import LEFT_OUT, VALIDATION, write_split
 

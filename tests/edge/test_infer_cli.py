@@ -187,7 +187,7 @@ from pneumo_edge.cli import main
 main()
 """
     line = [sys.executable, "-c", code, str(tmp_path), "--recursive", "--model", str(bundle)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
     assert "a.png: PNEUMONIA" in done.stdout
     assert f"{closed} cannot be searched for films: Permission denied" in done.stderr.splitlines()
     assert done.returncode == 1
@@ -472,7 +472,7 @@ def without_module(name: str, *arguments: str | Path) -> subprocess.CompletedPro
     """Runs `pneumo-infer` in an interpreter that cannot import `name`."""
     code = f"import sys; sys.modules[{name!r}] = None; from pneumo_edge.cli import main; main()"
     line = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_a_missing_engine_is_a_sentence(films: Path, write_bundle: WriteBundle) -> None:
@@ -635,7 +635,7 @@ finally:
 """
     for option in ("--version", "--help"):
         line = [sys.executable, "-W", "error", "-c", code, option]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
         assert (done.returncode, done.stdout.splitlines()[-1], done.stderr) == (0, "[]", "")
 
 
@@ -653,7 +653,7 @@ def main() -> None:
 run(app, "it")
 """
     line = [sys.executable, "-W", "error", "-c", script]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == code
     assert done.stderr == said if said else "ImportError: initialization failed" in done.stderr
 
@@ -671,7 +671,7 @@ finally:
     print(sorted(late & set(sys.modules)))
 """
     line = [sys.executable, "-W", "error", "-c", code, str(films / "B.JPG"), "--model", str(bundle)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
 
 
@@ -687,5 +687,5 @@ heavy = {"tensorflow", "keras", "sklearn", "scipy", "matplotlib", "pandas", "onn
 print(sorted(heavy & set(sys.modules)))
 """
     line = [sys.executable, "-W", "error", "-c", code, str(bundle), str(films / "a.png")]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout.splitlines(), done.stderr) == (0, ["PNEUMONIA", "[]"], "")

@@ -35,7 +35,7 @@ from pneumo_edge.errors import RunError, UsageError
 from pneumo_export.cli import main
 from pneumo_export.convert import OPSET, _pool_before_relu
 from pneumo_export.export import Exported, check_apart, export_run
-from pneumo_export.gate import SIZE_SHARE, Candidate, Gate, Judged, mcnemar, reference, too_few
+from pneumo_export.gate import SIZE_SHARE, Candidate, Gate, Judged, mcnemar, too_few
 from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, quantisable_blocks
 from pneumo_export.quantise import Block, float_share, onnx_quantiser, tflite_quantiser
 from pneumo_export.repair import JudgedFile, layers_of, repair
@@ -378,27 +378,6 @@ def test_the_bundle_says_what_its_files_answer_on_validation_films(engine: str, 
         (stated_of.novelty, [float(answer.novelty[0]) for answer in answers]),
     ):
         assert stated == pytest.approx(np.quantile(values, shares, method="inverted_cdf").tolist(), abs=1e-4)
-
-
-def test_each_site_weighs_the_same_in_the_reference() -> None:
-    rng = np.random.default_rng(0)
-    small, large = rng.normal(-2, 1, 40).astype(np.float32), rng.normal(2, 1, 400).astype(np.float32)
-    novelty = np.ones(440, np.float32)
-    found = reference(np.concatenate([small, large]), novelty, ["small"] * 40 + ["large"] * 400)
-    repeated = reference(np.concatenate([small] * 10 + [large]), np.ones(800, np.float32), ["one"] * 800)
-    assert found is not None
-    assert repeated is not None
-    assert found["logit"] == repeated["logit"]
-    assert found["films"] == 440
-    assert (found["logit"][0], found["logit"][100]) == (small.min(), large.max())
-    alone = reference(large, novelty[:400], ["large"] * 400)
-    assert alone is not None
-    assert alone["logit"][50] > found["logit"][50] + 1
-
-
-def test_answers_that_are_no_numbers_give_no_reference() -> None:
-    assert reference(np.array([0.5, np.nan], np.float32), np.ones(2, np.float32), ["a", "a"]) is None
-    assert reference(np.ones(2, np.float32), np.array([0.5, np.inf], np.float32), ["a", "a"]) is None
 
 
 def test_the_bundle_says_where_it_comes_from(runs: Path, exported: Exported) -> None:

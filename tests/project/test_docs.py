@@ -28,6 +28,7 @@ COMMANDS = {
     "pneumo-infer": "edge",
     "pneumo-serve": "edge.serve",
     "pneumo-archive": "edge.archive",
+    "pneumo-calibrate": "edge.calibrate",
     "pneumo-bench": "bench",
 }
 

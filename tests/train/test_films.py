@@ -176,7 +176,7 @@ def test_a_film_that_was_touched_is_read_again(data: Path, monkeypatch: pytest.M
 
 def test_films_are_decoded_in_parallel_and_progress_counts_each(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots, films = index(data)
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=600)
     done: list[int] = []
 
     def read(*arguments: object) -> object:

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pneumo_edge.calibrate.measure import weighted_auc
 from pneumo_edge.errors import RunError
 from pneumo_train.films import Box, FilmFile
-from pneumo_train.measure import weighted_auc
 
 if TYPE_CHECKING:
     import keras

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from pneumo_edge.bundle import LABELS, Calibration
+from pneumo_edge.calibrate import measure as measure_module
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
-from pneumo_train import measure as measure_module
 from pneumo_train.films import index_hash, prepare
 from pneumo_train.pointing import measure_pointing
 from pneumo_train.report import FIGURES, write_report

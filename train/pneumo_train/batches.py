@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pneumo_edge.calibrate.platt import Labels
 from pneumo_edge.preprocess import Pixels
 from pneumo_train.augment import augment, box_coverage, draw_movement
 from pneumo_train.backbones import LOCAL_LOGIT
-from pneumo_train.calibrate import Labels
 from pneumo_train.films import FilmFile, labels_of
 from pneumo_train.inference import logits
 

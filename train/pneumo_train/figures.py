@@ -13,8 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pneumo_edge.bundle import LABELS
+from pneumo_edge.calibrate.measure import ECE_BINS, wilson
 from pneumo_edge.report_page import percent
-from pneumo_train.measure import ECE_BINS, wilson
 from pneumo_train.split import TEST, TRAIN, VALIDATION
 
 if TYPE_CHECKING:

@@ -24,12 +24,12 @@ import keras
 import numpy as np
 
 from pneumo_edge.atomic import replacing_file, write_text
+from pneumo_edge.calibrate.measure import mean_auc
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import RunError
 from pneumo_train.backbones import LOCAL_LOGIT
 from pneumo_train.batches import Batches, FitData, progressive_sizes, soft_targets
 from pneumo_train.inference import outputs_of
-from pneumo_train.measure import mean_auc
 from pneumo_train.rewrite import rewritten
 from pneumo_train.run import load_model, write_rows
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pneumo_edge.calibrate.measure import bootstrap_weights, mean_of, weighted_auc
+from pneumo_edge.calibrate.platt import Floats, Labels
 from pneumo_edge.region import local_logits
-from pneumo_train.calibrate import Floats, Labels
 from pneumo_train.films import Box
-from pneumo_train.measure import bootstrap_weights, mean_of, weighted_auc
 
 GRID = 96
 """Points along each side of a film at which boxes and regions are compared."""

@@ -26,9 +26,9 @@ import numpy as np
 
 from pneumo_edge.atomic import write_json, write_text
 from pneumo_edge.bundle import from_json
+from pneumo_edge.calibrate.platt import Labels
 from pneumo_edge.errors import DataError, RunError
 from pneumo_edge.preprocess import Pixels
-from pneumo_train.calibrate import Labels
 from pneumo_train.films import FilmFile, PreparedFilms, index_hash, labels_of, prepare
 from pneumo_train.sources import root_of
 from pneumo_train.split import read_split

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumo_edge.bundle import LABELS, Calibration
+from pneumo_edge.calibrate.measure import Sample, bootstrap_weights, mean_of, measure, measure_mean, weighted_auc
+from pneumo_edge.calibrate.platt import Floats, Labels, choose_thresholds, fit_calibration, probabilities
 from pneumo_edge.errors import DataError
-from pneumo_train.calibrate import Floats, Labels, choose_thresholds, fit_calibration, probabilities
 from pneumo_train.films import FilmFile
-from pneumo_train.measure import Sample, bootstrap_weights, mean_of, measure, measure_mean, weighted_auc
 from pneumo_train.run import Films, RunFilms
 from pneumo_train.split import TEST, TRAIN, VALIDATION
 
@@ -49,8 +49,8 @@ def measure_sites(
         thresholds: Operating point -> threshold on the calibrated probability, the same for all sites.
 
     Returns:
-        n, patients, prevalence, and where films of both classes are there all that `pneumo_train.measure.measure`
-        gives for them together.
+        n, patients, prevalence, and where films of both classes are there all that `measure` of
+        `pneumo_edge.calibrate.measure` gives for them together.
         `sites`: site -> the same for each site with films of both classes, with `own` (see `_own_would_give`) and
         `groups` (see `_groups`).
         `one_class`: site -> label, n, and at each operating point the share of right verdicts, where a site has films

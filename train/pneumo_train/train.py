@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumo_edge.bundle import LABELS, Calibration
+from pneumo_edge.calibrate.platt import Floats, choose_thresholds, fit_calibration, probabilities
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import DataError, MissingExtraError, RunError, UsageError
 from pneumo_edge.preprocess import Pixels
 from pneumo_edge.versions import installed_versions
 from pneumo_train.backbones import build_model, check_architecture, find_backbone, freeze
-from pneumo_train.calibrate import Floats, choose_thresholds, fit_calibration, probabilities
 from pneumo_train.films import FilmFile, index_hash, prepare
 from pneumo_train.perturb import perturb_all
 from pneumo_train.phantom import draw_phantoms

@@ -22,6 +22,7 @@ export const hooks = { reached: (_there) => {}, askForToken: async (_wrong) => "
 // ------------------------------------------------------------------------------------------------- questions
 
 export const words = async () => (await ask("words.json")).json();
+export const watch = () => patiently(async () => (await ask("v1/watch")).json());
 export const model = () => patiently(async () => (await ask("v1/model")).json());
 
 /** Films of the list, and how many there are in all. `wanted` has limit and offset, sort and order, and where they are
