@@ -604,8 +604,8 @@ def test_a_part_holds_the_records_of_its_films_in_their_order(job: Job, bundle: 
     done = do_part(job, 3, part_of(paths, site=pa.array(list("abcde"))))
     table, facts = schema.from_parquet(Store(job.output).read(schema.part_name(3)) or b"")
     assert table.column_names == [
-        "path", "label", "probability", "logit", "threshold", "operating_point", "novelty", "in_distribution",
-        "warnings", "model", "file", "error", "part", "site", "read_ms", "infer_ms",
+        "path", "label", "probability", "logit", "threshold", "operating_point", "prevalence", "novelty",
+        "in_distribution", "warnings", "model", "file", "contrast", "error", "part", "site", "read_ms", "infer_ms",
     ]  # fmt: skip
     with Classifier.load(bundle) as classifier:
         expected = [answer.record() for answer in classifier.predict_batch(paths)]
@@ -624,7 +624,7 @@ def test_a_part_holds_the_records_of_its_films_in_their_order(job: Job, bundle: 
         assert set(row.values()) <= {None}
     assert table["site"].to_pylist() == list("abcde")
     assert facts == {
-        "schema_version": "1", "note": "For education and research. Not a diagnosis.", "version": __version__,
+        "schema_version": "2", "note": "For education and research. Not a diagnosis.", "version": __version__,
         "file": "model.onnx", "bundle_sha256": job.bundle_sha256, "again": "1",
     }  # fmt: skip
     assert (done.judged, done.counts.films, dict(done.counts.verdicts)) == (

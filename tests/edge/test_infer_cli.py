@@ -99,8 +99,8 @@ def test_a_folder_is_judged_in_order_and_bad_files_do_not_stop_it(infer: Infer, 
             assert answer["label"] == VERDICTS[name]
             assert answer["in_distribution"] is (answer["label"] is not None)
             assert list(answer) == [
-                "path", "label", "probability", "logit", "threshold", "operating_point", "novelty", "in_distribution",
-                "warnings", "model", "file", "region", "milliseconds",
+                "path", "label", "probability", "logit", "threshold", "operating_point", "prevalence", "novelty",
+                "in_distribution", "warnings", "model", "file", "contrast", "region", "milliseconds",
             ]  # fmt: skip
         else:
             assert list(answer) == ["path", "error"]
@@ -238,9 +238,9 @@ def test_text_json_and_csv_say_the_same(infer: Infer, films: Path) -> None:
 
     rows = list(csv.DictReader(io.StringIO(table.stdout)))
     assert list(rows[0]) == [
-        "path", "label", "probability", "logit", "threshold", "operating_point", "novelty", "in_distribution",
-        "warnings", "model", "file", "read_ms", "infer_ms", "region_outlines", "region_area", "region_strongest",
-        "error",
+        "path", "label", "probability", "logit", "threshold", "operating_point", "prevalence", "novelty",
+        "in_distribution", "warnings", "model", "file", "contrast", "read_ms", "infer_ms", "region_outlines",
+        "region_area", "region_strongest", "error",
     ]  # fmt: skip
     for row, answer in zip(rows, answers, strict=True):
         assert row["path"] == answer["path"]
@@ -256,8 +256,12 @@ def test_text_json_and_csv_say_the_same(infer: Infer, films: Path) -> None:
 
     said = text.stdout.splitlines()
     first, second = (f"probability of pneumonia {answer['probability']:>6.1%}" for answer in answers[:2])
-    assert said[0] == f"a.png: PNEUMONIA  {first}  (threshold 50.0%, operating point balanced)"
-    assert said[1] == f"B.JPG: NORMAL     {second}  (threshold 50.0%, operating point balanced)"
+    assert (
+        said[0] == f"a.png: PNEUMONIA  {first}  (at a prevalence of 75.0%, threshold 50.0%, operating point balanced)"
+    )
+    assert (
+        said[1] == f"B.JPG: NORMAL     {second}  (at a prevalence of 75.0%, threshold 50.0%, operating point balanced)"
+    )
     assert said[2] == "f_red.bmp: no verdict (the picture is in colour, an X-ray is grey; the picture is almost blank)"
     assert said[3].startswith("e_text.png: error: e_text.png is not an image that can be read here")
     assert text.stderr.count(NOT_A_DIAGNOSIS) == 1

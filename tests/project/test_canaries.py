@@ -206,6 +206,22 @@ def test_pynetdicom_shows_the_inside_of_an_association() -> None:
     there.shutdown()
 
 
+def test_pynetdicom_measures_by_a_clock_that_can_be_replaced() -> None:
+    """pneumo_edge/serve/steady.py gives its timers one that nobody sets."""
+    timer = pytest.importorskip("pynetdicom.timer", reason="needs the extra serve")
+
+    class Stopped:
+        @staticmethod
+        def time() -> float:
+            return 100.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timer, "time", Stopped)
+        running = timer.Timer(60)
+        running.start()
+        assert running.remaining == 60.0, "pynetdicom: pneumo_edge/serve/steady.py"
+
+
 def test_pydicom_says_how_a_file_was_written() -> None:
     """pneumo_edge/dicom reads values before they are parsed, and the byte order."""
     pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ from pydicom import uid  # noqa: E402
 from pydicom.config import RAISE  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.valuerep import validate_value  # noqa: E402
-from pynetdicom import AE, Association, build_context, evt  # noqa: E402
+from pynetdicom import AE, build_context, evt  # noqa: E402
+from pynetdicom.association import Association  # noqa: E402
 from pynetdicom.dimse_primitives import C_STORE  # noqa: E402
 
 from places import ROOT  # noqa: E402
@@ -46,6 +48,7 @@ from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
 from pneumo_edge.dicom.decode import TRANSFER_SYNTAXES  # noqa: E402
 from pneumo_edge.errors import PassingError, UsageError  # noqa: E402
 from pneumo_edge.overlay import screen_film  # noqa: E402
+from pneumo_edge.serve import stow  # noqa: E402
 from pneumo_edge.serve.answers import REPORTS, Answer, as_form  # noqa: E402
 from pneumo_edge.serve.film import OF_THE_PIXELS, WHOSE, read_header  # noqa: E402
 from pneumo_edge.serve.inbox import Inbox, Limits  # noqa: E402
@@ -1261,6 +1264,38 @@ def test_a_pacs_without_the_best_reports_gets_those_that_it_takes(
     wait_for(in_state(journal, answered, State.sent), "it is sent")
     pacs.close()
     assert {ds.SOPClassUID for ds in pacs.stored} == {uid.SecondaryCaptureImageStorage, getattr(uid, kind)}
+
+
+@pytest.mark.parametrize("taken", REPORTS[1:])
+def test_a_dicomweb_server_without_the_best_reports_gets_those_that_it_takes(
+    taken: str, classifier: Classifier, film: bytes
+) -> None:
+    report = Answer(read_header(film), classifier.predict(film, "film"), classifier, DEVICE).report()
+    came: list[str] = []
+
+    class Pacs(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            (sent,) = stow.split(body, self.headers["Content-Type"])
+            came.append(dataset(sent).SOPClassUID)
+            failed = [] if came[-1] == taken else [(came[-1], "1.2.3", 0x0122)]
+            told = json.dumps(stow.response([], failed)).encode()
+            self.send_response(409 if failed else 200)
+            self.send_header("Content-Length", str(len(told)))
+            self.end_headers()
+            self.wfile.write(told)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Pacs) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        link = make_link(parse_destination(f"http://127.0.0.1:{server.server_address[1]}", ("sr",)), "PNEUMO")
+        assert link.send("sr", report) is None
+        server.shutdown()
+        thread.join()
+    assert came == list(REPORTS[: REPORTS.index(taken) + 1])
 
 
 def test_a_pacs_that_hangs_does_not_keep_it_from_ending(

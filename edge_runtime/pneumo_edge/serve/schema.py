@@ -145,6 +145,7 @@ class Model(BaseModel):
     precision: str
     sha256: str
     prevalence: float = Field(description="Share of films with pneumonia for which the probability holds.")
+    site: str | None = Field(description="The place whose films it was calibrated on; null for none.")
     operating_point: str = Field(description="The one in force.")
     operating_points: dict[str, Point]
     version: str = Field(description="Of pneumo.")

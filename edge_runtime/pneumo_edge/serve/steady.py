@@ -17,4 +17,4 @@ class _Steady:
 
 def steady_timers() -> None:
     """Lets every association of this process measure its waits by `time.monotonic`."""
-    timer.time = _Steady  # type: ignore[assignment]
+    timer.time = _Steady  # type: ignore[assignment,attr-defined]

@@ -467,6 +467,7 @@ def _telling(
             "precision": file.precision,
             "sha256": file.sha256,
             "prevalence": prevalence,
+            "site": None if description.site is None else description.site.name,
             "operating_point": classifier.operating_point,
             "operating_points": {
                 name: asdict(point)

@@ -407,6 +407,7 @@ function tellOfModel() {
   const means = words.has(`${model.operating_point}.means`) ? t(`${model.operating_point}.means`) : "";
   const range = ({ value, low, high }) =>
     t("range", { value: percent(value), low: percent(low), high: percent(high) });
+  $("holds").textContent = t("prevalence.line", { prevalence: percent(model.prevalence) });
   $("changed").hidden = !shifted();
   $("changed").textContent = shifted() ? t("watch.changed", { what: shifted() }) : "";
   $("model-line").textContent = t("about.line", model);
@@ -415,7 +416,7 @@ function tellOfModel() {
       [t("from"), `${percent(point.threshold)} (${named})`, means],
       [t("sensitivity"), range(point.sensitivity), t("sensitivity.means")],
       [t("specificity"), range(point.specificity), t("specificity.means")],
-      [t("measured"), t("measured.on")],
+      [t("measured"), model.site ? t("measured.at", model) : t("measured.on")],
       [t("prevalence"), percent(model.prevalence), t("prevalence.means")],
       ...watching(),
       [t("version"), `pneumo ${model.version}, ${model.file}`],
