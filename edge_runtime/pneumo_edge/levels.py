@@ -23,13 +23,13 @@ class DeepFilm:
     """From here on all is white. May lie above `levels`."""
 
 
-_TAIL = 0.02
+TAIL = 0.02
 """Share of the pixels at either end that may be something else than film: dead pixels, burnt-in letters."""
 
-_REACH = 1.0
+REACH = 1.0
 """How far beyond the rest such a tail belongs to the film, in parts of the rest's range."""
 
-_GAP = 0.25
+GAP = 0.25
 """So much of the rest's range without a single value ends the film."""
 
 # All three were chosen on 8-bit films that stand in for deep ones: 20 originals and 870 small copies of children's
@@ -49,7 +49,7 @@ def film_range(values: npt.NDArray[Any]) -> tuple[float, float]:
     Args:
         values: Any shape and number type, not empty, finite. Takes as much memory once more.
     """
-    tail = int(_TAIL * values.size)
+    tail = int(TAIL * values.size)
     ordered = np.partition(values, (tail, values.size - 1 - tail), axis=None)
     # From the rest outwards. float64 holds every value of up to 32 bits, and differences do not wrap.
     darkest = np.sort(ordered[: tail + 1])[::-1].astype(np.float64)
@@ -61,5 +61,5 @@ def film_range(values: npt.NDArray[Any]) -> tuple[float, float]:
 
 
 def _follow(tail: npt.NDArray[np.float64], span: float) -> float:
-    film = (np.abs(np.diff(tail)) <= _GAP * span) & (np.abs(tail[1:] - tail[0]) <= _REACH * span)
+    film = (np.abs(np.diff(tail)) <= GAP * span) & (np.abs(tail[1:] - tail[0]) <= REACH * span)
     return float(tail[np.argmin(np.append(film, False))])

@@ -46,7 +46,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff"
 MAX_BYTES = 512 * 1024 * 1024
 """Of a file: `MAX_PIXELS` in 16-bit RGB are 384 million. What goes on after that (/dev/zero) is no picture."""
 
-_MAX_SCANNED_PIXELS = 20_000_000_000
+MAX_SCANNED_PIXELS = 20_000_000_000
 """libjpeg goes over the whole picture for every scan of a progressive JPEG, and a scan can be 11 bytes long: a file of
 one megabyte could take half an hour. So many pixels take about 5 seconds; a film of 20 million in 10 scans is a
 hundredth of that."""
@@ -234,7 +234,7 @@ def _decode(
         with _open(data, name) as picture:
             width, height = picture.size
             _check_size(width, height, name)
-            if picture.format in _JPEGS and width * height * data.count(b"\xff\xda") > _MAX_SCANNED_PIXELS:
+            if picture.format in _JPEGS and width * height * data.count(b"\xff\xda") > MAX_SCANNED_PIXELS:
                 raise ImageError(f"{name} is a JPEG of too many scans: save it again as a plain one")
             return of_picture(picture)
     except ImageError:
