@@ -68,18 +68,23 @@ def _files(bundle: Bundle) -> dict[str, bytes]:
     if not models:
         raise BundleError(f"{bundle.folder} has no ONNX file, which the browser needs: export it with --formats onnx")
     model = models[0]
-    # Those of web_page/ come last: its api.js takes the place of the other.
-    files = {file.name: file.read_bytes() for place in (_SHARED, _OWN) for file in sorted(place.iterdir())}
+    files = own_modules()
     files[CATALOGUE.name] = CATALOGUE.read_bytes()
     files["legend.png"] = _legend()
     files["index.html"] = _page(files["index.html"].decode()).encode()
-    files["constants.json"] = json.dumps(_constants(model)).encode()
+    files["constants.json"] = json.dumps(constants(model)).encode()
     files[DESCRIPTION] = (bundle.folder / DESCRIPTION).read_bytes()
     files[model] = bundle.read_file(model)
     for package in PACKAGES:
         files |= fetch(package)
     files[_WORKER] = _service_worker(files)
     return files
+
+
+def own_modules() -> dict[str, bytes]:
+    """Returns name -> bytes of all that is of pneumo itself, as it stands in the packages."""
+    # Those of web_page/ come last: its api.js takes the place of the other.
+    return {file.name: file.read_bytes() for place in (_SHARED, _OWN) for file in sorted(place.iterdir())}
 
 
 def _page(page: str) -> str:
@@ -92,7 +97,7 @@ def _page(page: str) -> str:
     return changed
 
 
-def _constants(model: str) -> dict[str, Any]:
+def constants(model: str) -> dict[str, Any]:
     """Returns what the runtime's modules state and the page needs: a number stands in one place."""
     return {
         "version": __version__,
@@ -171,3 +176,7 @@ def build(bundle: Bundle, output: Path) -> None:
 def main() -> NoReturn:
     """Entry point of `pneumo-web`."""
     run(app, "pneumo-web")
+
+
+if __name__ == "__main__":
+    main()

@@ -89,7 +89,7 @@ function turn(picture, orientation) {
 // ------------------------------------------------------------------------------------------------------ colour
 
 /** How Pillow makes YCbCr of RGB: sums of three rounded products, with six bits behind the point. */
-const product = (share) => Int32Array.from({ length: 256 }, (_, i) => Math.round(share * 64 * i));
+const product = (share) => Int32Array.from({ length: 256 }, (_, i) => Math.trunc(share * 64 * i + 0.5));
 const Y = [0.299, 0.587, 0.114].map(product);
 const CB = [-0.168735892, -0.331264108, 0.5].map(product);
 const CR = [0.5, -0.418687589, -0.081312411].map(product);
@@ -107,6 +107,23 @@ function fromRgb(values, width, height, channels = 3) {
     coloured ||= cb[i] !== 128 || cr[i] !== 128;
   }
   const of = (plane) => ({ width, height, values: plane });
+  return { grey: of(grey), colours: coloured ? [of(cb), of(cr)] : null };
+}
+
+/** The same as a JPEG stores it, as near as can be told from the colours. */
+function stored(rgba, width, height) {
+  const [grey, cb, cr] = [0, 1, 2].map(() => new Uint8ClampedArray(width * height));
+  let coloured = false;
+  for (let i = 0, at = 0; i < grey.length; i += 1, at += 4) {
+    const [r, g, b] = [rgba[at], rgba[at + 1], rgba[at + 2]];
+    if (r === g && g === b) [grey[i], cb[i], cr[i]] = [r, 128, 128];
+    else {
+      const luma = 0.299 * r + 0.587 * g + 0.114 * b;
+      [grey[i], cb[i], cr[i]] = [luma, (b - luma) / 1.772 + 128, (r - luma) / 1.402 + 128];
+      coloured ||= cb[i] !== 128 || cr[i] !== 128;
+    }
+  }
+  const of = (plane) => ({ width, height, values: new Uint8Array(plane.buffer) });
   return { grey: of(grey), colours: coloured ? [of(cb), of(cr)] : null };
 }
 
@@ -136,9 +153,9 @@ async function readPng(data, name, size, limits) {
   const png = await pngSamples(parts);
   const say = { orientation: orientationOf(parts.exif, parts.xmp), several: parts.frames > 1 };
   if (png.depth === 16) return readDeep(png, size, limits, say);
-  const { width, height, channels } = png;
+  const { width, height } = png;
   const eight = opened(png);
-  if (channels === 1 && !eight.coloured) return filmOf({ width, height, values: eight.values }, size, say);
+  if (!eight.coloured) return filmOf({ width, height, values: eight.values }, size, say);
   const { grey, colours } = fromRgb(eight.values, width, height);
   return filmOf(grey, size, { ...say, colours });
 }
@@ -159,7 +176,9 @@ function opened({ kind, depth, values, palette, hidden, width, height, channels 
     const found = depth === 8 ? values : values.map((value) => value * { 1: 255, 2: 85, 4: 17 }[depth]);
     if (hidden?.length < 2 || !hidden) return { values: found, coloured: false };
     const nothing = (hidden[0] << 8) | hidden[1];
-    return { values: found.map((value) => (value === nothing ? 0 : value)), coloured: false };
+    const rgb = new Uint8Array(3 * count);
+    for (let i = 0; i < count; i += 1) rgb.fill(found[i] === nothing ? 0 : found[i], 3 * i, 3 * i + 3);
+    return { values: rgb, coloured: true };
   }
   if (kind === 2 && hidden?.length < 6) hidden = null;
   const nothing = kind === 2 && hidden ? [hidden[1], hidden[3], hidden[5]] : null;
@@ -252,17 +271,18 @@ async function readJpeg(data, name, size, limits) {
   const full = { width, height, values: new Uint8Array(width * height) };
   const say = { orientation: orientationOf(exif, xmp), several, full };
   let colours = null;
+  let grey = full;
   if (components === 1) for (let i = 0; i < full.values.length; i += 1) full.values[i] = rgba[4 * i];
   else {
-    const made = fromRgb(rgba, width, height, 4);
-    full.values = made.grey.values;
-    colours = made.colours;
+    full.values = fromRgb(rgba, width, height, 4).grey.values;
+    // The model sees the luma that is stored, people the one that Pillow makes of the colours.
+    ({ grey, colours } = stored(rgba, width, height));
   }
   // libjpeg scales by 1/2, 1/4 or 1/8 while it decodes, and Python lets it: each pixel is the mean of a square.
   const least = Math.min(Math.floor(width / (2 * size)), Math.floor(height / (2 * size)));
   const step = [8, 4, 2].find((each) => least >= each) ?? 1;
   const box = [0, 0, width / step, height / step];
-  return filmOf(averaged(full, step), size, {
+  return filmOf(averaged(grey, step), size, {
     ...say,
     box,
     colours: colours?.map((each) => averaged(each, step)) ?? null,
@@ -287,7 +307,7 @@ function averaged(picture, step) {
         for (let j = 0; j < step; j += 1) sums[x] += picture.values[row + Math.min(x * step + j, picture.width - 1)];
       }
     }
-    for (let x = 0; x < width; x += 1) found[y * width + x] = (sums[x] + ((step * step) >> 1)) / (step * step);
+    for (let x = 0; x < width; x += 1) found[y * width + x] = rint(sums[x] / (step * step));
   }
   return { width, height, values: found };
 }
@@ -372,11 +392,13 @@ async function decoded(blob, width, height) {
 const readWebp = (data, name, size, limits) => readByBrowser(data, name, size, limits, webp(data));
 const readBmp = (data, name, size, limits) => readByBrowser(data, name, size, limits, bmp(data));
 
-async function readByBrowser(data, name, size, limits, { width, height, type, several = false }) {
+async function readByBrowser(data, name, size, limits, { width, height, type, several = false, palette = false }) {
   checkSize(width, height, name, limits);
   const rgba = await decoded(new Blob([data], { type }), width, height);
-  const { grey, colours } = fromRgb(rgba, width, height, 4);
-  return filmOf(grey, size, { colours, several });
+  const made = fromRgb(rgba, width, height, 4);
+  // A grey palette stands for grey itself, with no way by colours.
+  if (palette && !made.colours) made.grey.values.forEach((_, i, values) => (values[i] = rgba[4 * i]));
+  return filmOf(made.grey, size, { colours: made.colours, several });
 }
 
 function webp(data) {
@@ -399,5 +421,5 @@ function webp(data) {
 function bmp(data) {
   if (data.length < 54) throw new Unreadable("it ends too early");
   const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
-  return { width: view.getInt32(18, true), height: Math.abs(view.getInt32(22, true)), type: "image/bmp" };
+  return { width: view.getInt32(18, true), height: Math.abs(view.getInt32(22, true)), type: "image/bmp", palette: view.getUint16(28, true) <= 8 };
 }

@@ -43,39 +43,46 @@ function whole({ first, found }) {
 /** Scales a grey picture {width, height, values} of 8 bits to `width` x `height`. `box` is the part to be scaled: left,
  * top, right, bottom, which may lie between pixels; all of it by default. `filter`: bicubic or box. */
 export function resize(picture, width, height, box = [0, 0, picture.width, picture.height], filter = "bicubic") {
-  const { values } = picture;
   const [left, top, right, bottom] = box;
-  let at = picture;
-  if (width !== picture.width || left || right !== width) {
-    const across = weights(picture.width, left, right, width, FILTERS[filter]).map(whole);
-    const rows = new Uint8Array(width * picture.height);
-    for (let y = 0, out = 0; y < picture.height; y += 1) {
-      const row = y * picture.width;
-      for (let x = 0; x < width; x += 1, out += 1) {
-        const { first, found } = across[x];
-        let sum = 1 << (BITS - 1);
-        for (let k = 0, i = row + first; k < found.length; k += 1, i += 1) sum += values[i] * found[k];
-        rows[out] = clipped(sum);
-      }
+  const across = (at) =>
+    width !== at.width || left || right !== width ? resizeRows(at, width, left, right, FILTERS[filter]) : at;
+  const down = (at) =>
+    height !== at.height || top || bottom !== height ? resizeColumns(at, height, top, bottom, FILTERS[filter]) : at;
+  // From version 13 on Pillow begins with the columns where that takes away twice as much; what comes between is rounded,
+  // so that it is not the same.
+  const columnsFirst = Math.max(picture.height - height, 0) > 2 * Math.max(picture.width - width, 0);
+  return columnsFirst ? across(down(picture)) : down(across(picture));
+}
+
+function resizeRows({ width: w, height, values }, width, left, right, filter) {
+  const across = weights(w, left, right, width, filter).map(whole);
+  const rows = new Uint8Array(width * height);
+  for (let y = 0, out = 0; y < height; y += 1) {
+    const row = y * w;
+    for (let x = 0; x < width; x += 1, out += 1) {
+      const { first, found } = across[x];
+      let sum = 1 << (BITS - 1);
+      for (let k = 0, i = row + first; k < found.length; k += 1, i += 1) sum += values[i] * found[k];
+      rows[out] = clipped(sum);
     }
-    at = { width, height: picture.height, values: rows };
   }
-  if (height !== picture.height || top || bottom !== height) {
-    const down = weights(picture.height, top, bottom, height, FILTERS[filter]).map(whole);
-    const done = new Uint8Array(width * height);
-    const sums = new Float64Array(width);
-    for (let y = 0; y < height; y += 1) {
-      const { first, found } = down[y];
-      sums.fill(1 << (BITS - 1));
-      for (let k = 0; k < found.length; k += 1) {
-        const row = (first + k) * width;
-        for (let x = 0; x < width; x += 1) sums[x] += at.values[row + x] * found[k];
-      }
-      for (let x = 0; x < width; x += 1) done[y * width + x] = clipped(sums[x]);
+  return { width, height, values: rows };
+}
+
+function resizeColumns({ width, height: h, values }, height, top, bottom, filter) {
+  const down = weights(h, top, bottom, height, filter).map(whole);
+  const done = new Uint8Array(width * height);
+  const sums = new Int32Array(width);
+  for (let y = 0; y < height; y += 1) {
+    const { first, found } = down[y];
+    sums.fill(1 << (BITS - 1));
+    for (let k = 0; k < found.length; k += 1) {
+      const share = found[k];
+      for (let x = 0, i = (first + k) * width; x < width; x += 1, i += 1) sums[x] += values[i] * share;
     }
-    at = { width, height, values: done };
+    for (let x = 0; x < width; x += 1) done[y * width + x] = clipped(sums[x]);
   }
-  return at;
+  return { width, height, values: done };
 }
 
 const clipped = (sum) => {
