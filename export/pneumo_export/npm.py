@@ -29,6 +29,9 @@ class File:
     name: str
     """Beside the page."""
     sha256: str
+    """As it lies in the package."""
+    commonjs: bool = False
+    """Whether it is made a module that a browser can import: what it exports becomes the default."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,32 @@ PACKAGES = (
             ),
         ),
     ),
+    # Both MIT.
+    Package(
+        "dicom-parser",
+        "1.8.21",
+        "lYCweHQDsC8UFpXErPlg86Px2A8bay0HiUY+wzoG3xv5GzgqVHU3lziwSc/Gzn7VV7y2KeP072SzCviuOoU02w==",
+        (
+            File(
+                "dist/dicomParser.min.js",
+                "dicom-parser.js",
+                "2b990e92de021a9c0d58f7dca693c95fa76be6398648b68441df9423de284a2b",
+                commonjs=True,
+            ),
+        ),
+    ),
+    Package(
+        "jpeg-lossless-decoder-js",
+        "2.1.2",
+        "fYf/plymnuKwVw+s8gJ8O/BPw8y8OLaN11MBvEcT05kuy3m45o7BEC4J0JbxMNUYyO+MdK/I/jq0q1gkVYZm2Q==",
+        (
+            File(
+                "release/lossless-min.js",
+                "jpeg-lossless.js",
+                "7a50162e3ce1f1e45c6d45161918281f34079a223cc7329518a2aa89390e9658",
+            ),
+        ),
+    ),
 )
 """All that comes from npm. Licences stand in `web_page/NOTICE.txt`."""
 
@@ -82,7 +111,12 @@ def fetch(package: Package) -> dict[str, bytes]:
         for file, data in found.items():
             with replacing_file(kept[file]) as temporary:
                 temporary.write_bytes(data)
-    return {file.name: data for file, data in found.items()}
+    return {file.name: _as_module(data) if file.commonjs else data for file, data in found.items()}
+
+
+def _as_module(script: bytes) -> bytes:
+    before = b"const module = { exports: {} };\nconst { exports } = module;\nconst require = () => undefined;\n"
+    return before + script + b"\nexport default module.exports;\n"
 
 
 def _unpacked(tarball: bytes, package: Package) -> dict[File, bytes]:

@@ -55,7 +55,7 @@ def write_web(bundle: Bundle, output: Path) -> dict[str, bytes]:
         PneumoError: The browser's runtime cannot be fetched.
         UsageError: `output` holds what is not ours.
     """
-    _check_output(output)
+    check_output(output)
     files = _files(bundle)
     with replacing_folder(output) as folder:
         for name, data in files.items():
@@ -136,7 +136,8 @@ def _service_worker(files: Mapping[str, bytes]) -> bytes:
     return head.encode() + files[_WORKER]
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
+    """Raises `UsageError` for a folder that holds what is not ours."""
     if not output.exists():
         return
     if not output.is_dir():

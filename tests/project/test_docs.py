@@ -28,6 +28,7 @@ COMMANDS = {
     "pneumo-infer": "edge",
     "pneumo-serve": "edge.serve",
     "pneumo-archive": "edge.archive",
+    "pneumo-web": "export.web",
     "pneumo-bench": "bench",
 }
 

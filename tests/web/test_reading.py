@@ -2,90 +2,30 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from chromium import CHROMIUM, QUIET, need_chromium
+from chromium import need_chromium
 from PIL import Image
 from places import SHARED
 
 from pneumo_edge import levels
 from pneumo_edge.plausibility import objections
 from pneumo_edge.preprocess import read_deep_film, read_film
-from pneumo_export.web import constants, own_modules
 
 need_chromium()
-
-from playwright.sync_api import sync_playwright  # noqa: E402
 
 Read = Callable[..., dict[str, Any]]
 
 SIZE = 160
 ORIENTATIONS = range(1, 9)
-
-SCRIPT = """async ([name, size, limits, all]) => {
-  const [{ readFilm }, { objections }] = await Promise.all(["/read.js", "/verdict.js"].map((each) => import(each)));
-  const packed = (values) => {
-    let text = "";
-    const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-    for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
-    return btoa(text);
-  };
-  const data = new Uint8Array(await (await fetch("/film")).arrayBuffer());
-  try {
-    const read = await readFilm(data, name, size, limits);
-    const { values } = read.film;
-    return {
-      ...read,
-      pixels: packed(read.pixels),
-      objections: objections(read, limits),
-      film: { ...read.film, values: all ? packed(values) : null, bits: 8 * values.BYTES_PER_ELEMENT },
-    };
-  } catch (error) {
-    return { refused: error.message, whole: error.whole };
-  }
-}"""
-
-
-@pytest.fixture(scope="module")
-def read() -> Iterator[Read]:
-    """Reads a file as the page does."""
-    assert CHROMIUM, "Chromium is not installed, and CI must not skip this: apt-get install chromium"
-    files = own_modules()
-    limits = constants("model.int8.onnx")["limits"]
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET) as browser:
-        page = browser.new_page()
-        page.route(
-            "http://localhost/**",
-            lambda route: route.fulfill(
-                body=files.get(route.request.url.rpartition("/")[2], b""),
-                content_type="text/javascript" if route.request.url.endswith(".js") else "text/html",
-            ),
-        )
-        page.goto("http://localhost/")
-
-        def run(data: bytes, *, name: str = "film", whole: bool = False) -> dict[str, Any]:
-            files["film"] = data
-            found: dict[str, Any] = page.evaluate(SCRIPT, [name, SIZE, limits, whole])
-            if "pixels" in found:
-                pixels = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8)
-                found["pixels"] = pixels.reshape(SIZE, SIZE, 1)
-                film = found["film"]
-            if whole and "pixels" in found:
-                values = np.frombuffer(base64.b64decode(film["values"]), f"<u{film['bits'] // 8}")
-                film["values"] = values.reshape(film["height"], film["width"])
-            return found
-
-        yield run
-
 
 def saved(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
@@ -271,7 +211,7 @@ def test_what_is_no_film_gets_a_sentence(read: Read) -> None:
         chunk(b"IDAT", zlib.compress(bytes(110))), chunk(b"IDAT", zlib.compress(bytes(50_000_000)))
     )
     said = {
-        b"no picture": "film is not an image that this page reads: use PNG, JPEG, WebP or BMP",
+        b"no picture": "film is not an image that this page reads: use PNG, JPEG, WebP, BMP or DICOM",
         b"": "film is empty: copy it again from where it came",
         whole[:3000]: "film is damaged and cannot be read (it ends too early): copy it again from where it came",
         grey[:3000]: "film is damaged and cannot be read (it ends too early): copy it again from where it came",

@@ -94,9 +94,9 @@ async function judge({ blob, name }) {
   if (!all.every(Number.isFinite)) {
     throw new Unreadable(`${name}: ${file} gives no number for this picture: export the model again`);
   }
-  const { width, height, chroma, warnings, pixels } = read;
+  const { width, height, warnings, age, view } = read;
   const milliseconds = { read: between - start, infer: done - between };
-  return { ...judged, width, height, chroma, warnings, doubts, milliseconds, pixels };
+  return { ...judged, width, height, warnings, age, view, doubts, milliseconds };
 }
 
 /** The film at its own depth, read again where another has been read since. */

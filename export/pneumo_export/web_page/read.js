@@ -1,6 +1,7 @@
 // From the bytes of a file to the one array that the model takes, and to the film that people look at: what
 // pneumo_edge/preprocess.py, deep.py and levels.py do. tests/web holds it against them.
 
+import { isDicom, readDicom } from "./dicom.js";
 import { pngParts, pngSamples } from "./png.js";
 import { filmRange, histogram, rint } from "./levels.js";
 import { resize } from "./resize.js";
@@ -11,9 +12,9 @@ const LOOKED_AT = 64; // pixels a side, in which colour is looked for
 
 /** Reads a picture. `limits` are those of constants.json, `size` the side of what the model takes.
  *
- * Gives {pixels, width, height, chroma, warnings, film}: the film as the model sees it, 0 = black, and as people see it:
- * {width, height, values, levels, low, high}, from dark to light, with the window that the model sees. Throws `Unreadable`
- * with a sentence about the file. */
+ * Gives {pixels, width, height, chroma, warnings, doubts, age, view, film}: the film as the model sees it, 0 = black, what
+ * its file says, and the film as people see it: {width, height, values, levels, low, high}, from dark to light, with the
+ * window that the model sees. Throws `Unreadable` with a sentence about the file. */
 export async function readFilm(data, name, size, limits) {
   try {
     return await read(data, name, size, limits);
@@ -41,9 +42,9 @@ export function readerOf(data, name) {
   if (begins("\xff\xd8\xff")) return readJpeg;
   if (begins("RIFF") && begins("WEBP", 8)) return readWebp;
   if (begins("BM")) return readBmp;
-  if (begins("DICM", 128)) throw refuse(`${name} is a DICOM file, which this page does not read: export it as PNG, or use pneumo-infer`);
+  if (isDicom(data)) return readDicomFilm;
   if (begins("II*\0") || begins("MM\0*")) throw refuse(`${name} is a TIFF, which browsers do not read: save it as PNG`);
-  throw refuse(`${name} is not an image that this page reads: use PNG, JPEG, WebP or BMP`);
+  throw refuse(`${name} is not an image that this page reads: use PNG, JPEG, WebP, BMP or DICOM`);
 }
 
 function checkSize(width, height, name, { max_pixels }) {
@@ -64,6 +65,9 @@ function filmOf(grey, size, { colours = null, orientation = 1, box, chromaBox, f
     height: turned ? full.width : full.height,
     chroma: colours ? chroma(colours, chromaBox) : 0,
     warnings: several ? [SEVERAL] : [],
+    doubts: [],
+    age: null,
+    view: "",
     film: turn(film ?? { ...full, levels: 255, low: 0, high: 255 }, orientation),
   };
 }
@@ -374,6 +378,17 @@ function orientationOf(exif, xmp) {
   }
   const stated = xmp && /tiff:Orientation(?:="|>)([0-9])/.exec(new TextDecoder("latin1").decode(xmp));
   return stated ? Number(stated[1]) : 1;
+}
+
+// ------------------------------------------------------------------------------------------------------- DICOM
+
+async function readDicomFilm(data, name, size, limits) {
+  const decodeJpeg = async (frame, width, height) => {
+    const rgba = await decoded(new Blob(jpegParts(frame).plain, { type: "image/jpeg" }), width, height);
+    return Uint8Array.from({ length: width * height }, (_, i) => rgba[4 * i]);
+  };
+  const { grey, film, ...said } = await readDicom(data, name, limits, { decodeJpeg, jpegHeader: jpegParts });
+  return { ...filmOf(grey, size, { film }), ...said };
 }
 
 // ---------------------------------------------------------------------------------- what the browser decodes

@@ -1,5 +1,6 @@
 // From what the model puts out to the record that people are shown: pneumo_edge/classifier.py and plausibility.py.
 
+import { unseen } from "./unseen.js";
 import { findRegion, rounded, sigmoid } from "./region.js";
 
 const UNUSUAL =
@@ -8,8 +9,8 @@ const UNUSUAL =
 const logOdds = (p) => Math.log(p) - Math.log(1 - p);
 
 /** A sentence for each sign that the picture is no chest film to be judged. `limits` are in constants.json. */
-export function objections({ pixels, width, height, chroma }, limits) {
-  const found = [];
+export function objections({ pixels, width, height, chroma, doubts: said }, limits) {
+  const found = [...said];
   if (chroma > limits.max_chroma) found.push("the picture is in colour, an X-ray is grey");
   if (contrast(pixels) < limits.min_contrast) found.push("the picture is almost blank");
   if (Math.min(width, height) < limits.min_side) found.push(`the picture is tiny (${width} x ${height} pixels)`);
@@ -58,7 +59,7 @@ export function record(judged, name, description, file, point, prevalence) {
     operating_point: point,
     novelty: judged.novelty,
     in_distribution: !doubts.length,
-    warnings: [...doubts, ...judged.warnings],
+    warnings: [...doubts, ...judged.warnings, ...unseen(judged.age, judged.view, description.provenance.sites)],
     model: description.name,
     file,
     region,
