@@ -103,7 +103,7 @@ def measure_web(*, bundle: Path | None, folder: Path | None, films: int, rounds:
     with (
         TemporaryDirectory(prefix="pneumo-bench-") as scratch,
         sample_films(folder, films) as (paths, what),
-        Classifier.load(bundle, engine="onnx", threads=1) as classifier,
+        Classifier.load(bundle, engine="tflite", threads=1) as classifier,
         sync_playwright() as playwright,
     ):
         site = Path(scratch) / "site"
@@ -159,9 +159,7 @@ def measure_web(*, bundle: Path | None, folder: Path | None, films: int, rounds:
         "cold_seconds": {"median": median(cold), "slowest": max(cold)},
         "milliseconds": middle,
         "ratio": {part: middle["web"][part] / middle["native"][part] for part in ("infer", "whole")},
-        "largest_difference": max(
-            abs(a["probability"] - b["probability"]) for a, b in zip(web, native, strict=True)
-        ),
+        "largest_difference": max(abs(a["probability"] - b["probability"]) for a, b in zip(web, native, strict=True)),
         "tab_bytes": max(memory),
     }
 
@@ -185,15 +183,22 @@ def web_tables(record: dict[str, Any]) -> list[Table]:
                 for part, name in parts.items()
             ],
             notes=(
-                f"medians of {settings['rounds']} turns over {settings['number']} of the {settings['films']}, judged in turn; "
-                f"{settings['model']}, {settings['file']}; largest difference of the probability "
+                f"medians of {settings['rounds']} turns over {settings['number']} of the {settings['films']}, judged in "
+                f"turn; {settings['model']}, {settings['file']}; largest difference of the probability "
                 f"{record['largest_difference']:.4f}",
                 *machine_notes(record["machine"], record["load"]),
             ),
         ),
         Table(
             title="The page",
-            columns=("first verdict, cold", "slowest", "tab, at most", "files", "over the wire, packed", "the model of it"),
+            columns=(
+                "first verdict, cold",
+                "slowest",
+                "tab, at most",
+                "files",
+                "over the wire, packed",
+                "the model of it",
+            ),
             rows=[
                 (
                     f"{cold['median']:.2f} s",
@@ -205,8 +210,8 @@ def web_tables(record: dict[str, Any]) -> list[Table]:
                 )
             ],
             notes=(
-                "from a browser that has nothing of it, over localhost and without compression, the film handed in at once; "
-                "memory is what the tab's process has to itself (USS); packed with gzip",
+                "from a browser that has nothing of it, over localhost and without compression, the film handed in at "
+                "once; memory is what the tab's process has to itself (USS); packed with gzip",
             ),
         ),
     ]

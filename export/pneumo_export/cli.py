@@ -79,8 +79,8 @@ def export(
     for each in data or ():
         check_path(absolute(each), "--data")
     if web is not None:
-        if "onnx" not in wanted:
-            raise UsageError("--web needs the ONNX file: leave out --formats, or name onnx too")
+        if "tflite" not in wanted:
+            raise UsageError("--web needs the TFLite file: leave out --formats, or name tflite too")
         check_output(web)
     check_keras(("tensorflow",), "exporting")  # which loads what JAX has trained
     from pneumo_export.export import export_run

@@ -44,7 +44,7 @@ def write_web(bundle: Bundle, output: Path) -> dict[str, bytes]:
     """Writes the folder, whole or not at all; one that was made here before is replaced.
 
     Args:
-        bundle: With a file for ONNX Runtime; its int8 file is taken if it has one.
+        bundle: With a file for LiteRT; its int8 file is taken if it has one.
         output: The folder.
 
     Returns:
@@ -64,9 +64,9 @@ def write_web(bundle: Bundle, output: Path) -> dict[str, bytes]:
 
 
 def _files(bundle: Bundle) -> dict[str, bytes]:
-    models = bundle.files_of_engine("onnx")
+    models = bundle.files_of_engine("tflite")
     if not models:
-        raise BundleError(f"{bundle.folder} has no ONNX file, which the browser needs: export it with --formats onnx")
+        raise BundleError(f"{bundle.folder} has no TFLite file, which the browser needs: export it with that format")
     model = models[0]
     files = own_modules()
     files[CATALOGUE.name] = CATALOGUE.read_bytes()
@@ -88,7 +88,7 @@ def own_modules() -> dict[str, bytes]:
 
 
 def _page(page: str) -> str:
-    """Returns the page of pneumo-serve with what a folder of files must say of itself, which a server says in headers."""
+    """Returns the page of pneumo-serve, which says of itself what a server says in headers."""
     told = f'{_HEAD}  <meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
     told += '  <meta name="referrer" content="no-referrer">\n  <link rel="manifest" href="manifest.webmanifest">\n'
     changed = page.replace('<html lang="en">', '<html lang="en" data-judge="browser">', 1).replace(_HEAD, told, 1)
@@ -145,8 +145,12 @@ def check_output(output: Path) -> None:
     there = {path.name for path in output.iterdir()}
     worker = output / _WORKER
     ours = worker.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if worker.is_file() else ""
-    known = set(json.loads(ours.removeprefix("const FILES = ").rstrip(";"))) if ours.startswith("const FILES = {") else set()
-    if strange := sorted(there - known - {_WORKER}):
+    known = (
+        set(json.loads(ours.removeprefix("const FILES = ").rstrip(";")))
+        if ours.startswith("const FILES = {")
+        else set()
+    )
+    if strange := sorted(there - {*known, _WORKER}):
         raise UsageError(f"{output} holds {strange[0]}, which pneumo-web has not put there: give an empty folder")
 
 
@@ -154,7 +158,8 @@ def check_output(output: Path) -> None:
 def web(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; one made here before is replaced.")],
     model: Annotated[
-        Path | None, typer.Option(metavar="BUNDLE", help="Folder that pneumo-export wrote; by default pneumo's own model.")
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Folder that pneumo-export wrote; by default pneumo's own model."),
     ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and stop.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import json
 import os
@@ -20,9 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from chromium import CHROMIUM, QUIET, need_chromium, violations
 from PIL import Image
 
+from chromium import CHROMIUM, QUIET, need_chromium, violations
 from pneumo_edge import Classifier, Prediction
 from pneumo_edge.bundle import DEFAULT_BUNDLE
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chromium import CHROMIUM, QUIET
 
+from chromium import CHROMIUM, QUIET
 from pneumo_edge.errors import PassingError
 from pneumo_export.npm import PACKAGES, fetch
 from pneumo_export.web import constants, own_modules

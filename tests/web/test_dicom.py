@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from chromium import need_chromium
 from PIL import Image
-from places import SHARED
 
+from chromium import need_chromium
+from places import SHARED
 from pneumo_edge.errors import ImageError
 from pneumo_edge.preprocess import read_deep_film, read_film
 
@@ -41,6 +41,7 @@ Read = Callable[..., dict[str, Any]]
 Pixels = npt.NDArray[Any]
 
 SIZE = 160
+WINDOW = {"WindowCenter": "2000", "WindowWidth": "900"}
 
 
 def film(bits: int = 12, signed: bool = False) -> Pixels:
@@ -121,10 +122,14 @@ def films() -> dict[str, bytes]:
         "MONOCHROME1": encode(dataset(film(), bits=12, PhotometricInterpretation="MONOCHROME1")),
         "inverse": encode(dataset(film(), bits=12, PresentationLUTShape="INVERSE")),
         "window": encode(dataset(film(), bits=12, WindowCenter=["", "2000"], WindowWidth=["0", "1500"])),
-        "sigmoid": encode(dataset(film(), bits=12, WindowCenter="2000", WindowWidth="900", VOILUTFunction="SIGMOID")),
-        "exact": encode(dataset(film(), bits=12, WindowCenter="2000", WindowWidth="900", VOILUTFunction="LINEAR_EXACT")),
+        "sigmoid": encode(dataset(film(), bits=12, **WINDOW, VOILUTFunction="SIGMOID")),
+        "exact": encode(
+            dataset(film(), bits=12, WindowCenter="2000", WindowWidth="900", VOILUTFunction="LINEAR_EXACT")
+        ),
         "rescale": encode(
-            dataset(film(), bits=12, RescaleSlope="2", RescaleIntercept="-1024", WindowCenter="2000", WindowWidth="3000")
+            dataset(
+                film(), bits=12, RescaleSlope="2", RescaleIntercept="-1024", WindowCenter="2000", WindowWidth="3000"
+            )
         ),
         "no rescale": encode(dataset(film(), bits=12, RescaleSlope="0", RescaleIntercept="5")),
         "VOI table": encode(dataset(film(), bits=12, VOILUTSequence=[table(0, 12, curve)])),

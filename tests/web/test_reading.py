@@ -6,16 +6,15 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from chromium import need_chromium
 from PIL import Image
-from places import SHARED
 
+from chromium import need_chromium
+from places import SHARED
 from pneumo_edge import levels
 from pneumo_edge.plausibility import objections
 from pneumo_edge.preprocess import read_deep_film, read_film
@@ -26,6 +25,7 @@ Read = Callable[..., dict[str, Any]]
 
 SIZE = 160
 ORIENTATIONS = range(1, 9)
+
 
 def saved(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
@@ -38,7 +38,7 @@ def film_like(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     smooth = 120 + 90 * np.sin(x / 37) * np.cos(y / 23) + 30 * (x // 11 % 2) + random.normal(0, 12, (height, width))
-    return smooth.clip(0, 255).astype(np.uint8)
+    return np.asarray(smooth.clip(0, 255), dtype=np.uint8)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -47,7 +47,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 def png(samples: npt.NDArray[Any], kind: int, depth: int, *chunks: bytes, passes: bool = False) -> bytes:
     """Writes (H, W, C) as PNG: Pillow writes neither 16 bits in colour nor interlaced ones."""
-    height, width, channels = samples.shape
+    height, width, _ = samples.shape
     lines = []
     steps = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
     for left, top, across, down in steps if passes else [(0, 0, 1, 1)]:

@@ -30,8 +30,13 @@ for (const each of [description, constants]) each.catch(() => {});
 // --------------------------------------------------------------------------------------------------- the judge
 
 // By way of a blob it is bound by the content security policy of this page, whatever the server says of its scripts.
-const script = new Blob([`import ${JSON.stringify(new URL("judge.js", import.meta.url).href)};`], { type: "text/javascript" });
-const worker = new Worker(URL.createObjectURL(script), { type: "module" });
+const script = `
+  const judge = import(${JSON.stringify(new URL("judge.js", import.meta.url).href)});
+  judge.catch((error) => setTimeout(() => { throw error; }));
+  onmessage = async ({ data }) => (await judge).receive(data);
+`;
+// Not a module itself: LiteRT calls `importScripts`.
+const worker = new Worker(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
 const waiting = new Map();
 let asked = 0;
 

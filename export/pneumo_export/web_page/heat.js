@@ -15,7 +15,9 @@ export function layer(map, filmWidth, filmHeight, outlines, look) {
 }
 
 function glow(map, width, height, look) {
-  const levels = Uint8Array.from(localLogits(map, height, width), (logit) => rint(255 * sigmoid(logit)));
+  const logits = localLogits(map, height, width);
+  const levels = new Uint8Array(logits.length);
+  for (let i = 0; i < levels.length; i += 1) levels[i] = rint(255 * sigmoid(logits[i]));
   return painted(levels, width, height, look);
 }
 
@@ -41,6 +43,8 @@ function evidence(map, width, height, look) {
 
 function painted(levels, width, height, { colours, opacity }) {
   const image = new ImageData(width, height);
-  levels.forEach((level, i) => image.data.set([...colours[level], opacity[level]], 4 * i));
+  const paint = Uint32Array.from(colours, ([r, g, b], level) => r | (g << 8) | (b << 16) | (opacity[level] << 24));
+  const out = new Uint32Array(image.data.buffer);
+  for (let i = 0; i < out.length; i += 1) out[i] = paint[levels[i]];
   return image;
 }

@@ -1,12 +1,11 @@
 // Reads and judges films, in a worker of its own: the page can be used in the meantime.
 
-import * as ort from "./onnxruntime.js";
+import { loadAndCompile, loadLiteRt, supportsFeature, Tensor } from "./litert.js";
 import { readerOf, readFilm } from "./read.js";
 import { Unreadable } from "./unreadable.js";
 import { objections } from "./verdict.js";
 
 const MOST_THREADS = 4;
-const OUTPUTS = ["logit", "heatmap", "novelty"];
 
 /** The smallest module that has an instruction of 128 bits (i8x16.splat): what a browser without SIMD refuses. */
 const SIMD = Uint8Array.of(
@@ -42,15 +41,36 @@ async function load() {
   if (hex(await crypto.subtle.digest("SHA-256", model)) !== description.files[name]?.sha256) {
     throw new Unreadable(`${name} is not the model that model.json describes: open the page again, or build it anew with pneumo-web`);
   }
-  ort.env.wasm.wasmPaths = { wasm: here("onnxruntime.wasm") };
-  ort.env.wasm.numThreads = crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, MOST_THREADS) : 1;
-  ort.env.logLevel = "error";
   try {
-    const session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: ["wasm"] });
-    return { session, size: description.input.size, name, ...constants };
+    return { run: await compiled(new Uint8Array(model)), size: description.input.size, name, ...constants };
   } catch (error) {
-    throw new Unreadable(`${name} is no model that ONNX Runtime accepts (${String(error.message ?? error).split("\n")[0].slice(0, 200)})`);
+    const why = String(error.message ?? error).split("\n")[0].slice(0, 200);
+    throw new Unreadable(`${name} is no model that LiteRT accepts (${why})`);
   }
+}
+
+/** Takes the bytes of a model and gives what runs it: from a film to {name: {values, shape}} of all that it puts out. */
+async function compiled(model) {
+  // What it says, among other things that there is no GPU, is for its developers.
+  for (const each of ["log", "info", "warn", "error"]) console[each] = () => {};
+  // Its threads come with relaxed SIMD alone.
+  const threads = crossOriginIsolated && (await supportsFeature("relaxedSimd"));
+  self.Module = { locateFile: here, mainScriptUrlOrBlob: here("litert_wasm_threaded_internal.js") };
+  await loadLiteRt(here("./"), { threads });
+  const numThreads = threads ? Math.min(navigator.hardwareConcurrency, MOST_THREADS) : 1;
+  const net = await loadAndCompile(model, { accelerator: "wasm", cpuOptions: { numThreads } });
+  const [{ shape }] = net.getInputDetails();
+  return async (pixels) => {
+    const image = new Tensor(pixels, [...shape]);
+    const outputs = await net.run({ image });
+    image.delete();
+    const found = {};
+    for (const { name, shape: of } of net.getOutputDetails()) {
+      found[name] = { values: Float32Array.from(await outputs[name].data()), shape: [...of] };
+      outputs[name].delete();
+    }
+    return found;
+  };
 }
 
 const loading = load();
@@ -75,20 +95,18 @@ async function readOnce(blob, name) {
 }
 
 async function judge({ blob, name }) {
-  const { session, size, name: file, limits } = await loading;
+  const { run, name: file, limits } = await loading;
   const start = performance.now();
   const read = await readOnce(blob, name);
   const doubts = objections(read, limits);
   const between = performance.now();
-  const { logit, heatmap, novelty } = await session.run(
-    { image: new ort.Tensor("uint8", read.pixels, [1, size, size, 1]) },
-    OUTPUTS,
-  );
+  const { logit, heatmap, novelty } = await run(read.pixels);
   const done = performance.now();
+  const [, height_, width_] = heatmap.shape;
   const judged = {
-    logit: logit.data[0],
-    novelty: novelty.data[0],
-    heatmap: { width: heatmap.dims[2], height: heatmap.dims[1], values: Float32Array.from(heatmap.data) },
+    logit: logit.values[0],
+    novelty: novelty.values[0],
+    heatmap: { width: width_, height: height_, values: heatmap.values },
   };
   const all = [judged.logit, judged.novelty, ...judged.heatmap.values];
   if (!all.every(Number.isFinite)) {
@@ -114,7 +132,7 @@ const tasks = { judge, film, known, ready: async () => void (await loading) };
 let queue = Promise.resolve();
 
 // One after the other: a large film takes much memory.
-addEventListener("message", ({ data: { id, task, ...asked } }) => {
+export function receive({ id, task, ...asked }) {
   queue = queue.then(async () => {
     try {
       postMessage({ id, answer: await tasks[task](asked) });
@@ -123,4 +141,4 @@ addEventListener("message", ({ data: { id, task, ...asked } }) => {
       postMessage({ id, refused: error.message });
     }
   });
-});
+}

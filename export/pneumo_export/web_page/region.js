@@ -59,19 +59,18 @@ function places(cells) {
 
 /** The bilinear logit at places in cells: the first cell's centre lies at 0.5. */
 function between({ width, height, values }, y, x) {
-  const down = y.map((at) => neighbours(height, at));
   const across = x.map((at) => neighbours(width, at));
   const found = new Float64Array(y.length * x.length);
+  const row = new Float64Array(width);
   let out = 0;
-  for (const [above, below, fy] of down) {
-    for (const [left, right, fx] of across) {
-      const at = (column) => {
-        const upper = values[above * width + column];
-        return upper + fy * (values[below * width + column] - upper);
-      };
-      const one = at(left);
-      found[out] = one + fx * (at(right) - one);
-      out += 1;
+  for (const [above, below, fy] of y.map((at) => neighbours(height, at))) {
+    for (let column = 0; column < width; column += 1) {
+      const upper = values[above * width + column];
+      row[column] = upper + fy * (values[below * width + column] - upper);
+    }
+    for (let i = 0; i < across.length; i += 1, out += 1) {
+      const [left, right, fx] = across[i];
+      found[out] = row[left] + fx * (row[right] - row[left]);
     }
   }
   return found;
