@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 # Versions with which everything was green, as a newcomer and CI install them. `make test CONSTRAINTS=`: the newest.
 CONSTRAINTS ?= constraints.txt
+# Processes that share the tests, file by file: what the tests of a file have in common is made once. 0 for one alone.
+WORKERS ?= 2
+PARALLEL = -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-edge docs test-arm default-model results tables results-serve results-archive picture constraints
+.PHONY: demo test test-fast docs test-arm default-model results tables results-serve results-archive picture constraints
 .PHONY: format clean
 .DELETE_ON_ERROR:
 
@@ -43,11 +46,11 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
-# The runtime alone, as the base install has it: what to call between two edits.
-test-edge: $(VENV)/installed
-	$(BIN)/python -m pytest --cov tests/edge
+# The runtime alone: what to call between two edits.
+test-fast: $(VENV)/installed
+	$(BIN)/python -m pytest $(PARALLEL) tests/edge
 
 # The pages in docs/ as a site, into site/.
 docs: $(VENV)/installed

@@ -3,17 +3,16 @@ worked out by hand from the mean grey level."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sysconfig
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,6 +37,12 @@ from pneumo_edge.bundle import (
 # How long an example takes is the machine's affair.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts canaries first: they say why much of the rest is red."""
+    items.sort(key=lambda item: item.get_closest_marker("canary") is None)
+
 
 Infer: TypeAlias = Callable[..., "subprocess.CompletedProcess[Any]"]
 WriteBundle: TypeAlias = Callable[..., Path]
@@ -200,42 +205,17 @@ def infer(infer_command: Callable[..., list[str | Path]]) -> Infer:
     return run
 
 
-@dataclass(frozen=True)
-class Service:
-    """A running `pneumo-serve`."""
-
-    process: subprocess.Popen[bytes]
-    address: str
-    """Of page and HTTP interface, such as http://127.0.0.1:40123."""
-    said: Path
-    """What it writes to stderr."""
-
-    def log(self) -> str:
-        return self.said.read_text(encoding="utf-8")
-
-
-Serve: TypeAlias = Callable[..., Service]
+Serve: TypeAlias = Callable[..., Any]
 
 
 @contextmanager
-def _serving(command: list[str | Path], said: Path, cwd: Path | None = None) -> Iterator[Service]:
-    """Runs `pneumo-serve` while the block lasts; it must then end by itself at SIGTERM, with exit code 0."""
-    with said.open("wb") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, cwd=cwd)
-    try:
-        deadline = time.monotonic() + 120
-        while not (found := re.search(r"page and HTTP: (\S+)\n", said.read_text(encoding="utf-8"))):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"pneumo-serve did not start: {said.read_text(encoding='utf-8')}")
-            time.sleep(0.05)
-        yield Service(process, found[1], said)
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0, said.read_text(encoding="utf-8")
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+def _serving(spool: Path, *options: str | Path, dicom: bool = False, cwd: Path | None = None) -> Iterator[Any]:
+    from pneumo_bench.serve import Service
+
+    with Service(spool, *options, dicom=dicom, cwd=cwd) as service:
+        yield service
+        if service.pid:
+            assert service.stop() == 0, service.log
 
 
 @pytest.fixture(scope="session")
@@ -245,19 +225,45 @@ def serve_command(installed_command: Callable[[str], Command]) -> Command:
 
 
 @pytest.fixture(scope="session")
-def serving() -> Callable[..., AbstractContextManager[Service]]:
-    """Runs a command line of `pneumo-serve`, its stderr in a file, while a block lasts."""
+def serving(serve_command: Command) -> Callable[..., AbstractContextManager[Any]]:
+    """Runs `pneumo-serve` on a spool with some options, without a DICOM node, while a block lasts: it must then end by
+    itself at SIGTERM, with exit code 0, unless it was stopped before. Gives a `pneumo_bench.serve.Service`."""
+    pytest.importorskip("fastapi", reason="pneumo-serve needs the extra serve")
     return _serving
 
 
 @pytest.fixture
-def serve(serve_command: Callable[..., list[str | Path]], tmp_path: Path) -> Iterator[Serve]:
-    """Starts `pneumo-serve` on a free port, with a spool of its own; it is stopped at the end of the test."""
-    pytest.importorskip("fastapi", reason="pneumo-serve needs the extra serve")
+def serve(serving: Callable[..., AbstractContextManager[Any]], bundle: Path, tmp_path: Path) -> Iterator[Serve]:
+    """Starts `pneumo-serve` until the end of the test, with a spool of its own, on the tiny bundle unless `--model` is
+    given."""
     with ExitStack() as stack:
 
-        def start(*arguments: str | Path, cwd: Path | None = None) -> Service:
-            line = serve_command("--port", "0", "--spool", tmp_path / "spool", *arguments)
-            return stack.enter_context(_serving(line, tmp_path / "said", cwd))
+        def start(*options: str | Path, **how: Any) -> Any:
+            model: list[str | Path] = [] if "--model" in options else ["--model", bundle]
+            return stack.enter_context(serving(tmp_path / "spool", *options, *model, **how))
 
         yield start
+
+
+@pytest.fixture
+def nobody() -> Iterator[int]:
+    """A port of this machine where nobody listens, and nobody will but who is told of it."""
+    from pneumo_bench.serve import reserved_port
+
+    with reserved_port() as port:
+        yield port
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Lets what a test starts heed Ctrl-C, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Calls the garbage collector at the end of a test, while its own filters of warnings still hold."""
+    yield
+    gc.collect()

@@ -1,4 +1,4 @@
-"""How often each file of each bundle is right: each film is decoded once for each size, then all files judge it."""
+"""How often each file of each bundle is right. Each film is decoded once for each size, then all files judge it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pneumo_bench.inputs import films_below
 from pneumo_bench.machine import Watch, describe_machine
-from pneumo_bench.output import Table, header, machine_notes
+from pneumo_bench.output import Table, header, machine_notes, percent_text, share_text
 from pneumo_bench.robustness import DISTURBANCES, disturb
 from pneumo_edge.backends import Outputs, open_backend
 from pneumo_edge.bundle import ENGINE_OF_SUFFIX, LABELS, Bundle
@@ -20,7 +21,7 @@ from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
 from pneumo_edge.errors import BundleError, DataError, ImageError, MissingExtraError
 from pneumo_edge.plausibility import objections
-from pneumo_edge.preprocess import SUFFIXES, Pixels, read_film
+from pneumo_edge.preprocess import Pixels, read_film
 from pneumo_export.gate import mcnemar, run_backend
 from pneumo_train.calibrate import Labels, probabilities
 from pneumo_train.films import FilmFile, labels_of
@@ -38,12 +39,12 @@ MEAN = "mean over sites"
 
 @dataclass(frozen=True)
 class Split:
-    """The films to be judged, not read yet."""
+    """Films to be judged, not read yet."""
 
     name: str
     """"test" or "validation"."""
     roots: tuple[Path, ...]
-    """Of the data sets, by `FilmFile.source`."""
+    """Folders of the data sets; `FilmFile.source` is an index in it."""
     files: tuple[FilmFile, ...]
 
 
@@ -56,9 +57,9 @@ class Decoded:
     pixels: dict[int, Pixels]
     """S -> uint8 (N, S, S)."""
     doubtful: dict[int, Flags]
-    """S -> (N,): the runtime would object to the picture whatever the model says."""
+    """S -> (N,): whether the runtime would withhold the verdict, whatever the model says."""
     errors: tuple[str, ...]
-    """Of those that could not."""
+    """One sentence for each film that could not be read."""
 
     def at(self, size: int) -> Films:
         """Returns the films at one size."""
@@ -79,8 +80,8 @@ def validation_split(run: Path, data: Sequence[str]) -> Split:
     """Returns the films that a run has held back for validation.
 
     Args:
-        run: Folder that pneumo-train wrote.
-        data: Where its data sets are now, in their order; where they were at training by default.
+        run: Folder of the run, as pneumo-train writes it.
+        data: Places of its data sets now, in their order; those at the time of training by default.
 
     Raises:
         RunError: The folder is no run, or its films are gone.
@@ -124,12 +125,12 @@ def decode(split: Split, sizes: Sequence[int]) -> Decoded:
 
 
 def other_pictures(folder: Path) -> Split:
-    """Returns the pictures of a folder that are no frontal chest films; what they are is the name of their folder.
+    """Returns the pictures of a folder that are no frontal chest films. The name of their subfolder is their kind.
 
     Raises:
         DataError: There are none.
     """
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found = films_below(folder)
     if not found:
         raise DataError(f"{folder} holds no pictures: give a folder of what is no frontal chest film to --not-chest")
     paths = [path.relative_to(folder) for path in found]
@@ -149,7 +150,7 @@ def judge_all(bundles: Mapping[str, Bundle], split: Split, others: Split | None 
         others: Pictures that are no frontal chest films, from `other_pictures`.
 
     Raises:
-        DataError: What could be read is not of both classes.
+        DataError: The films that could be read are not of both classes.
     """
     watch = Watch()
     sizes = sorted({bundle.description.input.size for bundle in bundles.values()})
@@ -189,7 +190,7 @@ def judge_all(bundles: Mapping[str, Bundle], split: Split, others: Split | None 
 def _judge(
     name: str, bundle: Bundle, file: str, films: Decoded, pictures: Decoded | None, disturbed: bool
 ) -> tuple[dict[str, Any], Flags]:
-    """Returns what is known of one file, and (N,): where its verdict is right."""
+    """Returns the results of one file, and (N,): whether each verdict is right."""
     description = bundle.description
     size, stated = description.input.size, description.files[file]
     backend = open_backend(ENGINE_OF_SUFFIX[Path(file).suffix], bundle.read_file(file), size, usable_cores(), name)
@@ -201,7 +202,7 @@ def _judge(
         outputs = run_backend(backend, pixels, what)
         if not np.isfinite(outputs.logit).all():
             raise BundleError(f"{name} answers what is no number: export it again")
-        # Written so that NaN counts as far away.
+        # Written so that NaN counts as novel.
         return (
             outputs,
             probabilities(outputs.logit, description.calibration),
@@ -237,7 +238,7 @@ def _judge(
         other, _, far = run(pictures.pixels[size], f"{name}, other pictures")
         result["not_chest"] = _other_pictures(pictures, far | pictures.doubtful[size], far, other, judged, outputs)
     if disturbed:
-        # Each site has the same say, in what is lost too.
+        # Each site weighs the same, in the losses too.
         before = measure_mean_of_sites(judged, p, {point: threshold})
         robustness = []
         for disturbance in DISTURBANCES:
@@ -265,7 +266,7 @@ def _judge(
 def _other_pictures(
     pictures: Decoded, withheld: Flags, novel: Flags, other: Outputs, films: Films, outputs: Outputs
 ) -> dict[str, Any]:
-    """Returns how well pictures that are no frontal chest films are told from films; each site weighs the same.
+    """Returns how well pictures that are no frontal chest films can be told from films. Each site weighs the same.
 
     Returns:
         n; withheld: share that gets no verdict; novel: share beyond the limit of novelty alone; novelty_auc: chance
@@ -275,7 +276,7 @@ def _other_pictures(
     weights = site_weights(films.sites)
 
     def told(chosen: Flags) -> dict[str, Any]:
-        # What is no number is as novel as can be.
+        # NaN counts as most novel.
         strange = np.nan_to_num(np.concatenate([other.novelty[chosen], outputs.novelty]), nan=np.inf)
         is_other = np.repeat([1, 0], [int(chosen.sum()), len(weights)])
         area = weighted_auc(is_other, strange, np.concatenate([np.ones(int(chosen.sum())), weights])[np.newaxis])
@@ -295,8 +296,10 @@ def _at(measures: Mapping[str, Any], point: str) -> dict[str, Any]:
 
 
 def accuracy_tables(record: Mapping[str, Any]) -> list[Table]:
-    """Shows what `judge_all` found: a table for all files, and where there is something to say one by site, one of the
-    heatmaps, one of other pictures, and on validation films one more for each file.
+    """Returns the tables of a record of `judge_all`.
+
+    There is one for all files; where they apply, one by site, one of heatmaps and one of other pictures; and for
+    validation films one more for each file.
     """
     settings = record["settings"]
     several = len(settings["sites"]) > 1
@@ -309,19 +312,19 @@ def accuracy_tables(record: Mapping[str, Any]) -> list[Table]:
             (
                 result["name"],
                 f"{result['bytes'] / 1e6:.2f}",
-                *(_percent(at[key]) for key in ("accuracy", "sensitivity", "specificity")),
-                *(_share(fair[key]) for key in ("auc", "ece")),
+                *(percent_text(at[key]) for key in ("accuracy", "sensitivity", "specificity")),
+                *(share_text(fair[key]) for key in ("auc", "ece")),
                 f"{result['withheld']:.1%}",
                 f"{flips['lost']}/{flips['won']}",
                 f"{flips['mcnemar_p']:.2g}",
             )
         )
-    mean = f" in the {MEAN}, each with the same say;" if several else ";"
+    mean = f" in the {MEAN}, each of the same weight;" if several else ";"
     notes = [
         f"{settings['films']} {settings['split']} films of {settings['patients']} patients{mean} in brackets the 95 % "
         "interval, bootstrapped by patient; every film gets a verdict here, at the default operating point",
-        "withheld: films that pneumo-infer would give no verdict on; lost/won: right verdicts against the first model, "
-        "p by McNemar's exact test",
+        "withheld: films on which pneumo-infer would give no verdict; lost/won: right verdicts against the first "
+        "model, p by McNemar's exact test",
         machine_notes(record["machine"], record["load"])[0],
     ]
     notes += [f"not judged: {gap['name']}: {gap['reason']}" for gap in record["missing"]]
@@ -347,14 +350,14 @@ def _site_table(record: Mapping[str, Any]) -> Table:
                     result["name"],
                     site,
                     str(m["n"]),
-                    *(_percent(_at(m, point)[key]) for key in ("accuracy", "sensitivity", "specificity")),
-                    *(_share(m[key]) for key in ("auc", "ece")),
+                    *(percent_text(_at(m, point)[key]) for key in ("accuracy", "sensitivity", "specificity")),
+                    *(share_text(m[key]) for key in ("auc", "ece")),
                     f"{result['withheld_by_site'][site]:.1%}",
                     f"{own['sensitivity']['value']:.1%} / {own['specificity']['value']:.1%}" if own else "–",
                 )
             )
         for site, m in measures["one_class"].items():
-            right = _percent(m["right"][point])
+            right = percent_text(m["right"][point])
             shares = ("–", right, "–") if m["label"] == LABELS[1] else ("–", "–", right)
             withheld = f"{result['withheld_by_site'][site]:.1%}"
             rows.append((result["name"], site, f"{m['n']} {m['label']}", *shares, "–", "–", withheld, "–"))
@@ -377,9 +380,9 @@ def _pointing_table(record: Mapping[str, Any]) -> Table:
                         result["name"],
                         site if size == "all" else f"{site}, {size}",
                         str(m["films"]),
-                        *(_percent(m[key]) if key in m else "–" for key in ("points", "mean_map_points")),
-                        *(_share(m[key]) if key in m else "–" for key in ("pixel_auc", "iou", "mean_map_iou")),
-                        *(_percent(m[key]) if key in m else "–" for key in ("touched", "evidence_outside")),
+                        *(percent_text(m[key]) if key in m else "–" for key in ("points", "mean_map_points")),
+                        *(share_text(m[key]) if key in m else "–" for key in ("pixel_auc", "iou", "mean_map_iou")),
+                        *(percent_text(m[key]) if key in m else "–" for key in ("touched", "evidence_outside")),
                         f"{m['boxes_cover']['value']:.1%}",
                     )
                 )
@@ -402,9 +405,9 @@ def _normals_table(record: Mapping[str, Any]) -> Table:
             result["name"],
             site,
             str(m["films"]),
-            _percent(m["with_region"]),
+            percent_text(m["with_region"]),
             f"{m['regions_per_film']:.2f}",
-            _percent(m["with_region_if_all_were_shown"]),
+            percent_text(m["with_region_if_all_were_shown"]),
         )
         for result in record["results"]
         for site, m in result["pointing"]["normals"].items()
@@ -421,7 +424,7 @@ def _other_table(record: Mapping[str, Any]) -> Table:
             area = f"{m['novelty_auc']:.4f}"
             rows.append((result["name"], kind, str(m["n"]), f"{m['withheld']:.1%}", f"{m['novel']:.1%}", area))
     columns = ("model", "pictures", "n", "withheld", "by novelty alone", "AUROC of novelty")
-    note = "pictures that are no frontal chest film; AUROC against the films above, each site with the same say"
+    note = "pictures that are no frontal chest films; AUROC against the films above, each site of the same weight"
     return Table("Other pictures", columns, rows, (note,))
 
 
@@ -437,11 +440,3 @@ def _robustness_table(result: Mapping[str, Any]) -> Table:
     columns = ("disturbance", "strength 1", "strength 2", "strength 3", "strength 4")
     note = "strength: what the AUC loses, and what the accuracy loses in percentage points; negative is a gain"
     return Table(f"{result['name']}: lost under a single disturbance", columns, rows, (note,))
-
-
-def _percent(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.1%} ({found['low'] * 100:.1f}–{found['high'] * 100:.1f})"
-
-
-def _share(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.4f} ({found['low']:.4f}–{found['high']:.4f})"

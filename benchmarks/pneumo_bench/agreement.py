@@ -1,6 +1,6 @@
-"""Whether a file answers the same everywhere: other engines, and the same engine with other kernels.
+"""Whether a file gives the same answers in other engines, and in the same engine with other kernels.
 
-Every film is put to our own backend and to each other way of running the same bytes; the answers are compared.
+Our own backend judges every film, and so does each other way to run the same bytes. The answers are compared.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from pneumo_edge.preprocess import Pixels
 from pneumo_train.calibrate import probabilities
 
 NOTABLE = 0.02
-"""Largest difference of a probability that passes without a remark."""
+"""Largest difference of a probability that gets no remark."""
 
 Logit = Callable[[Pixels], float]
-"""From one film uint8 (1, S, S, 1) to its logit."""
+"""Takes one film, uint8 (1, S, S, 1), and returns its logit."""
 
 
 def compare_all(bundles: Mapping[str, Bundle], split: Split) -> dict[str, Any]:
-    """Runs every file of every bundle in every way there is here and returns what `agreement.json` holds.
+    """Runs every file of every bundle in every way that is installed here, and returns the content of `agreement.json`.
 
     Raises:
-        DataError: What could be read of the films is not of both classes.
+        DataError: No film could be read.
     """
     watch = Watch()
     films = decode(split, sorted({bundle.description.input.size for bundle in bundles.values()}))
@@ -74,7 +74,7 @@ def _compare(own: npt.NDArray[np.float64], other: npt.NDArray[np.float64], bundl
     threshold = description.operating_points[point].threshold
     p, q = probabilities(own, description.calibration), probabilities(other, description.calibration)
     away = np.abs(p - q)
-    # JSON knows no NaN; an answer that is no number agrees with nothing.
+    # JSON has no NaN. An answer that is no number agrees with none.
     away = np.where(np.isfinite(away), away, 1.0)
     return {
         "operating_point": point,
@@ -111,7 +111,7 @@ def _openvino(model: bytes) -> Logit:
         raise MissingExtraError("openvino", "bench", "comparing with OpenVINO")
     import openvino
 
-    # Or it would calculate in bfloat16 where the processor can: another precision than the file's.
+    # Or it would compute in bfloat16 where the processor can, which is not the precision of the file.
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(model, b""), "CPU", settings)
@@ -140,11 +140,11 @@ WAYS: dict[str, dict[str, Callable[[bytes], Logit]]] = {
         "LiteRT without XNNPACK": _litert("BUILTIN_WITHOUT_DEFAULT_DELEGATES"),
     },
 }
-"""Suffix of a file -> how else it can be run -> what loads it there."""
+"""Suffix of a file -> name of another way to run it -> function that loads it for that way."""
 
 
 def agreement_table(record: Mapping[str, Any]) -> Table:
-    """Shows what `compare_all` found."""
+    """Returns the table of a record of `compare_all`."""
     settings = record["settings"]
     rows: list[tuple[str, ...]] = [
         (

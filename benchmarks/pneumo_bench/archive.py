@@ -1,4 +1,4 @@
-"""pneumo-archive: how much of two cores it makes use of, what it costs, and what an archive of millions would take."""
+"""Measures pneumo-archive: how well it uses two cores, what it costs, and how long millions of films would take."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from pneumo_edge.errors import MissingExtraError, PneumoError, UsageError
 DASK_PACKAGES = ("dask", "distributed", "pyarrow", "fsspec")
 
 DRAWN = 200
-"""Phantoms that the films are made from."""
+"""Phantoms from which the films are made."""
 IN_FOLDER = 1000
 LARGE = 100
-"""Films of `WIDTH` pixels, for what a hospital's own films would take."""
+"""Films of `WIDTH` pixels, which is the size of films in a hospital."""
 
 ONE, TWO = "one worker", "two workers"
 WAYS = {"bare loop": (BARE, 1), ONE: (ARCHIVE, 1), TWO: (ARCHIVE, 2)}
@@ -40,14 +40,14 @@ CORES = 100
 
 
 def time_archive(*, model: Path | None, films: int, paths: int, batch: int, rounds: int) -> dict[str, Any]:
-    """Judges the same films in a bare loop and with one and two workers, in turns; returns what `archive.json` holds.
+    """Judges films in a bare loop and with one and two workers, in turns; returns the content of `archive.json`.
 
     Args:
         model: Bundle; the one that comes with pneumo by default.
-        films: To be judged by each way; made anew.
-        paths: To be listed; the files are empty.
+        films: Number of films that each way judges. They are made anew.
+        paths: Number of paths that are listed. The files are empty.
         batch: Films in one part.
-        rounds: Turns of each way. The films are shared out among them: each round has its own.
+        rounds: Turns of each way. Each round has its own share of the films.
 
     Raises:
         MissingExtraError: pneumo-archive or the drawing of phantoms is not installed.
@@ -153,9 +153,9 @@ def _ratio(results: list[dict[str, Any]]) -> float:
 def _extrapolate(
     kind: str, speed: float, film_bytes: float, films: int, batch: int, found: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What so many films would take on `CORES` cores, if these were as fast as the one that was measured.
+    """Estimates what this number of films would take on `CORES` cores that are as fast as the one measured.
 
-    The listing comes first; then the cores judge, while the driver hands out parts: the slower of both decides.
+    The listing comes first. Then the cores judge, while the driver hands out parts; the slower of the two decides.
     """
     listing = films / found["listing"]["paths_per_second"] / 3600
     judging = films / speed / CORES / 3600
@@ -182,12 +182,12 @@ def _extrapolate(
 
 
 def make_films(folder: Path, count: int, seed: int = 0) -> float:
-    """Writes films, each a phantom that was mirrored, cropped, exposed and saved otherwise; returns their mean bytes.
+    """Writes films, each a phantom with another crop, exposure, quality and side; returns their mean size in bytes.
 
     Args:
-        folder: Gets folders of `IN_FOLDER` films.
-        count: Of films.
-        seed: Another makes other films, also of other phantoms.
+        folder: Folder for the subfolders of `IN_FOLDER` films.
+        count: Number of films.
+        seed: Seed of the phantoms and of what is changed.
     """
     from pneumo_train.phantom import draw_phantoms
 
@@ -209,7 +209,7 @@ def make_films(folder: Path, count: int, seed: int = 0) -> float:
 
 
 def _make_large(source: Path, folder: Path) -> float:
-    """Enlarges some films to the size that films have in a hospital; returns their mean size on disk."""
+    """Enlarges some films to the size of films in a hospital; returns their mean size in bytes."""
     folder.mkdir()
     sizes = []
     for path in sorted(source.rglob("*.jpeg"))[:LARGE]:
@@ -222,7 +222,7 @@ def _make_large(source: Path, folder: Path) -> float:
 
 @contextmanager
 def _many_paths(folder: Path, count: int) -> Iterator[None]:
-    """Makes empty files: a listing opens none."""
+    """Makes empty files, since a listing opens none."""
     for i in range(count):
         path = folder / f"{i // IN_FOLDER:06}" / f"film-{i:09}.png"
         if i % IN_FOLDER == 0:
@@ -235,7 +235,7 @@ def _many_paths(folder: Path, count: int) -> Iterator[None]:
 
 
 def archive_tables(record: Mapping[str, Any]) -> list[Table]:
-    """Shows what `time_archive` found."""
+    """Returns the tables of a record of `time_archive`."""
     settings, listing = record["settings"], record["listing"]
     rows: list[tuple[str, ...]] = []
     for result in record["results"]:

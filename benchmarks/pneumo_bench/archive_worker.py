@@ -1,4 +1,4 @@
-"""One measurement of pneumo-archive, in a process of its own: a bare loop, a run with some workers, or a listing."""
+"""Does one measurement of pneumo-archive in a process of its own: a bare loop, a run with workers, or a listing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def measure(kind: str, source: str, model: str, output: str = "", workers: int =
         batch: Films in one part.
 
     Returns:
-        `films`, `seconds` and, of this process, `peak_rss` in bytes; what else there is to know of each kind.
+        `films`, `seconds`, `peak_rss` of this process in bytes, and what belongs to the kind alone.
     """
     if kind == BARE:
         found = _bare(source, model)
@@ -76,7 +76,7 @@ def _listing(source: str, output: str, batch: int) -> dict[str, Any]:
     with connect(None, 1):
         before = peak_rss()
         (seconds, peaks), (again, _) = listing(), listing()
-    # The second half of it: what comes at the beginning is code that is loaded.
+    # Only the second half: at the beginning memory grows by the code that is loaded.
     films, last = peaks[-1]
     middle, first = next(peak for peak in peaks if peak[0] >= films / 2)
     return {

@@ -1,4 +1,4 @@
-"""pneumo-bench: latency, accuracy, agreement, from disk to verdict, speed of training and archives, pneumo-serve."""
+"""pneumo-bench: measures how fast and how accurate models are, and how fast training, archive and service are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Measures bundles on this machine: how fast, and how often right.",
+    help="Measures bundles on this machine: how fast they are, and how often they are right.",
     epilog=NOT_A_DIAGNOSIS,
 )
 
@@ -29,7 +29,7 @@ Models = Annotated[
     typer.Option(
         "--model",
         metavar="BUNDLE",
-        help="Bundle that pneumo-export wrote; may be given several times. The one that comes with pneumo by default.",
+        help="Bundle that pneumo-export wrote; repeatable. The one that comes with pneumo by default.",
     ),
 ]
 Judge = Annotated[
@@ -40,20 +40,24 @@ Data = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[SITE=]PATH",
-        help="Folder with test/NORMAL and test/PNEUMONIA, or a manifest; repeatable. With --run, where its films are.",
+        help="Folder with test/NORMAL and test/PNEUMONIA, or a manifest; repeatable. With --run: place of its films.",
     ),
+]
+Held = Annotated[
+    Path | None,
+    typer.Option("--run", metavar="RUN", help="Run whose validation films are used instead of those in test/."),
 ]
 Output = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write JSON, Markdown and figures into.")]
 Baseline = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Row that the others are divided by; the first by default.")
+    str | None, typer.Option(metavar="NAME", help="Row by which the others are divided; the first by default.")
 ]
 Sample = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Films to measure with; phantoms, drawn anew, by default.")
+    Path | None, typer.Option(metavar="DIR", help="Folder of films to measure with; new phantoms by default.")
 ]
 
 
 class SplitName(StrEnum):
-    """Which films are judged."""
+    """Films that are judged."""
 
     test = "test"
     validation = "validation"
@@ -73,15 +77,15 @@ def latency(
     model: Models = None,
     run_folder: Annotated[
         list[Path] | None,
-        typer.Option("--run", metavar="RUN", help="Run whose Keras model is timed too; needs TensorFlow."),
+        typer.Option("--run", metavar="RUN", help="Run whose Keras model is timed too; repeatable; needs TensorFlow."),
     ] = None,
     threads: Annotated[
-        str | None, typer.Option(help="Threads of one inference, such as 1,2; one and all cores by default.")
+        str | None, typer.Option(help="Numbers of threads for one film, such as 1,2; one and all cores by default.")
     ] = None,
     queries: Annotated[
-        int, typer.Option(min=10, help="Films asked one by one in each round; p99 needs 100 or more.")
+        int, typer.Option(min=10, help="Films in each round, one at a time; p99 needs 100 or more.")
     ] = 200,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each engine has.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each engine has one turn in each.")] = 5,
     baseline: Baseline = None,
     films: Sample = None,
     output: Output = None,
@@ -114,23 +118,23 @@ def accuracy(
     model: Models = None,
     data: Data = None,
     split: Annotated[
-        SplitName, typer.Option(help="test: the films in test/; validation: those that a run has held back.")
+        SplitName, typer.Option(help="test: the films in test/; validation: the films that a run has held back.")
     ] = SplitName.test,
     run_folder: Annotated[
         Path | None,
-        typer.Option("--run", metavar="RUN", help="Run whose validation films are judged, also disturbed."),
+        typer.Option("--run", metavar="RUN", help="Run whose validation films are judged, as they are and disturbed."),
     ] = None,
     latency_file: Annotated[
         Path | None,
-        typer.Option("--latency", metavar="FILE", help="A latency.json, to draw accuracy against latency."),
+        typer.Option("--latency", metavar="FILE", help="A latency.json: draws accuracy against latency."),
     ] = None,
     not_chest: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Pictures that are no frontal chest film: how many get no verdict."),
+        typer.Option(metavar="DIR", help="Pictures that are no frontal chest films: counts how many get no verdict."),
     ] = None,
     output: Output = None,
 ) -> None:
-    """Judges every film of a split with every file of every bundle: how often they are right, and point right."""
+    """Counts how often every file of every bundle is right on the films of a split, and points at the right place."""
     from pneumo_bench.accuracy import accuracy_tables, judge_all, other_pictures, test_split, validation_split
     from pneumo_bench.inputs import open_bundles
     from pneumo_bench.output import make_folder, save, show
@@ -139,7 +143,7 @@ def accuracy(
     if (split is SplitName.validation) != (run_folder is not None):
         raise UsageError("--split validation and --run RUN go together: the run knows which films it has held back")
     if latency_file is not None and output is None:
-        raise UsageError("--latency is for a figure: say where to write it with --output")
+        raise UsageError("--latency is for a figure: name a folder for it with --output")
     timed = None if latency_file is None else _read_latency(latency_file)
     if output is not None:
         make_folder(output)
@@ -176,15 +180,12 @@ def accuracy(
 def faithful(
     model: Models = None,
     data: Data = None,
-    run_folder: Annotated[
-        Path | None,
-        typer.Option("--run", metavar="RUN", help="Run whose validation films are used, not those in test/."),
-    ] = None,
-    films: Annotated[int, typer.Option(min=1, help="Films labelled PNEUMONIA of each site, at most.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the films, and the other piece of each.")] = 0,
+    run_folder: Held = None,
+    films: Annotated[int, typer.Option(min=1, help="Most films labelled PNEUMONIA of each site.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Seed that draws the films, and the other piece of each.")] = 0,
     output: Output = None,
 ) -> None:
-    """Hides the region of films with pneumonia, and another piece: which costs the logit more, and how much?"""
+    """Hides the region of films with pneumonia, and another piece, and compares how far the logit falls."""
     from pneumo_bench.faithful import faithful_table, hide_all
     from pneumo_bench.inputs import open_bundles
     from pneumo_bench.output import make_folder
@@ -208,16 +209,16 @@ def sites(
     ] = None,
     run_folder: Annotated[
         list[Path] | None,
-        typer.Option("--run", metavar="RUN", help="Finished run with --leave-out, in place of training; repeatable."),
+        typer.Option("--run", metavar="RUN", help="Finished run with --leave-out, instead of a training; repeatable."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what stands in --output; finished runs are kept.")
+        bool, typer.Option("--resume", help="Go on with the runs in --output; finished ones are kept.")
     ] = False,
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for runs/, sites.json, sites.md and sites.png.")
     ] = Path("sites"),
 ) -> None:
-    """Leaves each site out in turn, trains on the others, and judges it: any option of pneumo-train may follow."""
+    """Leaves each site out in turn, trains on the others, and judges it. Any option of pneumo-train may follow."""
     from pneumo_bench.output import make_folder
     from pneumo_bench.plots import draw_sites
     from pneumo_bench.sites import judge_left_out, run_folders, site_names, sites_table, train_without
@@ -243,13 +244,10 @@ def sites(
 def agreement(
     model: Models = None,
     data: Data = None,
-    run_folder: Annotated[
-        Path | None,
-        typer.Option("--run", metavar="RUN", help="Run whose validation films are used, not those in test/."),
-    ] = None,
+    run_folder: Held = None,
     output: Output = None,
 ) -> None:
-    """Compares the answers of every file in our own engine with those in other engines and with other kernels."""
+    """Compares the answers of every file in pneumo with its answers in other engines and with other kernels."""
     from pneumo_bench.agreement import agreement_table, compare_all
     from pneumo_bench.inputs import open_bundles
     from pneumo_bench.output import make_folder
@@ -267,12 +265,12 @@ def agreement(
 @app.command()
 def end_to_end(
     model: Models = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Fresh processes for each row.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each row has one new process in each.")] = 10,
     baseline: Baseline = None,
     films: Sample = None,
     output: Output = None,
 ) -> None:
-    """Times the whole way from a file on disk to the verdict, cold and warm, in parts."""
+    """Times the way from a file on disk to the verdict, in parts, with a new process and with a running one."""
     from pneumo_bench.end_to_end import end_to_end_table, time_ways
     from pneumo_bench.inputs import open_bundles
     from pneumo_bench.output import make_folder
@@ -289,18 +287,19 @@ def training(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with train/NORMAL and train/PNEUMONIA.")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="Network, as pneumo-train names it.")] = "efficientnet_lite0",
+    backbone: Annotated[
+        str, typer.Option(help="Network, by the name that pneumo-train gives it.")
+    ] = "efficientnet_lite0",
     size: Annotated[
         int | None, typer.Option(help="Side of the input in pixels; the backbone's own by default.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the films in fine-tuning, all counted.")] = 8,
-    frozen_epochs: Annotated[int, typer.Option(min=1, help="The same where the head alone learns.")] = 16,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the films; all count.")] = 8,
     batch_size: Annotated[int, typer.Option(min=1, help="Films in one step.")] = 32,
-    films: Annotated[int, typer.Option(min=0, help="About so many training films; 0 for all.")] = 640,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each way has.")] = 1,
+    films: Annotated[int, typer.Option(min=0, help="Approximate number of training films; 0 for all.")] = 640,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each way has one turn in each.")] = 1,
     output: Output = None,
 ) -> None:
-    """Times training against the usual way in Keras, with a frozen backbone and in fine-tuning; needs TensorFlow."""
+    """Times fine-tuning against the usual way in Keras; needs TensorFlow."""
     from pneumo_bench.output import make_folder
     from pneumo_bench.training import time_both, training_table
 
@@ -313,7 +312,6 @@ def training(
         backbone=backbone,
         size=size,
         epochs=epochs,
-        frozen_epochs=frozen_epochs,
         batch_size=batch_size,
         films=films,
         rounds=rounds,
@@ -327,10 +325,10 @@ def archive(
     films: Annotated[int, typer.Option(min=4, help="Films to judge, made from phantoms.")] = 20_000,
     paths: Annotated[int, typer.Option(min=1, help="Paths to list.")] = 1_000_000,
     batch: Annotated[int, typer.Option(min=1, help="Films in one part.")] = 500,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way, which share out the films.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each judges an equal share of the films.")] = 2,
     output: Output = None,
 ) -> None:
-    """Times pneumo-archive with one and two workers against a bare loop, and works out what millions would take."""
+    """Times pneumo-archive with one and two workers against a bare loop, and estimates millions of films."""
     from pneumo_bench.archive import archive_tables, time_archive
     from pneumo_bench.output import make_folder
     from pneumo_bench.plots import draw_archive
@@ -346,12 +344,12 @@ def serve(
     model: Judge = None,
     films: Annotated[int, typer.Option(min=20, help="Phantoms that are sent over DICOM.")] = 500,
     associations: Annotated[int, typer.Option(min=1, help="Senders at the same time.")] = 4,
-    kills: Annotated[int, typer.Option(min=0, help="How often pneumo-serve is killed, with kill -9.")] = 20,
-    away: Annotated[float, typer.Option(min=0, help="Seconds for which there is no PACS.")] = 60.0,
-    seed: Annotated[int, typer.Option(help="Of the moments of the kills.")] = 0,
+    kills: Annotated[int, typer.Option(min=0, help="Times that pneumo-serve is killed, with kill -9.")] = 20,
+    away: Annotated[float, typer.Option(min=0, help="Seconds without a PACS.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Seed that draws the moments of the kills.")] = 0,
     output: Output = None,
 ) -> None:
-    """Sends films to pneumo-serve, kills it, takes the PACS away, and counts what arrives; needs Orthanc."""
+    """Sends films to pneumo-serve, kills it, stops the PACS, and counts the answers that arrive; needs Orthanc."""
     from pneumo_bench.output import make_folder
     from pneumo_bench.serve import crash_table, measure_crashes
 
@@ -367,12 +365,14 @@ def serve(
 @app.command()
 def http(
     model: Judge = None,
-    queries: Annotated[int, typer.Option(min=1, help="Turns in which one film is judged here and over HTTP.")] = 200,
+    queries: Annotated[
+        int, typer.Option(min=1, help="Times that one film is judged, here and over HTTP in turn.")
+    ] = 200,
     clients: Annotated[int, typer.Option(min=1, help="Clients that ask at the same time.")] = 100,
-    requests: Annotated[int, typer.Option(min=1, help="Films that they get answered, all together.")] = 500,
+    requests: Annotated[int, typer.Option(min=1, help="Films that all clients together send.")] = 500,
     output: Output = None,
 ) -> None:
-    """Times the HTTP interface of pneumo-serve against Classifier.predict, and lets many clients ask at once."""
+    """Times the HTTP interface of pneumo-serve against Classifier.predict, and then with many clients at once."""
     from pneumo_bench.output import make_folder
     from pneumo_bench.serve_http import http_tables, measure_http
 
@@ -405,7 +405,7 @@ def web(
 
 
 def _films_named(run_folder: Path | None, data: list[str] | None) -> Split:
-    """Returns the validation films of a run, or else the films of test splits."""
+    """Returns the validation films of a run, or the films of test splits."""
     from pneumo_bench.accuracy import test_split, validation_split
 
     if run_folder is not None:
@@ -422,7 +422,7 @@ def _publish(
     tables: list[Table],
     draw: Callable[[Path, Mapping[str, Any]], None] | None = None,
 ) -> None:
-    """Shows what was measured and, where there is a folder for it, writes it there, with a figure if there is one."""
+    """Shows the results. If there is a folder for them, also writes them there, with a figure if `draw` is given."""
     from pneumo_bench.output import save, show
 
     show(tables)
@@ -446,7 +446,7 @@ def _parse_threads(threads: str | None) -> list[int]:
     except ValueError:
         counts = []
     if not counts or min(counts) < 1:
-        raise UsageError(f"--threads {threads} is no list of numbers from 1 on: give one such as 1,2")
+        raise UsageError(f"--threads {threads} is no list of positive numbers: give one such as 1,2")
     return list(dict.fromkeys(counts))
 
 
@@ -456,7 +456,7 @@ def _read_latency(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or found.get("kind") != "latency":
-        raise UsageError(f"{path} is no latency.json: make it with pneumo-bench latency --output")
+        raise UsageError(f"{path} is no latency.json: make one with pneumo-bench latency --output")
     return found
 
 

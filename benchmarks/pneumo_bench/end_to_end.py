@@ -1,4 +1,4 @@
-"""From a file on disk to a verdict: what a user waits for, cold and warm, and where the time goes."""
+"""Times the way from a file on disk to a verdict, cold and warm, and where the time goes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pneumo_edge.command_line import progress
 from pneumo_edge.errors import PneumoError, UsageError
 
 PARTS = ("python", "import", "load", "decode", "infer", "print")
-"""In the order in which they happen; `python` is the start and the end of the interpreter."""
+"""Parts of the time, in their order; `python` is the start and the end of the interpreter."""
 
 MODES = ("cold", "warm")
 
@@ -38,7 +38,7 @@ FILMS = 8
 WIDTH = 1500
 
 LARGE = 1_000_000
-"""Bytes from which on a package of the base install is named in the table."""
+"""Bytes from which a package of the base install is named in the table."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Way:
     """One way from a film to a verdict."""
 
     name: str
-    """BUNDLE/FILE: pneumo-infer; bare:BUNDLE/FILE: a script of ten lines."""
+    """BUNDLE/FILE for pneumo-infer; bare:BUNDLE/FILE for a script of ten lines."""
     kind: str
     """"pneumo" or "bare"."""
     bundle: Path
@@ -68,12 +68,12 @@ def find_ways(bundles: Mapping[str, Bundle]) -> list[Way]:
 def time_ways(
     bundles: Mapping[str, Bundle], *, rounds: int, baseline: str | None, films: Path | None
 ) -> dict[str, Any]:
-    """Times every way, cold and warm, and returns what `end-to-end.json` holds.
+    """Times every way, cold and warm, and returns the content of `end-to-end.json`.
 
     Args:
-        bundles: As `open_bundles` gives them.
-        rounds: Turns of each; one more comes first and does not count, since it fills the caches of the disk.
-        baseline: Name of the way that the others are divided by; the first by default.
+        bundles: Name -> bundle, from `open_bundles`.
+        rounds: Turns of each way. One more comes first and does not count, since it fills the caches of the disk.
+        baseline: Name of the way by which the others are divided; the first by default.
         films: Folder of films; a phantom of 1,500 pixels by default.
 
     Raises:
@@ -123,7 +123,7 @@ def time_ways(
 
 @contextmanager
 def _films(folder: Path | None) -> Iterator[tuple[list[Path], str]]:
-    """The films of a folder, or one phantom as large as a film from a hospital."""
+    """Yields the films of a folder, or one phantom as large as a film in a hospital."""
     with sample_films(folder, FILMS) as (paths, name):
         if folder is not None:
             yield paths, name
@@ -138,7 +138,7 @@ def _films(folder: Path | None) -> Iterator[tuple[list[Path], str]]:
 def _run_once(way: Way, mode: str, films: Sequence[Path]) -> tuple[dict[str, float], int | None]:
     """Returns the parts and `total` in milliseconds, and the peak memory in bytes where it is known."""
     script = str(Path(__file__).with_name("oneshot.py"))
-    # Compiled modules are kept, as in any installation, whatever the developer has set.
+    # Compiled modules are kept, as in any installation, whatever this environment says.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     done = subprocess.run(  # noqa: S603 - our own script and interpreter
@@ -168,8 +168,8 @@ def _run_once(way: Way, mode: str, films: Sequence[Path]) -> tuple[dict[str, flo
 def installed_sizes() -> dict[str, int]:
     """Returns how many bytes pneumo's base install takes on this disk: each package, largest first, and their `total`.
 
-    The packages are those that pneumo names without an extra, and what they need in turn. Compiled modules count as
-    far as pip has listed them; the interpreter does not count.
+    The packages are those that pneumo requires without an extra, and those that they require. Compiled modules count
+    where pip lists them; the interpreter does not count.
     """
     sizes = {"pneumo": sum(file.stat().st_size for file in Path(pneumo_edge.__file__).parent.rglob("*.*"))}
     waiting = _needed_by("pneumo")
@@ -187,14 +187,14 @@ def installed_sizes() -> dict[str, int]:
 
 
 def _needed_by(package: str) -> list[str]:
-    """Names what a package requires without any extra, in the spelling that all packages share."""
+    """Returns the normalised names of the packages that a package requires without any extra."""
     plain = [each for each in requires(package) or () if "extra ==" not in each]
     names = [re.split(r"[^\w.-]", each, maxsplit=1)[0] for each in plain]
     return [re.sub(r"[-_.]+", "-", name).lower() for name in names]
 
 
 def end_to_end_table(record: Mapping[str, Any]) -> Table:
-    """Shows what `time_ways` found."""
+    """Returns the table of a record of `time_ways`."""
     rows = []
     for result in record["results"]:
         times = result["milliseconds"]

@@ -1,6 +1,6 @@
-"""Whether the region carries the verdict: hidden, it must cost the logit far more than another piece of the same film.
+"""Whether the region carries the verdict: without it, the logit must fall much further than without another piece.
 
-No boxes are needed for this, so that sites without any are judged too. What is hidden is filled from its surroundings.
+This needs no boxes, so sites without boxes are measured too. A hidden piece is filled from its surroundings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 
 from pneumo_bench.accuracy import Decoded, Flags, Split, decode
 from pneumo_bench.machine import Watch, describe_machine
-from pneumo_bench.output import Table, header
+from pneumo_bench.output import Table, header, percent_text
 from pneumo_edge.backends import open_backend
 from pneumo_edge.bundle import ENGINE_OF_SUFFIX, Bundle
 from pneumo_edge.classifier import usable_cores
@@ -27,15 +27,15 @@ from pneumo_train.measure import bootstrap_weights, mean_interval, mean_of
 from pneumo_train.pointing import enlarge, regions_of, sigmoid
 
 WANTED = 3.0
-"""How many times more the region should cost than another piece."""
+"""Times that the logit should fall further without the region than without another piece."""
 BODY = 0.12
-"""A place belongs to the body where the film, much blurred, is at least so bright, as a share of its range."""
+"""Brightness of the much blurred film, as a share of its range, from which a place belongs to the body."""
 SIMILAR = 0.9
-"""A piece to compare with has at least this share of the size of what is hidden."""
+"""Smallest size of the other piece, as a share of the size of the piece of the region."""
 PARTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)
-"""Shares of a region that are tried, its strongest places first: a region in both lungs leaves no room beside it."""
+"""Shares of a region that are tried, with its strongest places. A region in both lungs leaves no room beside it."""
 NOTHING = 1e6
-"""Stands for a share of next to nothing, which may be anything: JSON knows no infinity."""
+"""Stands for a division by next to nothing, since JSON has no infinity."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,7 +45,7 @@ def hide(film: Pixels, mask: Flags) -> Pixels:
 
     Args:
         film: uint8 (S, S).
-        mask: (S, S), what is hidden; not all of it.
+        mask: (S, S), the piece to hide, which is not the whole film.
 
     Returns:
         uint8 (S, S), the same outside the mask.
@@ -57,7 +57,7 @@ def hide(film: Pixels, mask: Flags) -> Pixels:
 def _harmonic(grey: Floats, mask: Flags) -> Floats:
     side = len(grey)
     if side > 8:
-        # From coarse to fine: a few steps at each resolution carry the edge's grey across the largest hole.
+        # From coarse to fine: a few steps at each resolution carry the grey of the edge across the largest hole.
         half = (side + 1) // 2
         rows = np.minimum(np.arange(2 * half), side - 1)
         known = ~mask[rows][:, rows]
@@ -76,9 +76,9 @@ def _harmonic(grey: Floats, mask: Flags) -> Floats:
 
 
 def body(film: Pixels) -> Flags:
-    """Returns where a film shows the body and not the air beside it, (S, S): what is not dark when it is blurred.
+    """Returns where a film shows the body, (S, S): the places that are not dark when it is blurred.
 
-    Lungs are dark too, but narrow; no mask of them is made.
+    Lungs are dark too, but narrow. There is no mask of the lungs.
     """
     small = Image.fromarray(film).resize((12, 12), Image.Resampling.BOX)
     blurred = np.asarray(small.resize((film.shape[1], film.shape[0]), Image.Resampling.BILINEAR), np.float64)
@@ -88,15 +88,15 @@ def body(film: Pixels) -> Flags:
 
 
 def elsewhere(mask: Flags, where: Flags, rng: np.random.Generator) -> Flags | None:
-    """Moves a region aside: the same shape and height in the film, another place, within the body.
+    """Moves a region sideways to another place within the body, with the same shape and height in the film.
 
-    Each connected part is moved sideways on its own, as it is or mirrored, to a random one of the places where it
-    touches the region least and lies in the body most; what touches the region is left out.
+    Each connected part moves by itself, as it is or mirrored. Its place is drawn from those where most of it lies in
+    the body and outside the region; the rest of it is left out.
 
     Args:
         mask: (S, S), the region.
         where: (S, S), the body.
-        rng: Chooses among equal places.
+        rng: Draws from equally good places.
 
     Returns:
         (S, S); None where less than `SIMILAR` of the region's size can be found.
@@ -125,20 +125,20 @@ def elsewhere(mask: Flags, where: Flags, rng: np.random.Generator) -> Flags | No
 
 
 def strongest_part(mask: Flags, large: Floats, share: float) -> Flags:
-    """Returns the part of a region (S, S) where a map (S, S) is strongest, as large as that share of it."""
+    """Returns the part of a region (S, S) where a map (S, S) is strongest; `share` is its share of the region."""
     cut = np.quantile(large[mask], 1 - share)
     part: Flags = mask & (large >= cut)
     return part
 
 
 def pieces(mask: Flags, large: Floats, where: Flags, rng: np.random.Generator) -> tuple[Flags, Flags] | None:
-    """Returns what of a region is hidden, as much as finds room beside the whole, and the other piece; None without.
+    """Returns the largest part of a region for which there is another piece, and that piece; None if there is none.
 
     Args:
         mask: (S, S), the region.
-        large: (S, S), the map that it comes from.
+        large: (S, S), the map of which it is the region.
         where: (S, S), the body.
-        rng: Of the places.
+        rng: Draws from equally good places.
     """
     for share in PARTS:
         part = strongest_part(mask, large, share)
@@ -149,8 +149,10 @@ def pieces(mask: Flags, large: Floats, where: Flags, rng: np.random.Generator) -
 
 
 def region_mask(heatmap: Floats, threshold: float | None, side: int) -> Flags:
-    """Returns the region of a map (h, w) at (side, side) points: of a map of local logits what reaches the threshold on
-    the local probability, of another (threshold None) what reaches half of its peak, if that speaks for pneumonia.
+    """Returns the region of a map (h, w) at (side, side) points.
+
+    In a map of local logits it is where the local probability reaches the threshold. In another map (threshold None) it
+    is where the map reaches half of its peak, if the peak speaks for pneumonia.
     """
     large = enlarge(heatmap[np.newaxis], side)[0]
     region: Flags = (large >= large.max() / 2) & (large.max() > 0)
@@ -160,13 +162,13 @@ def region_mask(heatmap: Floats, threshold: float | None, side: int) -> Flags:
 
 
 def hide_all(bundles: Mapping[str, Bundle], split: Split, *, films: int, seed: int = 0) -> dict[str, Any]:
-    """Hides the region and another piece in films labelled PNEUMONIA; returns what `faithful-SPLIT.json` holds.
+    """Hides the region and another piece in films labelled PNEUMONIA; returns the content of `faithful-SPLIT.json`.
 
     Args:
-        bundles: Name -> bundle; each file of each is judged.
+        bundles: Name -> bundle; each of their files is measured.
         split: The films.
-        films: Of each site, at most.
-        seed: Chooses films and places.
+        films: Most films of each site.
+        seed: Seed that draws films and places.
 
     Raises:
         DataError: There is no film labelled PNEUMONIA.
@@ -218,7 +220,7 @@ def _hide(name: str, bundle: Bundle, file: str, films: Decoded, seed: int) -> li
         if not mask.any():
             no_region[i] = True
             continue
-        # By the film's place in the list, so that each file hides the same other piece where regions agree.
+        # The seed has the number of the film, so that all files hide the same other piece where their regions agree.
         large = enlarge(outputs.heatmap[[i]], size)[0]
         found = pieces(mask, large, body(film), np.random.default_rng([seed, i]))
         if found is None:
@@ -247,10 +249,10 @@ def _hide(name: str, bundle: Bundle, file: str, films: Decoded, seed: int) -> li
 
 
 def _compare(drop: Floats, other: Floats, patients: list[str]) -> dict[str, Any]:
-    """Returns the mean fall of the logit for either piece, and how often the region costs more.
+    """Returns the mean fall of the logit without either piece, and how often it is larger without the region.
 
-    `other_share` is what the other piece costs in the mean as a share of what the region costs, with its interval by
-    patient; None where hiding the region costs nothing.
+    `other_share` is the mean fall without the other piece as a share of that without the region, with its interval by
+    patient; None where the logit does not fall without the region.
     """
     known = ~np.isnan(drop)
     if not known.any():
@@ -273,7 +275,7 @@ def _compare(drop: Floats, other: Floats, patients: list[str]) -> dict[str, Any]
 
 
 def faithful_table(record: Mapping[str, Any]) -> Table:
-    """Shows what `hide_all` found."""
+    """Returns the table of a record of `hide_all`."""
     rows: list[tuple[str, ...]] = []
     for result in record["results"]:
         counts = (str(result[key]) for key in ("films", "measured", "no_region", "no_room"))
@@ -290,7 +292,7 @@ def faithful_table(record: Mapping[str, Any]) -> Table:
                 *(_logits(result[key]) for key in ("region", "other")),
                 "–" if share is None else f"{share['value']:.0%} ({share['low']:.0%} to {share['high']:.0%})",
                 _times(share),
-                f"{more['value']:.1%} ({more['low'] * 100:.1f}–{more['high'] * 100:.1f})",
+                percent_text(more),
             )
         )
     notes = (
@@ -314,7 +316,7 @@ def _logits(found: Mapping[str, float]) -> str:
 
 
 def _times(share: Mapping[str, float] | None) -> str:
-    """Writes how many times more the region costs than the other piece."""
+    """Writes how many times further the logit falls without the region."""
     if share is None:
         return "0"
     return f"{1 / share['value']:.1f}" if share["value"] > 1 / NOTHING else "endless"

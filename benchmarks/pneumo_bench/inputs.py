@@ -1,4 +1,4 @@
-"""What is measured, and the films it is measured on."""
+"""The bundles that are measured, and the films on which they are measured."""
 
 from __future__ import annotations
 
@@ -10,30 +10,35 @@ from tempfile import TemporaryDirectory
 
 from pneumo_edge.bundle import DEFAULT_BUNDLE, Bundle, read_bundle
 from pneumo_edge.errors import DataError
-from pneumo_edge.preprocess import SUFFIXES
+from pneumo_edge.film_files import films_in
 
 PHANTOMS = "phantoms (synthetic drawings, no patients)"
 
 
 def open_bundles(folders: Sequence[Path]) -> dict[str, Bundle]:
-    """Returns name -> bundle, in the order given; the bundle that comes with pneumo where no folder is given.
+    """Returns name -> bundle, in the order given; without folders, the bundle that comes with pneumo.
 
-    The name is the model's own; where two bundles have the same one, it is the folder.
+    The name is that of the model, or the folder where two models have the same name.
     """
     bundles = [read_bundle(folder) for folder in folders or (DEFAULT_BUNDLE,)]
     taken = Counter(bundle.description.name for bundle in bundles)
     return {b.description.name if taken[b.description.name] == 1 else str(b.folder): b for b in bundles}
 
 
+def films_below(folder: Path) -> list[Path]:
+    """Returns the films in a folder, at any depth, sorted by path."""
+    return sorted(map(Path, films_in(str(folder))))
+
+
 @contextmanager
 def sample_films(folder: Path | None, count: int) -> Iterator[tuple[list[Path], str]]:
-    """Yields at most `count` films, spread over a folder, and what they are; phantoms where there is no folder.
+    """Yields at most `count` films, spread over a folder, and a name for them; phantoms where no folder is given.
 
     Raises:
         DataError: The folder holds no film.
     """
     if folder is not None:
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        found = films_below(folder)
         if not found:
             raise DataError(f"{folder} holds no films: give a folder with X-ray images to --films")
         step = max(1, len(found) // count)

@@ -1,6 +1,6 @@
-"""How long one film takes: every file of every bundle, and other engines on the same weights.
+"""Times one film with every file of every bundle, and with other engines on the same weights.
 
-Each engine runs in a process of its own; they take turns over several rounds, so that what slows the machine for a
+Each engine runs in a process of its own. They take turns over several rounds, so that what slows the machine for a
 while slows all of them.
 """
 
@@ -26,7 +26,7 @@ from pneumo_train.run import model_path, read_config
 FOLDER_FILMS = 48
 
 PEERS = {".onnx": ("onnxruntime", "openvino"), ".tflite": ("litert",)}
-"""Suffix of a file -> engines that take it with their own settings, apart from the number of threads."""
+"""Suffix of a file -> engines that run it with their default settings, but for the number of threads."""
 
 KERAS_PEERS = ("keras", "tf.function")
 
@@ -35,7 +35,7 @@ _PACKAGE = {
     "litert": ("ai_edge_litert", "ai-edge-litert"),
     "openvino": ("openvino", "openvino"),
 }
-"""Engine -> module, and the package that brings it."""
+"""Engine -> its module, and the package that brings it."""
 
 PERCENTILES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99}
 
@@ -49,7 +49,7 @@ class Contestant:
     engine: str
     """A key of `pneumo_bench.worker.ENGINES`."""
     runs_on: str
-    """What calculates: a key of the machine's versions."""
+    """Package that computes: a key of the machine's versions."""
     folder: Path
     file: str
     precision: str
@@ -57,11 +57,11 @@ class Contestant:
     """S, pixels."""
     bytes: int
     sha256: str | None
-    """Of the file; None for a Keras model."""
+    """SHA-256 of the file; None for a Keras model."""
 
 
 def enter(bundles: Mapping[str, Bundle], runs: Sequence[Path]) -> tuple[list[Contestant], list[dict[str, str]]]:
-    """Lists what can be timed here, and what cannot, with the reason.
+    """Returns the contestants that can be timed here, and those that cannot, with the reason.
 
     Raises:
         MissingExtraError: Runs are given and TensorFlow is not installed.
@@ -87,7 +87,7 @@ def enter(bundles: Mapping[str, Bundle], runs: Sequence[Path]) -> tuple[list[Con
                         name, engine, package, bundle.folder, file, stated.precision, size, stated.bytes, stated.sha256
                     )
                 )
-        # Peers are to be seen on the plain float files too.
+        # Peers are timed on the plain float files too.
         for suffix, peers in PEERS.items():
             if (plain := f"model{suffix}") not in bundle.description.files:
                 reason = f"the bundle has no {plain}: export the run with that format"
@@ -116,15 +116,15 @@ def time_all(
     baseline: str | None,
     films: Path | None,
 ) -> dict[str, Any]:
-    """Times every contestant at every number of threads and returns what `latency.json` holds.
+    """Times every contestant with every number of threads, and returns the content of `latency.json`.
 
     Args:
-        bundles: As `open_bundles` gives them.
-        runs: Runs whose Keras model competes too.
-        threads: Of one inference.
-        queries: For each contestant in each round.
-        rounds: How many turns each has.
-        baseline: Name of the contestant that the others are divided by; the first by default.
+        bundles: Name -> bundle, from `open_bundles`.
+        runs: Runs whose Keras model is timed too.
+        threads: Numbers of threads for one film.
+        queries: Films for each contestant in each round.
+        rounds: Turns of each contestant.
+        baseline: Name of the contestant by which the others are divided; the first by default.
         films: Folder of films; phantoms by default.
 
     Raises:
@@ -141,12 +141,12 @@ def time_all(
     failed: list[dict[str, Any]] = []
     with sample_films(films, FOLDER_FILMS) as (paths, films_name), progress("timing", rounds * len(entries)) as advance:
         for turn in range(rounds):
-            # Back and forth: whoever came first in one round comes last in the next.
+            # Back and forth: the first of one round is the last of the next.
             order = list(answers) if turn % 2 == 0 else list(reversed(answers))
             for place, (contestant, count) in enumerate(order):
                 answer = _ask_worker(contestant, count, queries, [str(path) for path in paths])
                 if "error" in answer:
-                    # Once is enough: it takes no further turn.
+                    # It takes no further turn.
                     failed.append({"name": contestant.name, "threads": count, "reason": answer["error"]})
                     del answers[contestant, count]
                 else:
@@ -230,7 +230,7 @@ def _result(contestant: Contestant, threads: int, answers: Sequence[Mapping[str,
 
 
 def latency_table(record: Mapping[str, Any]) -> Table:
-    """Shows what `time_all` found."""
+    """Returns the table of a record of `time_all`."""
     settings, versions = record["settings"], record["machine"]["versions"]
     rows = []
     for result in record["results"]:

@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on, and whether something else kept its processors busy meanwhile."""
+"""Describes the machine that a benchmark ran on, and tells whether other programs kept it busy meanwhile."""
 
 from __future__ import annotations
 
@@ -7,34 +7,29 @@ import platform
 import time
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pneumo_edge.classifier import usable_cores
 from pneumo_edge.errors import MissingExtraError
+from pneumo_edge.versions import installed_versions
 
 PACKAGES = ("pneumo", "numpy", "pillow", "onnxruntime", "ai-edge-litert", "openvino")
 KERAS_PACKAGES = ("keras", "tensorflow", "tensorflow-cpu")
 
 BUSY_OTHERS = 0.05
-"""Share of all processor time that other processes took during the run."""
+"""Share of all processor time, taken by other processes during the run, from which the machine counts as busy."""
 BUSY_STEAL = 0.02
-"""Share of all processor time that the hypervisor gave to other guests during the run."""
+"""The same share for what the hypervisor gave to other guests."""
 
 _TELLING_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-"""What int8 and float kernels are chosen by, on x86-64 and on 64-bit Arm."""
+"""Instructions by which engines choose their int8 and float kernels, on x86-64 and on 64-bit Arm."""
 
 
 def describe_machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Returns processor, cores, governor, memory in bytes, system, and the versions of the packages found."""
     psutil = _psutil()
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    versions = {"python": platform.python_version()} | installed_versions(packages)
     facts = _cpuinfo()
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     return {
@@ -52,7 +47,7 @@ def describe_machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
 
 
 class Watch:
-    """Looks at the processors from its making until `finish`."""
+    """Watches the processors from its creation to `finish`."""
 
     def __init__(self) -> None:
         self._psutil = _psutil()
@@ -60,9 +55,9 @@ class Watch:
         self._start, self._own, self._all = time.perf_counter(), _own_seconds(), self._psutil.cpu_times()
 
     def finish(self) -> dict[str, Any]:
-        """Returns the load averages, the shares of others, and `busy`: one sentence for each sign of company.
+        """Returns the load averages, the shares of other programs, and `busy`: one sentence for each sign of them.
 
-        The children of this process must have been waited for: only then is their time known to be ours.
+        The caller must have waited for the children of this process: only then does their time count as its own.
         """
         cores = os.cpu_count() or 1
         there = cores * (time.perf_counter() - self._start)
@@ -73,7 +68,8 @@ class Watch:
 
         others = max(0.0, passed("user", "nice", "system", "irq", "softirq") - (_own_seconds() - self._own)) / there
         steal = max(0.0, passed("steal")) / there
-        # Not the load average at the start: it remembers what has ended, such as the benchmark before this one.
+        # Not by the load average at the start, which still contains programs that have ended, such as the last
+        # benchmark.
         busy = []
         if others > BUSY_OTHERS:
             busy.append(f"other processes took {others:.0%} of the processor time during the run")
@@ -90,9 +86,9 @@ class Watch:
 
 
 def peak_rss() -> int:
-    """Returns the most memory that this process has held so far, in bytes; where unknown, what it holds now.
+    """Returns the most memory that this process has held so far, in bytes; where that is unknown, what it holds now.
 
-    Not `ru_maxrss`: on Linux that of a child starts at the size of the parent it was forked from.
+    On Linux `ru_maxrss` would not do: in a child it starts at the size of the parent.
     """
     status = _text("/proc/self/status") or ""
     for line in status.splitlines():
@@ -115,13 +111,13 @@ def _own_seconds() -> float:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is none."""
+    """Returns the first processor of /proc/cpuinfo; empty where there is no such file."""
     pairs = (line.split(":", 1) for line in (_text("/proc/cpuinfo") or "").split("\n\n")[0].splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
 
 
 def _board() -> str | None:
-    """What a single-board computer calls itself: its cpuinfo has no model name."""
+    """Returns the name of a single-board computer, whose cpuinfo has no model name."""
     return (_text("/proc/device-tree/model") or "").strip("\0 \n") or None
 
 

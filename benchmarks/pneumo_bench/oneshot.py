@@ -1,11 +1,11 @@
-"""One film from disk to verdict in a fresh process, timed in parts: run as a script by `end_to_end.py`.
+"""Times one film from disk to verdict in a new process, in parts. `end_to_end.py` runs it as a script.
 
     python oneshot.py pneumo|bare cold|warm BUNDLE FILE FILM...
 
-The verdicts go to stdout; the last line of stderr holds the parts in milliseconds and, on Linux, the most memory that
-the process has held, in bytes. `pneumo cold` is the command `pneumo-infer` itself with a clock at its loading; it
-prints what it knows of decoding and inference in its answer. Warm is the median over the films, `REPEATS` in all, with
-a model that is loaded. Nothing may be imported here before the clock runs; a script, since `-m` would import more.
+The verdicts go to stdout. The last line of stderr has the parts in milliseconds and, on Linux, the most memory that the
+process has held, in bytes. `pneumo cold` is the command `pneumo-infer` itself, with a clock around the loading of the
+model; its answer has the times of decoding and inference. `warm` is the median over `REPEATS` films with a loaded
+model. Nothing may be imported here before the clock runs. So it is a script: `-m` would import more.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _pneumo(mode: str, bundle: str, file: str, films: list[str]) -> Parts:
 
 
 def _command(cli: Any, classifier: Any, arguments: list[str]) -> Parts:
-    """Runs the command; `answer` is what it took after loading: decoding, inference, printing."""
+    """Runs the command. `answer` is the time after loading: decoding, inference, printing."""
     load, clock = classifier.load, []
 
     def timed_load(*given: Any, **named: Any) -> Any:
@@ -90,7 +90,7 @@ def _command(cli: Any, classifier: Any, arguments: list[str]) -> Parts:
 
 
 def _bare(mode: str, bundle: str, file: str, films: list[str]) -> Parts:
-    """What anybody writes in ten lines: no check of the file, of the picture or of the answer."""
+    """Does what anybody would write in ten lines, without a check of the file, the picture or the answer."""
     import numpy as np
     import onnxruntime
     from PIL import Image

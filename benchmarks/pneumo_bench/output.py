@@ -1,9 +1,11 @@
-"""How results leave: a table on the terminal, and the same as JSON and Markdown."""
+"""Writes results: as a table on the terminal, as JSON and as Markdown."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -12,14 +14,14 @@ from typing import Any
 
 from pneumo_edge.atomic import write_json, write_text
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS, print_table
-from pneumo_edge.errors import MissingExtraError
+from pneumo_edge.errors import MissingExtraError, RunError
 
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Table:
-    """What one table shows, and the sentences below it."""
+    """A table, and the sentences below it."""
 
     title: str
     columns: tuple[str, ...]
@@ -28,7 +30,7 @@ class Table:
 
 
 def header(kind: str, machine: dict[str, Any], load: dict[str, Any]) -> dict[str, Any]:
-    """Returns what every JSON file of results begins with."""
+    """Returns the keys with which every JSON file of results begins."""
     return {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -40,7 +42,7 @@ def header(kind: str, machine: dict[str, Any], load: dict[str, Any]) -> dict[str
 
 
 def machine_notes(machine: dict[str, Any], load: dict[str, Any]) -> tuple[str, ...]:
-    """Returns one sentence on the machine and, where it was busy, one that says so."""
+    """Returns one sentence on the machine and, if it was busy, one that says so."""
     governor = f", governor {machine['governor']}" if machine["governor"] else ""
     versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
     instructions = f" ({', '.join(machine['instructions'])})" if machine["instructions"] else ""
@@ -60,6 +62,38 @@ def threads_text(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
+def percent_text(found: Mapping[str, float]) -> str:
+    """Writes a share and its interval for people, in percent."""
+    return f"{found['value']:.1%} ({found['low'] * 100:.1f}–{found['high'] * 100:.1f})"
+
+
+def share_text(found: Mapping[str, float]) -> str:
+    """Writes a share and its interval for people, with four decimals."""
+    return f"{found['value']:.4f} ({found['low']:.4f}–{found['high']:.4f})"
+
+
+def short_text(found: Mapping[str, float]) -> str:
+    """Writes a share and its interval for people, with three decimals."""
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Reads a JSON file from docs/results/ or from a run.
+
+    Raises:
+        RunError: It is missing or damaged.
+    """
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: call make results") from None
+    except (ValueError, OSError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise RunError(f"{path} is damaged: call make results")
+    return parsed
+
+
 def show(tables: list[Table]) -> None:
     """Prints the tables and their notes on stdout."""
     for table in tables:
@@ -70,7 +104,7 @@ def show(tables: list[Table]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes sure that results can be written: better before the measurement than after it.
+    """Makes the folder of the results, before the measurement: so a fault does not come at its end.
 
     Raises:
         MissingExtraError: Figures cannot be drawn.
@@ -90,7 +124,7 @@ def save(folder: Path, stem: str, record: dict[str, Any], tables: list[Table]) -
         lines += [row(cells) for cells in table.rows] + [""] + [f"- {note}" for note in table.notes]
         parts.append("\n".join(lines).rstrip() + "\n")
     text = "\n".join([*parts, NOT_A_DIAGNOSIS]) + "\n"
-    # The command may name a folder with bytes that are no UTF-8.
+    # The command may name a folder that is no UTF-8.
     write_text(folder / f"{stem}.md", text.encode("utf-8", "backslashreplace").decode())
 
 

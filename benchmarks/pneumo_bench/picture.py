@@ -1,4 +1,4 @@
-"""The picture of the README: a phantom with its heatmap, as pneumo-infer draws it.
+"""Draws the picture of the README: a phantom with its region, as pneumo-infer draws it.
 
 python -m pneumo_bench.picture docs/film.png
 """
@@ -36,16 +36,16 @@ def draw_picture(path: Path, bundle: Path | None = None) -> None:
     """
     with TemporaryDirectory(prefix="pneumo-bench-") as scratch, Classifier.load(bundle) as classifier:
         shown = find_phantom(Path(scratch), classifier)
-        # A warning is drawn below the verdict, where nobody misses it.
+        # Warnings are drawn below the verdict, where everybody sees them.
         sheet = draw_overlay(shown.path, dataclasses.replace(shown, warnings=(CAPTION, *shown.warnings)))
     small = sheet.resize((WIDTH, round(sheet.height * WIDTH / sheet.width)), Image.Resampling.LANCZOS)
     with replacing_file(path) as temporary:
-        # A palette: a quarter of the size, and hardly an eye sees it.
+        # A palette makes a quarter of the size, and hardly anybody sees the difference.
         small.quantize(128, dither=Image.Dither.NONE).save(temporary, optimize=True)
 
 
 def find_phantom(folder: Path, classifier: Classifier) -> Prediction:
-    """Draws phantoms below a folder, and returns what the model says of the one that a picture is made of.
+    """Draws phantoms in a folder, and returns the answer for the one with the strongest evidence.
 
     Raises:
         DataError: The model finds pneumonia on no phantom.

@@ -1,4 +1,4 @@
-"""The figures of the results, as PNG."""
+"""Draws the figures of the results, as PNG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#2b7a78", "#c8553d", "#5b6770", "#e0a458", "#6a4c93", "#4d9de0", "#8a9a5b", "#b56576")
 _ROW = 0.42
-"""Inches for a row of a bar chart."""
+"""Height of a row of a chart, in inches."""
 
 
 def draw_latency(path: Path, record: Mapping[str, Any]) -> None:
@@ -77,7 +77,7 @@ def draw_robustness(path: Path, record: Mapping[str, Any]) -> None:
                 xs = sorted(points)
                 axis = axes[row * len(DISTURBANCES) + column]
                 colour = COLOURS[i % len(COLOURS)]
-                # Both formats of a float model lie on one line.
+                # Both formats of a float model have the same line.
                 style = "o--" if result["name"].endswith(".tflite") else "o-"
                 axis.plot(xs, [points[x] for x in xs], style, markersize=3, color=colour, label=result["name"])
                 if disturbance.neutral is None:
@@ -187,7 +187,7 @@ def draw_end_to_end(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def draw_archive(path: Path, record: Mapping[str, Any]) -> None:
-    """Draws films a second of each way, and what millions of films would take on paper."""
+    """Draws films a second of each way, and the estimated time for millions of films."""
     figure, (left, right) = _new(1, 2, 11, 4.2, sharey=False)
     for i, result in enumerate(record["results"]):
         speed = result["films_per_second"]

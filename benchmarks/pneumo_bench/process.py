@@ -1,4 +1,4 @@
-"""A measurement in a process of its own: a job as JSON on stdin, the answer as the last line of stdout, as JSON."""
+"""Runs a measurement in a process of its own: the job is JSON on stdin, the answer the last line of stdout."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def ask(module: str, job: Mapping[str, Any], environment: Mapping[str, str] | No
     """Runs a module in a fresh process and returns its answer, or `{"error": one sentence}`.
 
     Args:
-        module: Its main calls `answer`.
-        job: The arguments of the function that it answers with; anything that JSON holds.
-        environment: What the process sees beside the environment of this one.
+        module: Name of the module; run as a script, it calls `answer`.
+        job: Arguments of the function that measures, as JSON can hold them.
+        environment: Variables to add to the environment of this process.
     """
     done = subprocess.run(  # noqa: S603 - our own module and interpreter
         [sys.executable, "-m", module],
@@ -35,7 +35,7 @@ def ask(module: str, job: Mapping[str, Any], environment: Mapping[str, str] | No
 
 
 def answer(measure: Callable[..., dict[str, Any]]) -> None:
-    """Does the job on stdin; what goes wrong is an answer too."""
+    """Does the job on stdin. An error is an answer too."""
     job = json.load(sys.stdin)
     try:
         found = measure(**job)

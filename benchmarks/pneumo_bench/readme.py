@@ -3,19 +3,18 @@
     python -m pneumo_bench.readme README.md docs/models.md
 
 A table stands between two lines, `<!-- table: NAME -->` and `<!-- end of table -->`, and is never edited by hand. NAME
-is one of `TABLES`. A test asks whether each table is what this command would write.
+is one of `TABLES`. A test checks that each table is what this command would write.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pneumo_bench.output import row
+from pneumo_bench.output import read_result, row, short_text
 from pneumo_edge.atomic import write_text
 from pneumo_edge.errors import PneumoError, RunError, UsageError
 
@@ -26,10 +25,10 @@ SITES = {
     "rsna": "RSNA: adults, NIH Clinical Center",
     "siim_covid19": "SIIM-COVID: adults, Spain and the USA",
 }
-"""Who the films of a site show; another site is called by its name."""
+"""Site -> whom its films show. Other sites go by their name."""
 
 NOT_SEEN = "sites/sites.json"
-"""What `pneumo-bench sites` has written: how good the recipe is at sites that training has not seen."""
+"""Result of `pneumo-bench sites`: how good the recipe is at sites that training has not seen."""
 
 LARGEST = ("onnxruntime", "numpy", "pillow")
 """Packages of the base install that take most of the disk."""
@@ -44,7 +43,7 @@ def fill(text: str, results: Path = RESULTS) -> str:
     """Returns a page with all its tables made anew.
 
     Args:
-        text: Markdown; what stands in its blocks of code stays.
+        text: Markdown. Blocks of code stay as they are.
         results: docs/results/, or a folder like it.
 
     Raises:
@@ -96,19 +95,19 @@ def _left_out(file: Path) -> list[str]:
     """Returns a row for each site of `sites.json`, their mean, and what they are."""
     if not file.is_file():
         return []
-    record = _read(file)
+    record = read_result(file)
     lines, total = [], 0
     for found in record["results"]:
         name = f"{SITES.get(found['site'], found['site'])}, not seen in training"
         alone = found["one_class"]
         if alone is not None:
-            # Of films of one class the share that is judged rightly is all that can be said.
-            lines.append(row((name, f"{alone['n']:,}", "–", _figure(alone["right"]["balanced"]), "–", "–", "–")))
+            # Films of one class have no other measure than the share that is right.
+            lines.append(row((name, f"{alone['n']:,}", "–", short_text(alone["right"]["balanced"]), "–", "–", "–")))
         else:
             lines.append(_row(name, found["measures"]["n"], found["measures"]))
             total += found["measures"]["n"]
     if (mean := record["mean"]) is not None:
-        figures = [_figure(mean[key]) for key in ("auc", "accuracy", "sensitivity", "specificity")]
+        figures = [short_text(mean[key]) for key in ("auc", "accuracy", "sensitivity", "specificity")]
         lines.append(row(("**mean over sites not seen in training**", f"{total:,}", *figures, "–")))
     settings = record["settings"]
     films = f", about {settings['limit']:,} films" if settings["limit"] else ""
@@ -125,7 +124,7 @@ def models(results: Path) -> str:
 
     Two tables where there are runs on several sites and runs on one. The figures of several sites are their mean.
     """
-    latency = _read(results / "bench" / "latency.json")["results"]
+    latency = read_result(results / "bench" / "latency.json")["results"]
     ratios = {each["name"]: each["p50_ratio"]["median"] for each in latency if each["threads"] == 1}
     tables: dict[str, list[str]] = {
         "Trained on several sites, mean over their test films:": [],
@@ -135,7 +134,7 @@ def models(results: Path) -> str:
     for name, config, test in _measured(results):
         model = f"{config['backbone']}-{config['head']}-{config['size']}"
         report = results / name / "parity.json"
-        exported = (_read(report)["files"] if report.is_file() else {}).get("model.int8.onnx")
+        exported = (read_result(report)["files"] if report.is_file() else {}).get("model.int8.onnx")
         size = f"{exported['bytes'] / 1e6:.1f} MB" if exported else "–"
         ratio = ratios.get(f"{model}/model.int8.onnx") if exported else None
         cells = (f"[{name}](results/{name}/metrics.json)", model, *_figures(test.get("mean") or test))
@@ -146,11 +145,11 @@ def models(results: Path) -> str:
 
 
 def footprint(results: Path) -> str:
-    """Returns what the first file of the benchmarks takes of a device: the default model's in int8."""
-    measured = _read(results / "bench" / "end-to-end.json")
+    """Returns the table of what the first file of the benchmarks takes of a device."""
+    measured = read_result(results / "bench" / "end-to-end.json")
     name = measured["results"][0]["name"]
     [cold] = [each for each in measured["results"] if each["name"] == name and each["mode"] == "cold"]
-    times = _read(results / "bench" / "latency.json")["results"]
+    times = read_result(results / "bench" / "latency.json")["results"]
     [time] = [each for each in times if each["name"] == name and each["threads"] == 1]
     base = ", ".join(f"{package} {measured['install'][package] / 1e6:.0f}" for package in LARGEST)
     rows = {
@@ -178,11 +177,7 @@ def _figures(measures: Mapping[str, Any]) -> list[str]:
     """Returns the five measures, the middle three at the operating point `balanced`."""
     point = measures["operating_points"]["balanced"]
     found = (measures["auc"], point["accuracy"], point["sensitivity"], point["specificity"], measures["ece"])
-    return [_figure(each) for each in found]
-
-
-def _figure(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+    return [short_text(each) for each in found]
 
 
 def _one_in(ratio: float | None) -> str:
@@ -192,23 +187,11 @@ def _one_in(ratio: float | None) -> str:
 def _measured(folder: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Returns name, configuration and test figures of each run that has such figures and left out no site."""
     found = []
-    for name in _read(folder / "results.json")["runs"]:
-        metrics = _read(folder / name / "metrics.json")
+    for name in read_result(folder / "results.json")["runs"]:
+        metrics = read_result(folder / name / "metrics.json")
         if metrics["test"] is not None and metrics.get("left_out") is None:
-            found.append((name, _read(folder / name / "config.json"), metrics["test"]))
+            found.append((name, read_result(folder / name / "config.json"), metrics["test"]))
     return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing: call make results") from None
-    except (ValueError, OSError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise RunError(f"{path} is damaged: call make results")
-    return parsed
 
 
 def main(arguments: Sequence[str]) -> None:

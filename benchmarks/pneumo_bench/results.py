@@ -1,9 +1,9 @@
-"""Collects in docs/results/ what may be published of finished runs: numbers and figures, never a film or a model.
+"""Collects the results of finished runs in docs/results/: numbers and figures, never a film or a model.
 
     python -m pneumo_bench.results docs/results RUN...
 
-For each run, docs/results/RUN/; over all that have been collected, those of before included, and over what the commands
-of pneumo-bench have left in docs/results/bench/ and docs/results/sites/, results.json and results.md.
+Each run gets a folder docs/results/RUN/. results.json and results.md cover all runs that have been collected so far,
+and the results of pneumo-bench in docs/results/bench/ and docs/results/sites/.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pneumo_bench.output import row
+from pneumo_bench.output import read_result, row, short_text
 from pneumo_edge.atomic import replacing_folder, write_json, write_text
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.errors import PneumoError, RunError, UsageError
@@ -35,32 +35,32 @@ SPLITS = ("validation", "validation_perturbed", "test", "left_out")
 SHARES = ("accuracy", "sensitivity", "specificity")
 MEASURES = ("auc", *SHARES, "ece")
 POINTING = ("points", "mean_map_points", "pixel_auc", "iou", "touched", "evidence_outside", "boxes_cover")
-"""Of heatmaps against boxes: see `pneumo_train.pointing`."""
+"""Measures of heatmaps against boxes: see `pneumo_train.pointing`."""
 
 _APART_BY_SEED = frozenset({"seed", "trained", "versions"})
-"""What may differ between the configurations of runs that are one recipe with several seeds."""
+"""Settings that may differ between runs of one recipe with several seeds."""
 
 _ABSOLUTE = re.compile(r"(?<![^\s\"'(=])(?:[A-Za-z]:)?[/\\](?:[^/\\\s]+[/\\])+([^/\\\s]+)")
 """An absolute path, and its last part."""
 
 
 def collect(run: Path, results: Path) -> Path:
-    """Copies what may be published of a finished run to `results/NAME`, whole or not at all.
+    """Copies the results of a finished run to `results/NAME`, whole or not at all.
 
-    No copy names a folder of this machine: of each absolute path its last part stays, of `data` the name of the data.
-    `parity.json` is there where the run has been exported, also where all files were refused.
+    No copy names a folder of this machine: each absolute path is cut down to its last part, and `data` to the name of
+    the data. `parity.json` is copied if the run has been exported, even if all files were refused.
 
     Raises:
         RunError: The run is not finished, or lacks a figure.
-        UsageError: Its name is that of a folder which other commands fill.
+        UsageError: It has the name of a folder that other commands fill.
     """
     name = run.resolve().name
     if name in TAKEN:
         raise UsageError(f"{run} cannot be collected, since {results / name} holds other results: rename the run")
     config, metrics = read_config(run), read_metrics(run)
-    settings = _read(run / "config.json") | {"data": config.data_name}
+    settings = read_result(run / "config.json") | {"data": config.data_name}
     reports = (run / "bundle" / "parity.json", run / "bundle-refused" / "parity.json")
-    parity = next((_read(path) for path in reports if path.exists()), None)
+    parity = next((read_result(path) for path in reports if path.exists()), None)
     target = results / name
     with replacing_folder(target) as folder:
         write_json(folder / "config.json", _without_folders(settings))
@@ -76,7 +76,7 @@ def collect(run: Path, results: Path) -> Path:
 
 
 def summarise(results: Path, first: Sequence[str] = ()) -> None:
-    """Writes `results.json` and `results.md`: the measures of all collected runs, and where the rest stands.
+    """Writes `results.json` and `results.md`: the measures of all collected runs, and links to the other results.
 
     Args:
         results: Folder that `collect` has filled.
@@ -86,7 +86,7 @@ def summarise(results: Path, first: Sequence[str] = ()) -> None:
     runs: dict[str, Any] = {}
     recipes: dict[str, list[str]] = {}
     for name in [*first, *(name for name in there if name not in first)]:
-        config, metrics = _read(results / name / "config.json"), _read(results / name / "metrics.json")
+        config, metrics = read_result(results / name / "config.json"), read_result(results / name / "metrics.json")
         # Runs of before films of several sites have no measure of a site that was left out.
         measured = {split: _in_short(metrics.get(split)) for split in SPLITS}
         runs[name] = {key: config[key] for key in ("backbone", "head", "size", "data", "data_hash")} | measured
@@ -149,9 +149,11 @@ def _markdown(runs: Mapping[str, Any], seeds: Mapping[str, Any], bench: Sequence
             films = f"{measures['n']} {_split(split)}"
             sites = measures.get("sites", {})
             mean = f", mean over {len(sites)} sites" if sites else ""
-            lines.append(row((_link(name), model, films + mean, *(_text(measures[key]) for key in MEASURES))))
+            lines.append(row((_link(name), model, films + mean, *(short_text(measures[key]) for key in MEASURES))))
             for site, m in sites.items():
-                lines.append(row(("", "", f"{m['n']} {_split(split)}: {site}", *(_text(m[key]) for key in MEASURES))))
+                lines.append(
+                    row(("", "", f"{m['n']} {_split(split)}: {site}", *(short_text(m[key]) for key in MEASURES)))
+                )
     lines += _pointing(runs)
     if seeds:
         lines += ["", "Runs that differ by their seed alone, mean ± standard deviation:", ""]
@@ -174,7 +176,7 @@ def _pointing(runs: Mapping[str, Any]) -> list[str]:
         for split in SPLITS:
             found = (run[split] or {}).get("pointing")
             if found:
-                cells = (_text(found[key]) if key in found else "" for key in POINTING)
+                cells = (short_text(found[key]) if key in found else "" for key in POINTING)
                 lines.append(row((_link(name), f"{found['films']} {_split(split)}", *cells)))
     if not lines:
         return []
@@ -205,10 +207,6 @@ def _heading(*columns: str) -> list[str]:
     return [row(columns), row((*["---"] * (len(columns) - numbers), *["---:"] * numbers))]
 
 
-def _text(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
-
-
 def _without_folders(value: Any) -> Any:
     """Cuts every absolute path in the strings of a JSON value down to its last part."""
     if isinstance(value, dict):
@@ -216,18 +214,6 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_folders(each) for each in value]
     return _ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing: collect the run again") from None
-    except (ValueError, OSError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise RunError(f"{path} is damaged: make it again")
-    return parsed
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""One disturbance at a time, in several strengths: where a model breaks, and how soon."""
+"""Disturbs films in one way at a time, in several strengths, to find where a model fails."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pneumo_edge.preprocess import Pixels
 from pneumo_train.augment import blur, move, noise, recompress, tone
 
 _SEED = 20180223
-"""Fixed for good."""
+"""It never changes, so that results can be compared."""
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What one thing that differs between sites does to a film."""
+    """One way in which films differ between sites."""
 
     name: str
     unit: str
@@ -29,7 +29,7 @@ class Disturbance:
 
 
 def _turn(picture: Image.Image, degrees: float, rng: np.random.Generator) -> Image.Image:
-    # To either side: the heart makes them differ.
+    # To either side, since the heart makes them differ.
     return move(picture, degrees=degrees * rng.choice((-1, 1)))
 
 
@@ -45,13 +45,13 @@ DISTURBANCES = (
 
 
 def disturb(films: Pixels, paths: Sequence[str], disturbance: Disturbance, strength: float) -> Pixels:
-    """Disturbs films uint8 (N, S, S); a film of a data set is always disturbed in the same way.
+    """Disturbs films uint8 (N, S, S). A film of a data set is always disturbed in the same way.
 
     Args:
-        films: At the model's size.
-        paths: Of the films relative to their data set: they seed what is drawn by lot.
+        films: Films at the size of the model.
+        paths: Paths of the films, relative to their data set. They are the seeds of what is random.
         disturbance: One of `DISTURBANCES`.
-        strength: In its unit.
+        strength: Strength in the unit of the disturbance.
     """
     done = []
     for film, path in zip(films, paths, strict=True):

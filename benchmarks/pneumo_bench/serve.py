@@ -1,6 +1,6 @@
-"""pneumo-serve with real peers: what becomes of films when it is killed and the PACS goes away.
+"""Tests pneumo-serve with real peers: counts the answers that arrive although it is killed and the PACS is stopped.
 
-The crash test of the test suite is the same code with fewer films.
+The test suite runs the same code with fewer films.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -38,11 +38,11 @@ from pneumo_edge.errors import MissingExtraError, PneumoError, UsageError
 SERVE_PACKAGES = (*PACKAGES, "pydicom", "pynetdicom", "highdicom", "fastapi", "uvicorn")
 
 _BURST = 10
-"""Films that a modality sends in one association."""
+"""Films that a sender sends in one association."""
 
 _PATIENCE = 600.0
-"""Seconds that a program has to start or to end, and seconds without anything new in the PACS after which the rest is
-taken to be lost; the time of its absence comes on top, since it is tried again after as long at most."""
+"""Seconds that a program may take to start or to end. It is also the time without a new answer in the PACS after which
+the others count as lost; the time without a PACS comes on top, since sending is tried again after as long at most."""
 
 
 # ---------------------------------------------------------------------------------------------------- films and peers
@@ -53,8 +53,8 @@ def dicom_film(pixels: npt.NDArray[np.uint8], number: int, **tags: Any) -> bytes
 
     Args:
         pixels: (H, W), 0 = black.
-        number: The same number gives the same UIDs.
-        tags: Elements that replace or join those of the film; None takes one away.
+        number: Number of the film, from which its UIDs follow.
+        tags: Elements to add or replace; None removes one.
     """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
@@ -89,28 +89,34 @@ def dicom_film(pixels: npt.NDArray[np.uint8], number: int, **tags: Any) -> bytes
 
 
 def find_program(name: str) -> str | None:
-    """Returns where a program lies, the system's before others: pynetdicom brings scripts called as those of DCMTK."""
+    """Returns the path of a program. The system's come first: pynetdicom has scripts of the same names."""
     return shutil.which(name, path=os.pathsep.join(["/usr/bin", "/usr/sbin", os.environ.get("PATH", os.defpath)]))
 
 
-def free_port() -> int:
-    """Returns a port of this machine that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Keeps a port of 127.0.0.1 for a program that has to be told its number, while the block lasts.
+
+    Linux gives a port that is bound to nobody who asks for any, but lets a server with SO_REUSEADDR, as each of those
+    here is, listen on it; until one does, whoever calls is refused.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 class Orthanc:
-    """A PACS: the program Orthanc on free ports, its store in a folder. Can be stopped and started again."""
+    """A PACS: the program Orthanc, its store in a folder, on ports that are its own while a `with` block lasts. It runs
+    from the beginning of the block, and can be stopped and started again."""
 
     ae_title = "PACS"
 
     def __init__(self, folder: Path, plugin: Path | None = None) -> None:
-        """Prepares it; `start`, or entering it as a context manager, begins.
+        """Prepares it.
 
         Args:
-            folder: New; gets its settings and its store.
+            folder: New folder for its settings and its store.
             plugin: A shared library to load, such as that of DICOMweb.
 
         Raises:
@@ -119,17 +125,17 @@ class Orthanc:
         program = find_program("Orthanc")
         if program is None:
             raise UsageError("a PACS to send to needs the program Orthanc: apt install orthanc")
-        self.port, self.http = free_port(), free_port()
+        self.port = self.http = 0
+        """Of DICOM, and of its REST interface."""
         folder.mkdir(parents=True)
-        self._command = [program, str(folder / "orthanc.json")]
+        self._file = folder / "orthanc.json"
+        self._command = [program, str(self._file)]
         self._log = folder / "orthanc.log"
-        settings = {
+        self._settings = {
             "Name": "PACS of a test",
             "DicomAet": self.ae_title,
-            "DicomPort": self.port,
             "DicomCheckCalledAet": True,
             "DicomAlwaysAllowStore": True,
-            "HttpPort": self.http,
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "StorageDirectory": str(folder / "store"),
@@ -137,11 +143,11 @@ class Orthanc:
             "OverwriteInstances": False,
             "Plugins": [] if plugin is None else [str(plugin)],
         }
-        (folder / "orthanc.json").write_text(json.dumps(settings), encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
+        self._ports = ExitStack()
 
     def start(self) -> None:
-        """Returns once it answers.
+        """Starts it, and returns when it answers.
 
         Raises:
             PneumoError: It ends, or does not answer in time.
@@ -157,25 +163,25 @@ class Orthanc:
         raise PneumoError(f"Orthanc does not start: {self._log} says why")
 
     def stop(self) -> None:
-        """Stops it in good order; what it holds stays."""
+        """Stops it in good order. Its store stays."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(_PATIENCE)
             self._process = None
 
     def get(self, path: str) -> Any:
-        """Returns what its REST interface says, from JSON."""
+        """Returns the answer of its REST interface, parsed from JSON."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/{path}", timeout=60) as answer:
             return json.load(answer)
 
     def post(self, path: str, data: bytes, method: str = "POST") -> Any:
-        """Hands something to its REST interface, and returns what it says, from JSON."""
+        """Sends data to its REST interface, and returns the answer, parsed from JSON."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.http}/{path}", data, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
             return json.loads(answer.read() or b"null")
 
     def put(self, path: str, value: Any) -> Any:
-        """Sets something at its REST interface."""
+        """Sets a value at its REST interface."""
         return self.post(path, json.dumps(value).encode(), "PUT")
 
     def file(self, instance: str) -> bytes:
@@ -186,7 +192,7 @@ class Orthanc:
             return data
 
     def instances(self) -> dict[str, Counter[str]]:
-        """Returns StudyInstanceUID -> modality -> how many instances there are."""
+        """Returns StudyInstanceUID -> modality -> number of instances."""
         studies = {s["ID"]: s["MainDicomTags"]["StudyInstanceUID"] for s in self.get("studies?expand")}
         found: dict[str, Counter[str]] = {uid: Counter() for uid in studies.values()}
         for series in self.get("series?expand"):
@@ -194,27 +200,37 @@ class Orthanc:
         return found
 
     def __enter__(self) -> Orthanc:
-        self.start()
+        self.port, self.http = (self._ports.enter_context(reserved_port()) for _ in range(2))
+        ports = {"DicomPort": self.port, "HttpPort": self.http}
+        self._file.write_text(json.dumps(self._settings | ports), encoding="utf-8")
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        with self._ports:
+            self.stop()
 
 
 class Service:
-    """The installed command pneumo-serve, with a DICOM node on a port of its own. Can be killed and started again."""
+    """The installed command pneumo-serve, on ports that are its own while a `with` block lasts. It runs from the
+    beginning of the block, and can be killed and started again."""
 
     ae_title = "PNEUMO"
 
-    def __init__(self, spool: Path, *options: str, dicom: bool = True) -> None:
-        """Prepares it; `start`, or entering it as a context manager, begins.
+    def __init__(self, spool: Path, *options: str | Path, dicom: bool = True, cwd: Path | None = None) -> None:
+        """Prepares it.
 
         Args:
             spool: Its folder.
             options: Of the command.
-            dicom: Whether it has the node.
+            dicom: Whether it has a DICOM node.
+            cwd: Folder that it runs in; this process's own by default.
 
         Raises:
             MissingExtraError: The command is not installed.
@@ -222,27 +238,34 @@ class Service:
         command = shutil.which("pneumo-serve", path=sysconfig.get_path("scripts"))
         if command is None:
             raise MissingExtraError("pneumo", "serve", "starting pneumo-serve")
-        self.port = free_port()
+        self.port = 0
+        """Of the DICOM node."""
         self.spool = spool
-        node = ["--dicom-port", str(self.port)] if dicom else []
-        self.command = [command, "--port", "0", *node, "--spool", str(spool), *options]
+        self._command = [command, "--spool", str(spool), *map(str, options)]
+        self._dicom, self._cwd = dicom, cwd
         self._last_line = "DICOM: " if dicom else "page and HTTP: "
         self.said: list[str] = []
-        """All that it has printed on stderr, line by line."""
+        """Lines that it has printed on stderr."""
         self.address = ""
-        """Of page and HTTP interface, once it has started."""
+        """Address of page and HTTP interface, once it has started."""
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._ready = threading.Event()
+        self._ports = ExitStack()
 
     def start(self, patience: float | None = _PATIENCE) -> None:
-        """Starts it, and waits until it takes films; None to go on at once.
+        """Starts it, and waits until it takes films.
+
+        Args:
+            patience: Longest wait in seconds; None returns at once.
 
         Raises:
-            PneumoError: It does not take any in time.
+            PneumoError: It takes no films in that time.
         """
         self._ready = threading.Event()
-        self._process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)  # noqa: S603
+        self._process = subprocess.Popen(  # noqa: S603
+            self._command, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=self._cwd
+        )
         self._reader = threading.Thread(target=self._listen, args=(self._process, self._ready))
         self._reader.start()
         if patience is not None and not (self._ready.wait(patience) and self._process.poll() is None):
@@ -250,12 +273,17 @@ class Service:
             raise PneumoError(f"pneumo-serve does not start: {' / '.join(self.said[-3:])}")
 
     @property
+    def log(self) -> str:
+        """All that it has printed on stderr."""
+        return "\n".join(self.said)
+
+    @property
     def pid(self) -> int:
-        """Of the process; 0 where none runs."""
+        """Number of the process; 0 where none runs."""
         return 0 if self._process is None else self._process.pid
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kills it, as kill -9 does."""
         self._end(signal.SIGKILL)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -280,25 +308,34 @@ class Service:
                         self.address = line.rstrip().removeprefix("page and HTTP: ")
                     if line.startswith(self._last_line):
                         ready.set()
-        # It has ended: there is nothing to wait for any more.
+        # It has ended: nobody need wait any longer.
         ready.set()
 
     def __enter__(self) -> Service:
-        self.start()
+        self._command += ["--port", str(self._ports.enter_context(reserved_port()))]
+        if self._dicom:
+            self.port = self._ports.enter_context(reserved_port())
+            self._command += ["--dicom-port", str(self.port)]
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self.kill()
+        with self._ports:
+            if self._process is not None:
+                self.kill()
 
 
 # ---------------------------------------------------------------------------------------- kill -9, and a PACS that goes
 
 
 class _Outbox:
-    """Films that modalities have to send; each is taken out by Success alone."""
+    """Films that the senders have to send. Each stays until it is accepted."""
 
     def __init__(self, films: Sequence[bytes]) -> None:
         self._waiting = list(films)
@@ -325,10 +362,10 @@ class _Outbox:
 
 
 class _Fate:
-    """Kills pneumo-serve and takes the PACS away, at moments drawn beforehand.
+    """Kills pneumo-serve and stops the PACS, at moments that are drawn beforehand.
 
-    A film makes three steps: it is accepted, and picture and report arrive. A kill comes at a number of steps, so that
-    the kills are spread over the whole way however fast the machine is, and some come while the PACS is away.
+    A film makes three steps: it is accepted, and its picture and its report arrive. Kills come at numbers of steps, so
+    that they are spread over all films on a machine of any speed. Some come while the PACS is stopped.
     """
 
     def __init__(self, service: Service, pacs: Orthanc, films: int, kills: int, away: float, seed: int) -> None:
@@ -346,11 +383,11 @@ class _Fate:
 
     @property
     def done(self) -> bool:
-        """All kills have been, and the PACS has come back."""
+        """Whether all kills are done and the PACS is back."""
         return not self._steps and not self._seconds and self._left is not None and self.pacs_is_there
 
     def strike(self, accepted: int, arrived: int) -> None:
-        """Does what is due when so many films are accepted, and so many objects have arrived in the PACS."""
+        """Does what is due, by the number of accepted films and of objects that have arrived in the PACS."""
         now = time.perf_counter()
         if self._left is None and arrived >= self._leaves_at:
             self._pacs.stop()
@@ -384,20 +421,20 @@ def survive(
     seed: int,
     bundle: Path | None = None,
 ) -> dict[str, Any]:
-    """Sends films from several modalities while pneumo-serve is killed again and again and the PACS is away.
+    """Sends films from several senders while pneumo-serve is killed again and again and the PACS is stopped.
 
     Args:
-        folder: New; gets the spool and the store of the PACS.
-        films: As `dicom_film` makes them, each of a study of its own.
-        kills: How often `kill -9` ends pneumo-serve, at random moments.
-        away: Seconds for which there is no PACS, or longer, until the kills of that time are done.
-        associations: Modalities that send at the same time, in bursts, and send again what was not accepted.
-        seed: Of the moments.
+        folder: New folder for the spool and the store of the PACS.
+        films: DICOM files from `dicom_film`, each with its own study.
+        kills: Times that `kill -9` ends pneumo-serve, at random moments.
+        away: Seconds without a PACS; longer if the kills of that time are not done.
+        associations: Senders that send bursts at the same time, and send again what was not accepted.
+        seed: Seed of the moments.
         bundle: The model; the one that comes with pneumo by default.
 
     Returns:
-        How many films were sent, answered in the PACS (one picture and one report under the study of the film), lost,
-        and answered more than once.
+        Numbers of films that were sent, answered in the PACS (one picture and one report under the study of the film),
+        lost, and answered more than once.
 
     Raises:
         UsageError, MissingExtraError: Orthanc or pneumo-serve is not there.
@@ -445,7 +482,7 @@ def survive(
 
 
 def _send_bursts(outbox: _Outbox, port: int) -> None:
-    """Is a modality: sends bursts of films until all are accepted, and again what was not."""
+    """Sends bursts of films until all are accepted; sends again those that were not."""
     import pydicom
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
     from pynetdicom import AE
@@ -475,7 +512,7 @@ def _send_bursts(outbox: _Outbox, port: int) -> None:
 def measure_crashes(
     *, films: int, kills: int, away: float, associations: int, seed: int, bundle: Path | None
 ) -> dict[str, Any]:
-    """Draws phantoms, makes DICOM films of them, and lets `survive` send them; returns what `serve.json` holds.
+    """Makes DICOM films of phantoms, lets `survive` send them, and returns the content of `serve.json`.
 
     Raises:
         UsageError, MissingExtraError, PneumoError: See `survive`.
@@ -491,7 +528,7 @@ def measure_crashes(
 
 
 def crash_table(record: dict[str, Any]) -> Table:
-    """Returns what became of the films."""
+    """Returns the table of a record of `measure_crashes`."""
     found, settings = record["crashes"], record["settings"]
     return Table(
         title="pneumo-serve, killed and started again",

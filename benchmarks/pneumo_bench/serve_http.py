@@ -1,4 +1,4 @@
-"""The HTTP interface of pneumo-serve: what it adds to `Classifier.predict`, and what many clients at once do to it."""
+"""Measures the HTTP interface of pneumo-serve: the time that it adds to a film, and many clients at once."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _BOUNDARY = "pneumo-bench"
 
 
 class _Client:
-    """One connection that is kept open."""
+    """A client that keeps its connection open."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE)
 
     def post(self, body: bytes, content_type: str) -> tuple[int, float]:
-        """Returns the status and, with 429, the seconds after which to come again."""
+        """Returns the status and, with 429, the seconds to wait before the next request."""
         self._connection.request("POST", "/v1/predict", body, {"Content-Type": content_type})
         answer = self._connection.getresponse()
         answer.read()
@@ -74,7 +74,7 @@ def _overhead(port: int, classifier: Classifier, film: bytes, queries: int) -> d
     draw = random.Random(0)  # noqa: S311
     with progress("asking", queries) as show:
         for query in range(-_WARM_UP, queries):
-            # What runs first after the other process has worked finds colder caches: no way is always that one.
+            # The first one after the other process has worked finds colder caches, so the order is drawn.
             for way, call in draw.sample(list(ways.items()), len(ways)):
                 start = time.perf_counter()
                 call()
@@ -92,7 +92,7 @@ def _overhead(port: int, classifier: Classifier, film: bytes, queries: int) -> d
 
 
 def _crowd(port: int, process: int, film: bytes, clients: int, requests: int) -> dict[str, Any]:
-    """Has many clients at once ask until so many films are answered; who gets 429 comes again when he is told to."""
+    """Lets many clients send films at once. A client that gets 429 waits as long as it is told."""
     memory = import_module("psutil").Process(process).memory_info
     statuses: Counter[str] = Counter()
     lock, left = threading.Lock(), iter(range(requests))
@@ -142,13 +142,13 @@ def _crowd(port: int, process: int, film: bytes, clients: int, requests: int) ->
 
 
 def measure_http(*, bundle: Path | None, queries: int, clients: int, requests: int) -> dict[str, Any]:
-    """Starts pneumo-serve and measures it; returns what `http.json` holds.
+    """Starts pneumo-serve, measures it, and returns the content of `http.json`.
 
     Args:
         bundle: The model; the one that comes with pneumo by default.
-        queries: Turns of the measurement of one film.
-        clients: That ask at the same time.
-        requests: Films that they get answered, all together.
+        queries: Times that one film is measured.
+        clients: Clients that send at the same time.
+        requests: Films that all clients together send.
 
     Raises:
         MissingExtraError: pneumo-serve or psutil is not installed.
@@ -175,7 +175,7 @@ def measure_http(*, bundle: Path | None, queries: int, clients: int, requests: i
 
 
 def http_tables(record: dict[str, Any]) -> list[Table]:
-    """Returns what the interface adds to one film, and what became of many."""
+    """Returns the tables of a record of `measure_http`."""
     settings, crowd = record["settings"], record["crowd"]
     ways = {"predict": "Classifier.predict", "bytes": "POST, bare bytes", "form": "POST, form"}
     memory = crowd["rss_mb"]

@@ -1,4 +1,4 @@
-"""How good a recipe is where it has not been: each site is left out in turn, and judged by what the others taught."""
+"""How good a recipe is at a new site: each site in turn is left out of training and judged by that model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pneumo_bench.machine import Watch, describe_machine
-from pneumo_bench.output import Table, header
+from pneumo_bench.output import Table, header, percent_text, share_text
 from pneumo_edge.bundle import LABELS, Calibration
 from pneumo_edge.command_line import say
 from pneumo_edge.errors import PneumoError, RunError, UsageError
@@ -29,7 +29,7 @@ from pneumo_train.split import LEFT_OUT, read_split
 POINT = "balanced"
 
 _OWN = frozenset({"left_out", "trained", "versions", "data"})
-"""What may differ between the configurations of runs that leave out one site each."""
+"""Settings that may differ between runs that each leave out one site."""
 
 
 def site_names(data: Sequence[str], training: Sequence[str]) -> list[str]:
@@ -37,11 +37,11 @@ def site_names(data: Sequence[str], training: Sequence[str]) -> list[str]:
 
     Args:
         data: Each a folder or a manifest, or SITE=PATH.
-        training: Further options of pneumo-train, of which `--label` says what is a film.
+        training: Further options of pneumo-train, of which `--label` matters here.
 
     Raises:
         DataError: What `pneumo-train` would refuse.
-        UsageError: There is one site alone.
+        UsageError: There is only one site.
     """
     labels = dict(text.partition("=")[::2] for text in _values("--label", training))
     names = list(dict.fromkeys(film.site for film in gather(data, labels=labels).films))
@@ -57,7 +57,7 @@ def _values(option: str, arguments: Sequence[str]) -> list[str]:
 
 
 def run_folders(names: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Returns where the run without each site stands: `folder/left-out-SITE`, in letters that any disk takes."""
+    """Returns site -> folder of the run without it, `folder/left-out-SITE`, in letters that any disk takes."""
     found: dict[str, Path] = {}
     for name in names:
         plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "site"
@@ -69,13 +69,13 @@ def run_folders(names: Sequence[str], folder: Path) -> dict[str, Path]:
 
 
 def train_without(folders: Mapping[str, Path], data: Sequence[str], training: Sequence[str], *, resume: bool) -> None:
-    """Trains once without each site, one after the other; finished runs stay as they are.
+    """Trains once without each site, one after the other. Finished runs stay as they are.
 
     Args:
         folders: Site -> its run.
         data: As `pneumo-train --data` takes it.
         training: Further options of pneumo-train, the same for all.
-        resume: Go on with what an earlier call has left behind.
+        resume: Go on with the runs of an earlier call.
 
     Raises:
         UsageError: A run is there already, and `resume` was not asked for.
@@ -97,7 +97,7 @@ def train_without(folders: Mapping[str, Path], data: Sequence[str], training: Se
             sets = [part for place in data for part in ("--data", place)]
             arguments = [*sets, *training, "--leave-out", site, "--output", str(path)]
         command = [sys.executable, "-c", "from pneumo_train.cli import main; main()", *arguments]
-        # What it says goes to the person at the terminal; its result, the path of a page, is none of ours.
+        # Its messages go to the terminal. Its result, the path of a page, is of no use here.
         code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode  # noqa: S603 - our own module
         if code:
             raise PneumoError(
@@ -107,7 +107,7 @@ def train_without(folders: Mapping[str, Path], data: Sequence[str], training: Se
 
 
 def judge_left_out(runs: Sequence[Path]) -> dict[str, Any]:
-    """Collects what finished runs say of the site that each has left out; returns what `sites.json` holds.
+    """Collects the results of finished runs at the site that each has left out; returns the content of `sites.json`.
 
     Raises:
         RunError: A run is not finished, has left out no site, or is not of the same recipe as the first.
@@ -147,7 +147,7 @@ def judge_left_out(runs: Sequence[Path]) -> dict[str, Any]:
             }
         )
         if measured["sites"]:
-            # Each run has a threshold of its own: probabilities are moved so that all have the same, one half.
+            # Each run has its own threshold. The probabilities are moved so that all have the same one, one half.
             p = _above(logits, calibration, point)
             samples.append(Sample(films.labels, p, films.patients))
     mean = None
@@ -184,12 +184,12 @@ def _above(logits: np.ndarray[Any, Any], calibration: Calibration, threshold: fl
 
 
 def sites_table(record: Mapping[str, Any]) -> Table:
-    """Shows what `judge_left_out` found."""
+    """Returns the table of a record of `judge_left_out`."""
     rows: list[tuple[str, ...]] = []
     for result in record["results"]:
         m, alone, pointing = result["measures"], result["one_class"], result["pointing"]
         if m is None:
-            right = _percent(alone["right"][POINT])
+            right = percent_text(alone["right"][POINT])
             shares = (right, "–") if alone["label"] == LABELS[1] else ("–", right)
             rows.append((result["site"], f"{alone['n']} {alone['label']}", "–", *shares, "–", "–", "–", "–"))
             continue
@@ -199,18 +199,18 @@ def sites_table(record: Mapping[str, Any]) -> Table:
             (
                 result["site"],
                 f"{m['n']}, {m['prevalence']:.0%} ill",
-                _decimal(m["auc"]),
-                *(_percent(at[key]) for key in ("sensitivity", "specificity")),
-                _decimal(m["ece"]),
+                share_text(m["auc"]),
+                *(percent_text(at[key]) for key in ("sensitivity", "specificity")),
+                share_text(m["ece"]),
                 f"{own_at['sensitivity']['value']:.1%} / {own_at['specificity']['value']:.1%}" if own_at else "–",
-                _percent(pointing["points"]) if pointing else "–",
+                percent_text(pointing["points"]) if pointing else "–",
                 f"{result['validation_auc']['value']:.4f}",
             )
         )
     mean = record["mean"]
     if mean:
-        shares = (_percent(mean["sensitivity"]), _percent(mean["specificity"]))
-        rows.append(("mean", f"{mean['sites']} sites", _decimal(mean["auc"]), *shares, "", "", "", ""))
+        shares = (percent_text(mean["sensitivity"]), percent_text(mean["specificity"]))
+        rows.append(("mean", f"{mean['sites']} sites", share_text(mean["auc"]), *shares, "", "", "", ""))
     settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record["settings"].items())
     columns = (
         "left out", "films", "AUC", "sensitivity", "specificity", "ECE", "own fit: sens. / spec.", "points into a box",
@@ -224,11 +224,3 @@ def sites_table(record: Mapping[str, Any]) -> Table:
         f"every run: {settings}",
     )
     return Table("Trained on the others", columns, rows, notes)
-
-
-def _percent(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.1%} ({found['low'] * 100:.1f}–{found['high'] * 100:.1f})"
-
-
-def _decimal(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.4f} ({found['low']:.4f}–{found['high']:.4f})"

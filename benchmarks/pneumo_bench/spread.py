@@ -1,4 +1,4 @@
-"""Percentiles of one round, and what several rounds say together."""
+"""Percentiles of one round, and the spread over several rounds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """Returns the smallest value that `share` of the values do not exceed; None where they are too few to tell.
+    """Returns the smallest value that `share` of the values do not exceed; None if there are too few values.
+
+    It is the nearest rank without interpolation, as in MLPerf's load generator.
 
     Args:
-        values: In any order.
-        share: In (0, 1), such as 0.99, which needs 100 values: fewer say nothing beyond their largest.
-
-    Source: the nearest rank without interpolation, as MLPerf's load generator takes it.
+        values: Values in any order.
+        share: Share in (0, 1), such as 0.99, which needs 100 values.
     """
     # 1 / (1 - 0.99) is a little more than 100 in floating point.
     if len(values) < round(1 / (1 - share)):
@@ -22,7 +22,7 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 
 
 def spread(rounds: Sequence[float | None]) -> dict[str, float] | None:
-    """Returns median, low and high over the rounds; None where a round has no value."""
+    """Returns median, low and high over the rounds; None if a round has no value."""
     known = sorted(value for value in rounds if value is not None)
     if not known or len(known) < len(rounds):
         return None
@@ -32,7 +32,7 @@ def spread(rounds: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def ratios(rounds: Sequence[float | None], baseline: Sequence[float | None]) -> dict[str, float] | None:
-    """Returns the spread of the ratio within each round: what slows a whole round cancels."""
+    """Returns the spread of the ratios, each within one round: what slows a whole round cancels out."""
     pairs = zip(rounds, baseline, strict=True)
     return spread([None if own is None or other is None else own / other for own, other in pairs])
 

@@ -1,4 +1,4 @@
-"""How fast pneumo-train learns, against the way in which Keras notebooks do it: same films, network, batch and size."""
+"""How fast pneumo-train fine-tunes, against the usual way in Keras: same films, network, batch and size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pneumo_bench.machine import KERAS_PACKAGES, PACKAGES, Watch, describe_machi
 from pneumo_bench.output import Table, header, machine_notes
 from pneumo_bench.process import ask
 from pneumo_bench.spread import ratios, spread
-from pneumo_bench.training_worker import FINE_TUNING, FROZEN, OURS, USUAL
+from pneumo_bench.training_worker import OURS, USUAL
 from pneumo_edge.bundle import LABELS
 from pneumo_edge.command_line import progress
 from pneumo_edge.errors import DataError, MissingExtraError, PneumoError
@@ -22,7 +22,7 @@ from pneumo_train.films import FilmFile
 from pneumo_train.sources import gather
 
 READABLE = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png"})
-"""Suffixes that `image_dataset_from_directory` takes."""
+"""Suffixes that `image_dataset_from_directory` reads."""
 
 
 def time_both(
@@ -31,22 +31,20 @@ def time_both(
     backbone: str,
     size: int | None,
     epochs: int,
-    frozen_epochs: int,
     batch_size: int,
     films: int,
     rounds: int,
 ) -> dict[str, Any]:
-    """Trains in both ways, in turns, with a frozen backbone and in fine-tuning; returns what `training.json` holds.
+    """Fine-tunes in both ways, in turns, and returns the content of `training.json`.
 
     Args:
-        data: Folder in the layout of the Kaggle set; training films alone are read.
+        data: Folder in the layout of the Kaggle set; only training films are read.
         backbone: A key of `pneumo_train.backbones.BACKBONES`.
         size: S, side of the input in pixels; None is the backbone's default.
-        epochs: Passes over the films in fine-tuning.
-        frozen_epochs: The same with a frozen backbone.
+        epochs: Passes over the films.
         batch_size: Films in one step.
-        films: About so many training films, spread over both classes; 0 for all.
-        rounds: Turns that each way has.
+        films: Approximate number of training films, spread over both classes; 0 for all.
+        rounds: Turns of each way.
 
     Raises:
         DataError, MissingExtraError, UsageError: One sentence each.
@@ -60,37 +58,35 @@ def time_both(
     [root] = gathered.roots
     chosen = _spread([film for film in gathered.films if film.folder == "train"], films)
     job = {"backbone": backbone, "size": side, "batch_size": batch_size}
-    passes = {FROZEN: frozen_epochs, FINE_TUNING: epochs}
-    pairs = [(case, way) for case in (FROZEN, FINE_TUNING) for way in (OURS, USUAL)]
-    seconds: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
+    ways = (OURS, USUAL)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     watch = Watch()
-    with _linked(root, chosen) as folder, progress("training", rounds * len(pairs)) as advance:
+    with _linked(root, chosen) as folder, progress("training", rounds * len(ways)) as advance:
         for turn in range(rounds):
-            for place, (case, way) in enumerate(pairs if turn % 2 == 0 else pairs[::-1]):
-                # A cache of its own: what another training has prepared would come free of charge.
+            for place, way in enumerate(ways if turn % 2 == 0 else ways[::-1]):
+                # A cache of its own, or the films that another training has prepared would cost nothing.
                 with TemporaryDirectory(prefix="pneumo-bench-") as cache:
                     given = ask(
                         "pneumo_bench.training_worker",
-                        job | {"way": way, "case": case, "data": str(folder), "epochs": passes[case]},
+                        job | {"way": way, "data": str(folder), "epochs": epochs},
                         {"XDG_CACHE_HOME": cache},
                     )
                 if "error" in given:
-                    raise PneumoError(f"{way}, {case}, could not be timed: {given['error']}")
+                    raise PneumoError(f"{way} could not be timed: {given['error']}")
                 if given["films"] != len(chosen):
                     raise PneumoError(f"{way} has read {given['films']} films of {len(chosen)}: nothing to compare")
-                seconds[case, way].append(given["seconds"])
-                advance(turn * len(pairs) + place + 1)
+                seconds[way].append(given["seconds"])
+                advance(turn * len(ways) + place + 1)
     results = []
-    for (case, way), taken in seconds.items():
+    for way, taken in seconds.items():
         results.append(
             {
-                "case": case,
                 "way": way,
-                "epochs": passes[case],
+                "epochs": epochs,
                 "seconds": spread(taken),
-                "films_per_second": spread([len(chosen) * passes[case] / each for each in taken]),
-                # As often as fast: the same films and epochs, hence the ratio of the times, upside down.
-                "ratio": ratios(seconds[case, USUAL], taken),
+                "films_per_second": spread([len(chosen) * epochs / each for each in taken]),
+                # The films and epochs are the same, so the ratio of the speeds is that of the times, upside down.
+                "ratio": ratios(seconds[USUAL], taken),
             }
         )
     return header("training", describe_machine(PACKAGES + KERAS_PACKAGES), watch.finish()) | {
@@ -101,7 +97,7 @@ def time_both(
 
 
 def _spread(films: Sequence[FilmFile], count: int) -> list[FilmFile]:
-    """Returns about `count` films that both ways can read, each class with its share, or all of them.
+    """Returns about `count` films that both ways can read, of both classes in proportion; all of them for 0.
 
     Raises:
         DataError: One class has none.
@@ -118,7 +114,7 @@ def _spread(films: Sequence[FilmFile], count: int) -> list[FilmFile]:
 
 @contextmanager
 def _linked(root: Path, films: Sequence[FilmFile]) -> Iterator[Path]:
-    """Yields a folder in the layout of a data set with links to some films: both ways then find the same."""
+    """Yields a folder in the layout of a data set with links to some films, so that both ways find the same ones."""
     with TemporaryDirectory(prefix="pneumo-bench-") as scratch:
         for i, film in enumerate(films):
             source = (root / film.path).resolve()
@@ -129,13 +125,12 @@ def _linked(root: Path, films: Sequence[FilmFile]) -> Iterator[Path]:
 
 
 def training_table(record: Mapping[str, Any]) -> Table:
-    """Shows what `time_both` found."""
+    """Returns the table of a record of `time_both`."""
     rows: list[tuple[str, ...]] = []
     for result in record["results"]:
         speed, taken, ratio = result["films_per_second"], result["seconds"], result["ratio"]
         rows.append(
             (
-                result["case"],
                 result["way"],
                 str(result["epochs"]),
                 f"{speed['median']:.1f} ({speed['low']:.1f}–{speed['high']:.1f})",
@@ -148,14 +143,13 @@ def training_table(record: Mapping[str, Any]) -> Table:
         *machine_notes(record["machine"], record["load"]),
         f"{settings['backbone']} at {settings['size']} x {settings['size']}, random weights, batches of "
         f"{settings['batch_size']}; {settings['films']} training films of {settings['data']}; "
-        f"{settings['rounds']} rounds, medians, in brackets the lowest and highest",
+        f"rounds: {settings['rounds']}, medians, in brackets the lowest and highest",
         "counted: everything from the files on disk to the end of the last epoch (decoding, augmentation, steps, "
-        "tracing; for pneumo-train also its checkpoints and, with a frozen backbone, computing the frozen layers' "
-        "output for the views that it keeps); films/s is films x epochs in that time; not counted: imports, building "
-        "the network",
+        "tracing; for pneumo-train also its checkpoints); films/s is films x epochs in that time; not counted: imports "
+        "and the building of the network",
         "usual way: image_dataset_from_directory, films cached in memory after the first epoch, Keras augmentation "
         "layers in parallel, prefetch; gamma, noise, blur, resampling, JPEG, boxes and letters are pneumo-train's "
         "alone, which favours the usual way",
         f"ratio: films/s against the {record['baseline']} in the same round; more is faster",
     )
-    return Table("Training", ("case", "way", "epochs", "films/s", "seconds", "ratio"), rows, notes)
+    return Table("Training", ("way", "epochs", "films/s", "seconds", "ratio"), rows, notes)

@@ -1,6 +1,6 @@
 """Times one way of training, in a process of its own, from the films on disk to the end of the last epoch.
 
-TensorFlow's import and the building of the network come before the clock; tracing and compiling belong to the training.
+The import of TensorFlow and the building of the network come before that; tracing and compiling are part of the time.
 """
 
 from __future__ import annotations
@@ -21,22 +21,18 @@ from pneumo_train.augment import augment
 if TYPE_CHECKING:
     import keras
 
-FROZEN, FINE_TUNING = "frozen backbone", "fine-tuning"
 OURS, USUAL = "pneumo-train", "usual way"
 
 LEARNING_RATE = 1e-5
-"""Small: the weights are random, and an epoch takes as long whatever they learn."""
+"""Small, since the weights are random. The time of an epoch does not depend on it."""
 
 
-def time_training(
-    way: str, case: str, data: str, backbone: str, size: int, epochs: int, batch_size: int
-) -> dict[str, Any]:
+def time_training(way: str, data: str, backbone: str, size: int, epochs: int, batch_size: int) -> dict[str, Any]:
     """Trains for some epochs and returns `seconds` and `films`, the number of training films.
 
     Args:
         way: `OURS` or `USUAL`.
-        case: `FROZEN`, where the head alone learns, or `FINE_TUNING`, where those layers learn that pneumo-train lets.
-        data: Folder with train/NORMAL and train/PNEUMONIA; nothing of it may have been prepared before.
+        data: Folder with train/NORMAL and train/PNEUMONIA, of which nothing has been prepared before.
         backbone: A key of `pneumo_train.backbones.BACKBONES`; its weights are random.
         size: S, side of the input in pixels.
         epochs: Passes over the films.
@@ -45,32 +41,27 @@ def time_training(
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if way == OURS:
         keep_freed_memory()
-    model = _build(case, backbone, size)
+    model = _build(backbone, size)
     train = _ours if way == OURS else _usual
     start = time.perf_counter()
     films = train(model, Path(data), size, epochs, batch_size)
     return {"seconds": time.perf_counter() - start, "films": films}
 
 
-def _build(case: str, backbone: str, size: int) -> keras.Model:
+def _build(backbone: str, size: int) -> keras.Model:
     import keras
 
     from pneumo_train.backbones import backbone_layers, build_model, freeze
 
     keras.utils.set_random_seed(0)
     model = build_model(backbone, "gap", size)
-    if case == FROZEN:
-        for layer in backbone_layers(model):
-            layer.trainable = False
-    else:
-        # As if all layers had pretrained weights: batch-norm stays as it is, and so do the first layers of the deep
-        # networks.
-        freeze(model, backbone, [layer.name for layer in backbone_layers(model)])
+    # As if all layers had pretrained weights: batch-norm keeps its values, and so do the first layers of deep networks.
+    freeze(model, backbone, [layer.name for layer in backbone_layers(model)])
     return model
 
 
 def _ours(model: keras.Model, data: Path, size: int, epochs: int, batch_size: int) -> int:
-    """What pneumo-train does: films decoded once into one array, then `fit` with its checkpoints."""
+    """Trains as pneumo-train does: it decodes the films once into one array, then calls `fit` with its checkpoints."""
     from pneumo_train.batches import FitData
     from pneumo_train.films import labels_of, prepare
     from pneumo_train.fit import FitSettings, fit
@@ -79,7 +70,7 @@ def _ours(model: keras.Model, data: Path, size: int, epochs: int, batch_size: in
     gathered = gather([str(data)])
     files = gathered.films
     labels, pixels = labels_of(files), prepare(gathered.roots, files, size).pixels
-    # `fit` wants films to choose the best epoch by; one of each class costs next to nothing.
+    # `fit` needs films by which it chooses the best epoch; one of each class costs next to nothing.
     judged = [int(np.argmax(labels == label)) for label in range(len(LABELS))]
     films = FitData(
         films=pixels,
@@ -97,7 +88,7 @@ def _ours(model: keras.Model, data: Path, size: int, epochs: int, batch_size: in
 
 
 def _usual(model: keras.Model, data: Path, size: int, epochs: int, batch_size: int) -> int:
-    """What a good notebook does: decoded films cached in memory, augmentation in parallel, batches made ahead."""
+    """Trains as a good notebook does: decoded films in memory, augmentation in parallel, batches made ahead."""
     import keras
     import tensorflow as tf
 

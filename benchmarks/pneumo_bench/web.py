@@ -183,8 +183,8 @@ def web_tables(record: dict[str, Any]) -> list[Table]:
                 for part, name in parts.items()
             ],
             notes=(
-                f"medians of {settings['rounds']} turns over {settings['number']} of the {settings['films']}, judged in "
-                f"turn; {settings['model']}, {settings['file']}; largest difference of the probability "
+                f"medians of {settings['rounds']} turns over {settings['number']} of the {settings['films']}, "
+                f"judged in turn; {settings['model']}, {settings['file']}; largest difference of the probability "
                 f"{record['largest_difference']:.4f}",
                 *machine_notes(record["machine"], record["load"]),
             ),

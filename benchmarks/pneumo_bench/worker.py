@@ -1,6 +1,6 @@
 """Times one engine with one model, in a process of its own.
 
-One process per engine, since the threads of onnxruntime go on spinning for a while and slow whatever runs next to them.
+Each engine has its own process, since the threads of onnxruntime go on spinning for a while and slow others.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pneumo_edge.classifier import Classifier, Failure
 from pneumo_edge.preprocess import Pixels, read_film
 
 DISTINCT_FILMS = 8
-"""Inferred from in turn, so that no engine sees one input only."""
+"""Films that take turns, so that no engine sees a single input."""
 
 WARM_UP = 20
 
 Infer = Callable[[Pixels], float]
-"""From one film uint8 (1, S, S, 1) to its logit; all outputs have been computed when it returns."""
+"""Takes one film, uint8 (1, S, S, 1), and returns its logit when all outputs have been computed."""
 
 
 def time_engine(
@@ -36,15 +36,15 @@ def time_engine(
     Args:
         engine: A key of `ENGINES`.
         folder: Bundle, or the run of a Keras model.
-        file: Model file in it.
+        file: Model file in that folder.
         size: S, side of the model's input in pixels.
-        threads: Of one inference.
-        queries: How many times the model is asked after the warm-up.
-        films: Paths; the first few, decoded, are the queries; all of them are the folder run.
+        threads: Threads for one film.
+        queries: Films that are timed after the warm-up.
+        films: Paths. The first few are decoded once for the queries; all of them are the folder run.
 
     Returns:
-        load_ms without the import of the engine, first_ms, latencies_ms of each query, peak_rss in bytes after them,
-        films_per_second of the folder run (None for others than our own engine), and the logit of the first film.
+        load_ms without the import of the engine, first_ms, latencies_ms of the queries, peak_rss in bytes after them,
+        films_per_second of the folder run (None for engines other than our own), and the logit of the first film.
     """
     pixels = [read_film(film, size).pixels[np.newaxis] for film in films[:DISTINCT_FILMS]]
     load = ENGINES[engine](Path(folder), file, size, threads)
@@ -191,7 +191,8 @@ ENGINES: dict[str, Callable[[Path, str, int, int], Callable[[], Infer]]] = {
     "keras": _keras_predict,
     "tf.function": _tf_function,
 }
-"""Engine -> what imports it and returns how to load a model: the import is not part of the loading time."""
+"""Engine -> function that imports it and returns one that loads a model, so that the time to load has no import in
+it."""
 
 
 if __name__ == "__main__":

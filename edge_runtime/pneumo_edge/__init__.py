@@ -1,9 +1,11 @@
-"""The part of pneumo that runs on the device: film in, calibrated verdict out, no TensorFlow.
+"""The part of pneumo that runs on the device: it reads films and gives calibrated verdicts, without TensorFlow.
 
-from pneumo_edge import Classifier
+    from pneumo_edge import Classifier
 
-with Classifier.load() as classifier:
-    print(classifier.predict("film.png"))
+    with Classifier.load() as classifier:
+        print(classifier.predict("film.png"))
+
+For education and research. Not a diagnosis.
 """
 
 import os
@@ -55,13 +57,13 @@ _MODULES = {
 }
 """Public names whose modules import NumPy and Pillow -> module."""
 
-# ONNX Runtime's Linux wheel keeps telemetry in the user's home, 2.9 MB of it after a while, and knows a place to send
-# it to. A tool for films of patients does neither. ONNX Runtime reads this when it is imported: after pneumo_edge.
+# ONNX Runtime's Linux wheel collects telemetry in the user's home, and knows an address to send it to. A tool for films
+# of patients must do neither. ONNX Runtime reads this variable when it is imported, which is after pneumo_edge.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a module of `_MODULES` when its name is first asked for: `pneumo-infer --help` needs none of them."""
+    """Imports a module of `_MODULES` when one of its names is first used: `pneumo-infer --help` needs none of them."""
     if name in _MODULES:
         from importlib import import_module
 
@@ -70,5 +72,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Names what has not been imported yet too: `dir`, `help` and completion find it."""
+    """Lists all public names, so that `dir`, `help` and completion find those that are not imported yet."""
     return sorted({*globals(), *__all__})

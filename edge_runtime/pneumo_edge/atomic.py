@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there: written under a temporary name, then renamed."""
+"""Writes files and folders that are either whole or not there: under a temporary name first, which is then renamed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ABANDONED_SECONDS = 86400
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`; renames it to `path` if the block ends well.
 
-    The temporary file is synced before the rename, so that a power cut leaves the old file or the new one.
+    The temporary file is synced before the rename: after a power cut there is the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: writers such as Keras and Pillow choose the format by it.
@@ -38,9 +38,9 @@ def replacing_file(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary empty folder beside `path`; gives it the name `path` if the block ends well.
 
-    All that was written is synced before that. Where the system can exchange two names in one step (Linux), a folder
-    that stands at `path` is there, whole, at every moment, and so is its successor after it; elsewhere it is moved
-    aside first. What a process that was killed more than a day ago has left behind is removed.
+    All that was written is synced before. Where the system can exchange two names in one step (Linux), a whole folder
+    is at `path` at every moment: the old one, then the new one. Elsewhere the old one is moved aside first. Temporary
+    folders of processes that were killed more than a day ago are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -72,7 +72,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk, where the system can open it for that; links lead elsewhere."""
+    """Waits until a file or folder is on the disk. Does nothing for links, and for what the system cannot open."""
     if path.is_symlink() or not (path.is_file() or path.is_dir()):
         return
     try:
@@ -86,7 +86,7 @@ def sync(path: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Lets two folders swap names in one step; False where the system cannot."""
+    """Swaps the names of two folders in one step. Returns False where the system cannot."""
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <linux/fs.h>
     try:
         renameat2 = ctypes.CDLL(None).renameat2
@@ -103,5 +103,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically; refuses NaN and infinity, which other readers of JSON do not know."""
+    """Writes JSON atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

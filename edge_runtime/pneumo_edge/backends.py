@@ -1,4 +1,4 @@
-"""The two engines. Both take the same uint8 films and give the same three outputs."""
+"""The two engines, ONNX Runtime and LiteRT. Both take the same uint8 films and give the same three outputs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 OUTPUTS = ("logit", "heatmap", "novelty")
 
+PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
+"""Engine -> the package that brings it."""
+
 
 class Outputs(NamedTuple):
-    """What the graph puts out for N films, all float32."""
+    """Outputs of the graph for N films, all float32."""
 
     logit: npt.NDArray[np.float32]
     """(N,), any real number; positive speaks for pneumonia."""
@@ -42,28 +45,15 @@ def open_backend(engine: str, model: bytes, size: int, threads: int, name: str) 
         engine: "onnx" or "tflite".
         model: The bytes of the file.
         size: S, the side of the input in pixels.
-        threads: Of one inference.
-        name: What errors call the file.
+        threads: Threads for one film.
+        name: Name of the file in errors.
 
     Raises:
-        BundleError: The engine does not accept the file, or its inputs and outputs are not those of the contract. A
-            graph that states the contract and does not keep it is found out when it runs.
+        BundleError: The engine does not accept the file, or its inputs and outputs are not those of the contract. `run`
+            raises it for a graph that states the contract and breaks it.
         MissingExtraError: The engine is not installed.
     """
     return _Onnx(model, size, threads, name) if engine == "onnx" else _LiteRT(model, size, threads, name)
-
-
-def engine_versions() -> dict[str, str | None]:
-    """Returns engine -> version of its package, None where it is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, str | None] = {}
-    for engine, package in (("onnx", "onnxruntime"), ("tflite", "ai-edge-litert")):
-        try:
-            found[engine] = version(package)
-        except PackageNotFoundError:
-            found[engine] = None
-    return found
 
 
 class _Onnx:
@@ -73,11 +63,11 @@ class _Onnx:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
-        # A graph may want its weights from files beside it, which for a model from bytes is the working directory:
-        # a place where nothing can be is where they are looked for instead (onnxruntime 1.21 and later; from 1.24 on
-        # absolute paths are refused as well).
+        # A graph may name files with its weights, and of a model from bytes they would be read from the working folder.
+        # So they are searched in a place where nothing can be (onnxruntime 1.21 and later; 1.24 refuses absolute
+        # paths).
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-        # Between two films the threads would go on spinning, on cores that the next films are decoded on.
+        # Or the threads would spin between two films, on the cores that decode the next ones.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -111,7 +101,7 @@ class _LiteRT:
         _check_names(set(inputs), set(outputs), name)
         _check_input(inputs["image"]["dtype"] is np.uint8, inputs["image"]["shape"].tolist(), size, name)
         _check_ranks([len(outputs[o]["shape"]) for o in OUTPUTS], name)
-        # An interpreter owns one set of tensors: each call takes one for itself.
+        # An interpreter has one set of tensors, so each call takes an interpreter for itself.
         self._idle = [runner]
 
     def _new_runner(self) -> Any:
@@ -126,7 +116,7 @@ class _LiteRT:
         try:
             runner = self._idle.pop()
         except IndexError:
-            # All are at work in other threads.
+            # Other threads use all of them.
             runner = self._new_runner()
         try:
             answers = [runner(image=film[np.newaxis]) for film in films]
@@ -144,7 +134,7 @@ def _check_names(inputs: set[str], outputs: set[str], name: str) -> None:
 
 
 def _check_input(uint8: bool, shape: list[int | str | None], size: int, name: str) -> None:
-    # What may have any length, such as the number of films, stands there as a name or not at all.
+    # A side of any length, such as the number of films, is a name or None.
     fits = len(shape) == 4 and all(
         stated == wanted or not isinstance(stated, int)
         for stated, wanted in zip(shape, (1, size, size, 1), strict=True)
@@ -159,7 +149,7 @@ def _check_ranks(ranks: list[int], name: str) -> None:
 
 
 def _checked(outputs: Outputs, films: int, name: str) -> Outputs:
-    """What a graph states of its outputs need not be what comes out."""
+    """Returns the outputs if they keep the contract, which a graph may state and break."""
     _check_ranks([output.ndim for output in outputs], name)
     if any(len(output) != films or not output.size or output.dtype != np.float32 for output in outputs):
         raise BundleError(f"{name} puts out other shapes than a pneumo model: export it again")

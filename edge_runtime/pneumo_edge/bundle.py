@@ -1,7 +1,7 @@
-"""A bundle on disk: `model.json` and the model files it vouches for.
+"""A bundle on disk: `model.json`, and the model files that it lists with their hashes.
 
-Nothing in it is ever executed or unpickled: JSON, and graphs that ONNX Runtime and LiteRT parse. A file is read once,
-its SHA-256 is compared, and the engine gets those very bytes.
+Nothing in it is executed or unpickled: it holds JSON, and graphs that ONNX Runtime and LiteRT parse. A file is read
+once, its SHA-256 is compared, and the engine gets those bytes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pneumo_edge.atomic import write_json
 from pneumo_edge.errors import BundleError
 
 FORMAT_VERSION = 2
-"""What is written. Bundles of format 1 are read too, and become the same: what they do not say is unknown."""
+"""The version that is written. Bundles of format 1 are read too: what they do not say is unknown."""
 DESCRIPTION = "model.json"
 LABELS = ("NORMAL", "PNEUMONIA")
 DEFAULT_BUNDLE = Path(__file__).parent / "default_model"
 
 ENGINE_OF_SUFFIX = {".onnx": "onnx", ".tflite": "tflite"}
 MODEL_FILES = ("model.int8.onnx", "model.onnx", "model.int8.tflite", "model.tflite")
-"""The only names a bundle may list: a path in `model.json` can point nowhere else."""
+"""The only file names that a bundle may list, so that `model.json` cannot point anywhere else."""
 
 _MAX_DESCRIPTION_BYTES = 1_000_000
 _MAX_MODEL_BYTES = 2_000_000_000
@@ -35,18 +35,21 @@ _MAX_MODEL_BYTES = 2_000_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A proportion or an area under a curve with its 95 % interval, all in [0, 1]."""
+    """A proportion, or an area under a curve, with its 95 % interval; all in [0, 1]."""
 
     value: float
     low: float
+    """Lower end of the interval."""
     high: float
+    """Upper end of the interval."""
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold on the calibrated probability, and what it gave on the validation films."""
+    """A threshold on the calibrated probability, with its sensitivity and specificity on the validation films."""
 
     threshold: float
+    """Probability from which a film is called PNEUMONIA, in (0, 1)."""
     sensitivity: Interval
     specificity: Interval
 
@@ -72,26 +75,31 @@ class InputContract:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file of the bundle. Above `novelty_limit` a picture is called out of distribution."""
+    """One model file of the bundle."""
 
     precision: str
+    """"int8" or "fp32"."""
     bytes: int
+    """Size of the file."""
     sha256: str
+    """Its SHA-256, in hexadecimal."""
     novelty_limit: float
+    """Above this novelty the verdict is withheld."""
     region_threshold: float | None = None
-    """On local probability, in (0, 1): a region is what lies above it. None where the head has no local map."""
+    """Local probability from which a place belongs to a region, in (0, 1). None where the head has no local map."""
     reference: Reference | None = None
-    """What this file answers on validation films; None where that is unknown."""
+    """How the answers of this file are distributed on validation films; None where that is unknown."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """How answers are distributed where all is well: what a device that watches itself compares with.
+    """Distribution of the answers on validation films, with which a device can compare its own.
 
-    Quantiles 0, 1, 2 ... 100 % over the validation films as they are, where each site weighs the same.
+    The quantiles are 0, 1, 2 ... 100 % over the undisturbed validation films; each site weighs the same.
     """
 
     films: int
+    """Number of validation films."""
     logit: tuple[float, ...]
     """101 numbers, ascending."""
     novelty: tuple[float, ...]
@@ -100,16 +108,19 @@ class Reference:
 
 @dataclass(frozen=True)
 class Ages:
-    """Of the training films whose patient's age is known, in years: 1st percentile, median, 99th percentile.
+    """Ages of a site's patients in years: percentiles over the training films whose age is known.
 
-    Where the age is known of no film, it can be stated of the site as a whole: youngest and oldest, and no median.
+    Where no film's age is known, the ages can be stated for the site as a whole: the youngest and the oldest.
     """
 
     low: float
+    """1st percentile, or the youngest."""
     median: float | None
+    """None where the ages are stated for the site."""
     high: float
+    """99th percentile, or the oldest."""
     known: int
-    """Number of films whose age is known; 0 where it is stated of the site."""
+    """Number of films whose age is known; 0 where the ages are stated for the site."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ class Site:
 
     name: str
     source: str
-    """Where its films come from, for people: the set and who made it."""
+    """The data set that its films come from, and who made it."""
     licence: str
     """Terms of the films."""
     films: dict[str, int]
@@ -134,65 +145,79 @@ class Site:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a reader needs to know where the model comes from, and what the runtime's warnings come from."""
+    """What the model was made from. The runtime takes its warnings about ages and views from it."""
 
     data: str
+    """Name of the data, for people."""
     films: dict[str, int]
     """Films per split and label, such as {"train/NORMAL": 1209}."""
     weights: str
-    """What the backbone started from."""
+    """Weights that the backbone started from."""
     trained: str
-    """Day, ISO 8601."""
+    """Day on which training ended, ISO 8601."""
     versions: dict[str, str]
-    """Package -> version, for training and export."""
+    """Package -> version, of training and export."""
     sites: tuple[Site, ...] = ()
-    """Whom the model knows; empty where that is unknown."""
+    """Sites whose films the model has learned from; empty where they are unknown."""
     licence: str = ""
     """Terms under which the weights may be used; empty where unknown."""
 
 
 @dataclass(frozen=True)
 class LocalSite:
-    """The place whose films a bundle was calibrated on, and what the bundle said before."""
+    """The site on whose films a bundle was calibrated anew, and what the bundle said before."""
 
     name: str
+    """Name of the site."""
     films: dict[str, int]
     """Label -> films."""
     patients: int
+    """Number of patients."""
     prevalence: float
+    """Share of films with pneumonia at the site, in (0, 1)."""
     calibrated: str
-    """Day, ISO 8601."""
+    """Day of the calibration, ISO 8601."""
     was: Calibration
+    """Calibration of the bundle before."""
     was_operating_points: dict[str, OperatingPoint]
+    """Operating points of the bundle before."""
     auc: Interval
-    """Of the model on the films of this place."""
+    """AUC of the model on the films of the site."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """`model.json`. Frozen: a bundle is made once and never edited; a calibration makes a new one."""
+    """The content of `model.json`. It never changes: a calibration makes a new bundle."""
 
     format_version: int
     name: str
+    """Name of the model, such as "efficientnet_lite0-local-160"."""
     backbone: str
+    """Name of the network, as pneumo-train calls it."""
     head: str
+    """"local", "gap" or "flatten"."""
     input: InputContract
     labels: tuple[str, str]
     calibration: Calibration
     operating_points: dict[str, OperatingPoint]
+    """Name -> operating point."""
     default_operating_point: str
+    """Name of the one that is used where none is chosen."""
     provenance: Provenance
     files: dict[str, ModelFile]
+    """File name -> what the bundle says of the file."""
     site: LocalSite | None = None
-    """Where it was calibrated anew; None in a bundle as it was exported."""
+    """The site on which it was calibrated anew; None in a bundle as pneumo-export writes it."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose description has been read and found whole."""
+    """A bundle whose description has been read and found whole. Cannot be hashed: its description holds dicts."""
 
     folder: Path
+    """Where it lies."""
     description: Description
+    """What its `model.json` says."""
 
     def read_file(self, name: str) -> bytes:
         """Returns the bytes of a model file, after checking their size and SHA-256.
@@ -222,7 +247,7 @@ def read_bundle(folder: Path) -> Bundle:
     """Reads and checks `model.json` and that every file it names is there with the stated size.
 
     Raises:
-        BundleError: One sentence on the first thing that is wrong.
+        BundleError: One sentence about the first fault.
     """
     path = folder / DESCRIPTION
     try:
@@ -260,7 +285,7 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def _add_what_format_1_lacks(parsed: dict[str, Any]) -> None:
-    """Brings `model.json` of format 1 to the shape of today: what it does not say is unknown.
+    """Brings `model.json` of format 1 to format 2. What it does not say becomes unknown.
 
     Raises:
         ValueError: It has a key that came with format 2.
@@ -273,7 +298,7 @@ def _add_what_format_1_lacks(parsed: dict[str, Any]) -> None:
     for name, file in files.items() if isinstance(files, dict) else ():
         unknown.append((f"files.{name}.", file, {"region_threshold": None, "reference": None}))
     for where, place, values in unknown:
-        # What is no object is refused by the reading itself.
+        # `from_json` refuses what is no object.
         if isinstance(place, dict):
             for key, value in values.items():
                 if key in place:
@@ -282,7 +307,7 @@ def _add_what_format_1_lacks(parsed: dict[str, Any]) -> None:
 
 
 def write_description(folder: Path, description: Description) -> None:
-    """Writes `model.json` after the checks that reading makes.
+    """Writes `model.json`, after the same checks as in reading.
 
     Raises:
         ValueError: Values make no sense.

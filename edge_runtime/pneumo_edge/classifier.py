@@ -31,49 +31,59 @@ if TYPE_CHECKING:
     from pneumo_edge.region import Region
 
 ENGINE_ORDER = {"aarch64": ("tflite", "onnx"), "arm64": ("tflite", "onnx")}
-"""Which engine `auto` prefers, by processor; ("onnx", "tflite") elsewhere. A fixed order and no race: two devices of
-one kind, with the same packages, give the same answer. LiteRT's int8 kernels pay off on Arm alone."""
+"""Processor -> engines in the order in which `auto` prefers them; ("onnx", "tflite") on others. The order is fixed, so
+that two devices of one kind with the same packages give the same answer. LiteRT's int8 kernels are faster only on
+Arm."""
 
 REGIONS = ("positive", "all")
-"""In which films regions are outlined: those that are called PNEUMONIA, or every one."""
+"""Films in which regions are outlined: those that are called PNEUMONIA, or all."""
 
 _MODULE = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
 
 UNUSUAL = (
     "the picture is unlike the chest films that the model has learned from: an unusual film, or no frontal chest film"
 )
-"""Said of what lies beyond the limit of novelty: the distance cannot tell the two apart."""
+"""Warning where the novelty is above its limit. The distance alone cannot tell which of the two it is."""
 
 _AHEAD = 4
-"""Answers that each worker may have ready before they are asked for: bounds the memory of a large folder."""
+"""Answers that each worker may have ready before they are asked for. It bounds the memory that a large folder takes."""
 
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
-"""Where a Linux container reads how much of the machine it may use: "200000 100000" is two cores."""
+"""File that tells a Linux container how much of the processors it may use: "200000 100000" is two cores."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one film."""
+    """What the model says of one film. Can be hashed; neither `==` nor the hash looks at the heatmap."""
 
     path: str
+    """What the caller calls the film: its path by default, "-" for bytes."""
     label: str | None
     """"NORMAL" or "PNEUMONIA"; None where the verdict is withheld."""
     probability: float
-    """Of pneumonia, calibrated, at the prevalence in force."""
+    """Probability of pneumonia, 0 to 1, calibrated, at the prevalence in force."""
     logit: float
+    """What the network puts out, before calibration: any real number; positive speaks for pneumonia."""
     threshold: float
-    """On `probability`."""
+    """Probability from which the label is "PNEUMONIA", 0 to 1."""
     operating_point: str
+    """Name of that threshold in the bundle, such as "balanced"."""
     novelty: float
+    """Distance from the training films, 0 or more. The limit stands in the bundle, as `novelty_limit` of the file."""
     in_distribution: bool
+    """False where the novelty or a check of the picture speaks against a verdict, also where one is forced."""
     warnings: tuple[str, ...]
+    """One English sentence each: first why the verdict is withheld, then what else a reader should know."""
     model: str
+    """Name of the bundle."""
     file: str
+    """Name of the model file in the bundle, such as "model.int8.onnx"."""
     region: Region | None
     """Where the film shows what speaks for pneumonia; None where the model has no local map."""
-    milliseconds: dict[str, float]
+    milliseconds: dict[str, float] = field(hash=False)
+    """Time that it took, in ms: "read" for decoding and preprocessing, "infer" for the network."""
     heatmap: npt.NDArray[np.float32] = field(repr=False, compare=False)
-    """(h, w), positive is evidence for pneumonia; not part of the record. Of the head `local`: local logits."""
+    """(h, w), positive is evidence for pneumonia; local logits if the head is `local`. Not part of the record."""
 
     def record(self) -> dict[str, Any]:
         """Returns the JSON record of the command line: everything but the heatmap."""
@@ -86,7 +96,9 @@ class Failure:
     """A picture that could not be judged, and why."""
 
     path: str
+    """What the caller calls the film."""
     error: str
+    """One English sentence that names the film and the remedy."""
 
     def record(self) -> dict[str, Any]:
         """Returns the JSON record of the command line."""
@@ -96,7 +108,7 @@ class Failure:
 class Classifier:
     """A model file in an engine, with its calibration. `predict` may be called from several threads.
 
-    Usable as a context manager; leaving it frees the engine.
+    It is a context manager, which frees the engine at its end.
     """
 
     def __init__(
@@ -136,8 +148,8 @@ class Classifier:
         self._force = force_verdict
         self._all_regions = regions == "all"
         self._size = description.input.size
-        # Bayes: another prevalence adds the difference of the log odds to the logit, and moves the threshold with it,
-        # so that sensitivity and specificity, and hence the verdict, stay.
+        # Bayes: another prevalence adds the difference of the log odds to the logit. The threshold moves with it, so
+        # that the verdict, and with it sensitivity and specificity, stay the same.
         calibration = description.calibration
         self._scale = calibration.scale
         shift = _log_odds(self.prevalence) - _log_odds(calibration.prevalence)
@@ -145,7 +157,7 @@ class Classifier:
         self._cut = _log_odds(description.operating_points[point].threshold) + shift
         self._backends: dict[int, Backend] | None = {}
         self._opening = threading.Lock()
-        # An engine that is being opened leaves Python to other threads: Pillow is imported in the meantime.
+        # While an engine opens, Python is free for other threads: Pillow is imported meanwhile.
         threading.Thread(target=import_module, args=("pneumo_edge.plausibility",)).start()
         self._backend(self.threads)
         self._novelty_limit = description.files[file].novelty_limit
@@ -164,18 +176,18 @@ class Classifier:
         force_verdict: bool = False,
         regions: str = "positive",
     ) -> Classifier:
-        """Opens a bundle; the one that comes with pneumo by default.
+        """Opens a bundle, by default the one that comes with pneumo.
 
         Args:
-            bundle: Folder that pneumo-export wrote.
+            bundle: Folder of the bundle, as pneumo-export writes it.
             file: One of its files, such as "model.int8.onnx"; chosen by `engine` otherwise.
             engine: "onnx", "tflite", or "auto" for the best installed engine of this processor; int8 before fp32.
             operating_point: Name of a threshold in the bundle; the bundle's default otherwise.
-            prevalence: Share of films with pneumonia where the model is used, in (0, 1); moves the probability and
-                the threshold by Bayes' rule. By default that of the validation films.
-            threads: Of one inference. By default `predict` uses all cores for its film, and `predict_batch` judges as
-                many films side by side as there are cores.
-            force_verdict: Give a label even to a picture that is not what the model was made for.
+            prevalence: Share of films with pneumonia where the model is used, in (0, 1). It moves the probability and
+                the threshold by Bayes' rule. The share in the validation films by default.
+            threads: Threads for one film. By default `predict` uses all cores for its film, and `predict_batch` judges
+                one film on each core.
+            force_verdict: Give a label even where the verdict would be withheld.
             regions: "positive" outlines regions in films that are called PNEUMONIA, "all" in every film.
 
         Raises:
@@ -201,7 +213,7 @@ class Classifier:
 
         Args:
             source: Path, or the bytes of an image file.
-            name: What the answer calls it; the path by default.
+            name: Name of the film in the answer; the path by default.
 
         Raises:
             ImageError: The picture cannot be read.
@@ -215,7 +227,7 @@ class Classifier:
         """Judges many films, several at once, and answers in their order.
 
         Args:
-            sources: Paths, bytes of image files, or pairs of one of these and what the answer calls it.
+            sources: Paths, bytes of image files, or pairs of one of these and the film's name in the answer.
             side_by_side: Films judged at the same time; as many as there are cores by default.
 
         Yields:
@@ -253,7 +265,7 @@ class Classifier:
             return Failure(name, str(error))
 
     def _backend(self, threads: int) -> Backend:
-        """Returns the engine that uses so many threads for one film; opens it if there is none yet."""
+        """Returns the engine that uses this number of threads for one film; opens it if it is not open yet."""
         backends = self._backends
         if backends is None:
             raise PneumoError("this Classifier has been closed: load it again")
@@ -277,7 +289,7 @@ class Classifier:
         outputs = backend.run(film.pixels[None])
         read_ms, infer_ms = (between - start) * 1e3, (time.perf_counter() - between) * 1e3
         logit, novelty = float(outputs.logit[0]), float(outputs.novelty[0])
-        # No comparison with NaN is true: without this check it would pass for a NORMAL film.
+        # Comparisons with NaN are false: without this check the film would be called NORMAL.
         if not isfinite(logit) or not isfinite(novelty):
             raise self._no_number(name)
         if novelty > self._novelty_limit:
@@ -307,7 +319,7 @@ class Classifier:
             return None
         from pneumo_edge.region import find_region
 
-        # The sum of numbers that are all finite is finite in float64, and costs less than a look at each.
+        # In float64 the sum is finite if all numbers are, and takes less time than a check of each.
         if not isfinite(logits.sum(dtype="float64")):
             raise self._no_number(name)
         region = find_region(logits, self._region_threshold, film.width, film.height)
@@ -326,7 +338,7 @@ class Classifier:
 
 
 def usable_cores() -> int:
-    """Returns how many cores this process may use: those it is bound to, and no more than its container is given."""
+    """Returns the number of cores that this process may use, by its affinity and by the limit of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         share, period = map(int, _CPU_LIMIT.read_text(encoding="ascii").split())
@@ -344,7 +356,7 @@ def _choose_file(bundle: Bundle, engine: str) -> str:
     if engine == "auto":
         order = ENGINE_ORDER.get(platform.machine().lower(), ("onnx", "tflite"))
         present = [file for e in order if find_spec(_MODULE[e]) for file in bundle.files_of_engine(e)]
-        # A bundle with TFLite files alone, and no LiteRT: the missing extra is named when the file is opened.
+        # The engine of all files is missing: the error names its extra when the file is opened.
         files = present or [file for e in order for file in bundle.files_of_engine(e)]
     elif engine in ENGINE_OF_SUFFIX.values():
         files = bundle.files_of_engine(engine)

@@ -6,7 +6,6 @@ import glob as globbing
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -19,6 +18,7 @@ import typer
 
 from pneumo_edge.command_line import DONE, FAILED, NOT_A_DIAGNOSIS, print_version, quiet_libraries, run, say, tracked
 from pneumo_edge.errors import ImageError, UsageError
+from pneumo_edge.film_files import files_like, films_in
 
 if TYPE_CHECKING:
     from pneumo_edge.classifier import Failure, Prediction
@@ -43,7 +43,7 @@ class Format(StrEnum):
 
 
 class Regions(StrEnum):
-    """In which films regions are outlined."""
+    """Films in which regions are outlined."""
 
     positive = "positive"
     all = "all"
@@ -53,7 +53,7 @@ class Regions(StrEnum):
 def infer(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH...", help="Films: files, folders, globs, or - for one image on standard input."),
+        typer.Argument(metavar="PATH...", help="Films: files, folders, globs, or - for one film on standard input."),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Bundle that pneumo-export wrote; the one that comes with pneumo by default.")
@@ -61,31 +61,36 @@ def infer(
     file: Annotated[
         str | None, typer.Option(help="File of the bundle, such as model.int8.onnx; chosen by --engine otherwise.")
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="auto is a fixed order by processor architecture.")] = Engine.auto,
+    engine: Annotated[
+        Engine, typer.Option(help="What runs the model; auto chooses by the architecture of the processor.")
+    ] = Engine.auto,
     operating_point: Annotated[
-        str | None, typer.Option(help="Threshold: balanced or screening; the bundle's default otherwise.")
+        str | None,
+        typer.Option(help="Name of the threshold, such as balanced or screening; the bundle's default otherwise."),
     ] = None,
     prevalence: Annotated[
         float | None, typer.Option(help="Share of films with pneumonia where you are, between 0 and 1.")
     ] = None,
-    format: Annotated[Format, typer.Option(help="text for people, json one object a line, csv.")] = Format.text,
+    format: Annotated[Format, typer.Option(help="text is for people; json prints one object a line.")] = Format.text,
     heatmap: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder to write an overlay PNG for each film into.")
+        Path | None, typer.Option(file_okay=False, help="Folder for an overlay of each film, as PNG.")
     ] = None,
     glow: Annotated[
         bool,
-        typer.Option("--glow", help="With --heatmap: the local probability in colours too, not the outline alone."),
+        typer.Option("--glow", help="With --heatmap: draw the local probability in colours too."),
     ] = False,
     regions: Annotated[
-        Regions, typer.Option(help="Outline regions in films that are called PNEUMONIA, or in all.")
+        Regions, typer.Option(help="Outline regions in films that are called PNEUMONIA (positive), or in all films.")
     ] = Regions.positive,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads of one inference; by default one film gets all cores, several get one each."),
+        typer.Option(
+            min=1, help="Threads for one film; by default all cores for a single film, one for each of several."
+        ),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Search folders to any depth.")] = False,
     force_verdict: Annotated[
-        bool, typer.Option("--force-verdict", help="Give a label even to what is unlike the films of the training.")
+        bool, typer.Option("--force-verdict", help="Give a label even where the verdict would be withheld.")
     ] = False,
     list_: Annotated[
         bool, typer.Option("--list", help="Show the bundle, its files and the engines, then stop.")
@@ -116,7 +121,7 @@ def infer(
         engine=engine.value,
         operating_point=operating_point,
         prevalence=prevalence,
-        # One film gets all cores; of several, as many are judged side by side as there are cores.
+        # A single film gets all cores. Of several films, one is judged on each core at a time.
         threads=threads or (1 if several else None),
         force_verdict=force_verdict,
         regions=regions.value,
@@ -125,8 +130,8 @@ def infer(
     if format is Format.csv:
         _write_csv(_CSV_COLUMNS)
     show = {Format.text: _show_text, Format.json: _show_json, Format.csv: _show_csv}[format]
-    # Names come one by one, and `tee` keeps those alone that are being judged: a folder of any size takes no memory.
-    # Standard input can be read once: its bytes are kept for the overlay.
+    # Names come one by one, and `tee` keeps only those that are being judged, so that a large folder takes no memory.
+    # Standard input can be read only once: its bytes are kept for the overlay.
     asked, sources = tee(_read_stdin() if name == "-" else name for name in chain(first, names))
     answers = classifier.predict_batch(asked)
     if several and sys.stderr.isatty():
@@ -217,101 +222,49 @@ def _read_stdin() -> bytes:
     return read_stream(sys.stdin.buffer)
 
 
-_NO_FILMS = (".", "__MACOSX")
-"""How names begin, in folders, of what nobody put there on purpose."""
-
-
 def _expand(paths: list[str], recursive: bool, heatmap: Path | None, unlisted: list[str]) -> Iterator[str]:
     """Turns folders and globs into files, in a fixed order; a path that does not exist stays, to be reported.
 
     Args:
-        paths: As given on the command line.
+        paths: The arguments of the command.
         recursive: Search folders to any depth.
-        heatmap: Folder of overlays, which are no films.
-        unlisted: Receives the folders that cannot be read, after a word on each.
+        heatmap: Folder of overlays, which are not films.
+        unlisted: Receives the folders that cannot be searched; a line on stderr names each.
     """
-    for path in paths:
-        if path == "-" or os.path.lexists(path) or not globbing.has_magic(path):
-            matches = [path]
-        else:
-            # Where the shell does not expand (Windows, or a quoted pattern).
-            matches = _glob(path) or [path]
-        for match in matches:
-            if match != "-" and os.path.isdir(match):  # noqa: PTH112 - a name of any bytes, as the shell gave it
-                yield from _films_in(match, recursive, heatmap, unlisted)
-            else:
-                yield match
 
-
-def _glob(pattern: str) -> list[str]:
-    *parts, last = (part if part == "**" else re.sub(r"\*\*+", "*", part) for part in Path(pattern).parts)
-    # Behind ** stand the files at any depth, not the folders as well, whose films would come a second time.
-    parts += ["**", "*"] if last == "**" else [last]
-    if "**" not in parts:
-        return sorted(globbing.glob(pattern))  # noqa: PTH207 - leaves hidden files alone, as a shell does
-    fixed = next(i for i, part in enumerate(parts) if globbing.has_magic(part))
-    folder = Path(*parts[:fixed])
-    # `glob.glob` would follow links to folders, which may lead in circles.
-    matches = folder.glob(str(Path(*parts[fixed:])))
-    return sorted(
-        str(match)
-        for match in matches
-        if not match.is_dir() and not any(part.startswith(_NO_FILMS) for part in match.relative_to(folder).parts)
-    )
-
-
-def _films_in(folder: str, recursive: bool, heatmap: Path | None, unlisted: list[str]) -> Iterator[str]:
     def skip(error: OSError) -> None:
-        # Who counts the films first comes by twice.
+        # A folder comes by twice where the films are counted first.
         if error.filename not in unlisted:
             say(f"{os.fsdecode(error.filename)} cannot be searched for films: {error.strerror}")
             unlisted.append(error.filename)
 
-    overlays = heatmap and os.path.realpath(heatmap)
-    for parent, folders, files in os.walk(folder, onerror=skip):
-        # Links to folders are not followed: they may lead in circles.
-        folders[:] = sorted(f for f in folders if not f.startswith(_NO_FILMS)) if recursive else []
-        if overlays:
-            folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) != overlays]  # noqa: PTH118
-        for file in sorted(files):
-            path = os.path.join(parent, file)  # noqa: PTH118
-            if not file.startswith(".") and _may_be_film(path):
-                yield path
-
-
-def _may_be_film(path: str) -> bool:
-    from pneumo_edge.preprocess import SUFFIXES, is_film
-
-    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
-    # A pipe or device that bears the name of a picture would be waited for.
-    if os.path.isfile(path):  # noqa: PTH113
-        if suffix in SUFFIXES:
-            return True
-        # DICOM files often bear no suffix, or their name is a UID, "1.2.840.10008.5".
-        if suffix and not suffix[1:].isdigit():
-            return False
-        try:
-            with open(path, "rb") as file:  # noqa: PTH123
-                return is_film(file.read(512))
-        except OSError:
-            return False
-    # A dead link is reported.
-    return suffix in SUFFIXES and not os.path.exists(path)  # noqa: PTH110
+    overlays = "" if heatmap is None else str(heatmap)
+    for path in paths:
+        if path == "-" or os.path.lexists(path) or not globbing.has_magic(path):
+            matches = [path]
+        else:
+            # The shell has not expanded it: on Windows, or in quotes.
+            matches = files_like(path) or [path]
+        for match in matches:
+            if match != "-" and os.path.isdir(match):  # noqa: PTH112 - a name of any bytes, as the shell gave it
+                yield from films_in(match, recursive=recursive, leave_out=overlays, skip=skip)
+            else:
+                yield match
 
 
 def _overlay_name(name: str, taken: dict[str, int]) -> str:
-    """Gives each film a PNG name of its own, also where two folders hold films of one name.
+    """Returns a PNG name that no other film has, also where films in two folders have the same name.
 
     Args:
-        name: Of the film.
-        taken: Names given so far, without suffix and in small letters, with the last number put behind each.
+        name: Name of the film.
+        taken: Names given so far, without suffix and in small letters -> the last number added to each.
     """
     stem = "stdin" if name == "-" else Path(name).stem
     if len(os.fsencode(stem)) > 200:
-        # A file name has 255 bytes, and a temporary one is longer.
+        # A file name may have 255 bytes, and the name of the temporary file is longer.
         stem = stem.encode("utf-8", "ignore")[:200].decode("utf-8", "ignore")
     free, count = stem, taken.get(stem.casefold(), 1)
-    # Some file systems take A.png and a.png for one.
+    # To some file systems A.png and a.png are the same file.
     while free.casefold() in taken:
         count += 1
         free = f"{stem}-{count}"
@@ -321,8 +274,9 @@ def _overlay_name(name: str, taken: dict[str, int]) -> str:
 
 
 def _list(model: Path | None) -> None:
-    from pneumo_edge.backends import engine_versions
+    from pneumo_edge.backends import PACKAGES
     from pneumo_edge.bundle import DEFAULT_BUNDLE, ENGINE_OF_SUFFIX, read_bundle
+    from pneumo_edge.versions import installed_versions
 
     bundle = read_bundle(model or DEFAULT_BUNDLE)
     description = bundle.description
@@ -341,26 +295,28 @@ def _list(model: Path | None) -> None:
         print(f"  learned from {site.name}: {films} films, {site.patients} patients{ages}{views}")
     if not description.provenance.sites:
         print(
-            "  learned from: this bundle does not say which ages and views, so none is warned of; see its MODEL_CARD.md"
+            "  learned from: this bundle does not say which ages and views, so pneumo cannot warn of others; "
+            "see its MODEL_CARD.md"
         )
-    versions = engine_versions()
+    versions = installed_versions(PACKAGES.values())
     for name, file in description.files.items():
         bundle.read_file(name)
         engine = ENGINE_OF_SUFFIX[Path(name).suffix]
-        state = f"{engine} {versions[engine]}" if versions[engine] else f"{engine} is not installed"
+        installed = versions.get(PACKAGES[engine])
+        state = f"{engine} {installed}" if installed else f"{engine} is not installed"
         print(f"  {name}: {file.precision}, {file.bytes / 1e6:.1f} MB, {state}, sha256 {file.sha256}")
     sys.stdout.flush()
 
 
 def main() -> NoReturn:
     """Entry point of `pneumo-infer`."""
-    # NumPy's OpenBLAS would start a thread for each core and let it spin for a tenth of a second; nothing here
-    # multiplies matrices.
+    # NumPy's OpenBLAS would start a thread for each core and let it spin for a tenth of a second, for nothing: no
+    # matrix is multiplied here.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     quiet_libraries()
     try:
         run(app, "pneumo-infer")
     except SystemExit as end:
-        # All that was printed has been flushed. Taking engine and modules apart would be a sixth of a short run, and
-        # gives nothing back that the system does not take back by itself.
+        # All output has been flushed. To take engine and modules apart would cost a sixth of a short run, and the
+        # system frees all of that by itself.
         os._exit(end.code if isinstance(end.code, int) else DONE)

@@ -1,4 +1,4 @@
-"""What the commands share: how an error ends, how progress is shown, where the version stands."""
+"""What the commands share: how an error ends a command, how progress is shown, how the version is printed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SURROUNDINGS = {
     ),
     "Could not determine home directory.": "this user has no home folder: set HOME to a folder that it can write in",
 }
-"""What Python says, as a bare RuntimeError, of what a process finds around it -> what is to be done about it."""
+"""Message of a bare RuntimeError, where the machine lacks what the process needs -> the remedy."""
 
 
 def say(text: str) -> None:
@@ -34,9 +34,9 @@ def say(text: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Sends what C code writes to stderr (libtiff on garbled files, LiteRT on its delegate) nowhere, in this process.
+    """Discards what C code writes to stderr, such as libtiff's remarks on garbled files, in this process.
 
-    What Python writes goes on to where stderr led. With `PNEUMO_DEBUG=1` all stays as it is.
+    What Python writes to stderr is still shown. With `PNEUMO_DEBUG=1` nothing is discarded.
     """
     if sys.stderr is None or os.environ.get("PNEUMO_DEBUG") == "1":
         return
@@ -102,7 +102,7 @@ def print_version(wanted: bool) -> None:
 
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows a bar with an ETA on stderr while the block runs, if stderr is a terminal; no ETA where no total is known.
+    """Shows a progress bar on stderr while the block runs, if stderr is a terminal; with an ETA if the total is known.
 
     Yields:
         A function to be called with the number of items done so far.
@@ -121,7 +121,7 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 def tracked(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Yields the items and shows how many have gone by."""
+    """Yields the items, and shows a progress bar."""
     with progress(what, total) as show:
         for done, item in enumerate(items, start=1):
             yield item
@@ -129,7 +129,7 @@ def tracked(items: Iterable[T], what: str, total: int) -> Iterator[T]:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table on stdout, as wide as it needs: a number that is cut short is no number."""
+    """Prints a table on stdout, as wide as it needs to be: no number is cut short."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table

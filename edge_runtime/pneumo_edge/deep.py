@@ -1,7 +1,7 @@
-"""PNG and TIFF of more than 8 bits a sample, which Pillow halves, wraps round or does not know.
+"""PNG and TIFF of more than 8 bits a sample, which Pillow cuts to 8 bits, wraps round or does not know.
 
 No format says which part of its range such a film uses: `levels.film_range` finds it, and 8 bits are made of that.
-Pillow still does all decoding; here it is only told to hand over bytes as they are.
+Pillow still does all decoding. This module only makes it hand over the bytes as they are.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 Samples = npt.NDArray[Any]
 
 _MAX_BYTES = 1 << 30
-"""Of one plane: twice the largest film in 8 bytes a pixel. Tiles may claim more than the picture they are of."""
+"""Largest size of one plane: twice the largest film in 8 bytes a pixel. Tiles may claim more than their picture has."""
 
 _MOST_LEVELS = 65535
 
 _ROWS = 256
-"""Of a picture that are worked on at a time: wide numbers of all would take gigabytes."""
+"""Rows that are converted at a time: wide numbers for a whole picture would take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class Deep:
     """A picture of deep samples."""
 
     samples: Samples
-    """(H, W, C): grey or red, green, blue; then opacity, if `opacity` says so; then what means nothing."""
+    """(H, W, C): grey, or red, green and blue; then opacity, if `opacity` is set; then channels without a meaning."""
     colours: int
-    """1 or 3."""
+    """Number of colour channels, 1 or 3."""
     opacity: float | None = None
-    """What stands for opaque, or None: nothing shows through, or the colours are multiplied with it already."""
+    """Value for opaque. None if there is no opacity, or if the colours are multiplied with it already."""
     white_is_zero: bool = False
     orientation: int = 1
     pages: bool = False
-    """Whether the file holds more pictures."""
+    """Whether the file holds more than one picture."""
 
 
 def to_eight_bits(deep: Deep, name: str) -> Image.Image:
-    """Returns a picture in mode L or RGB whose range is that of the film; what shows through is black.
+    """Returns a picture in mode L or RGB whose range is that of the film. Transparent parts are black.
 
     Raises:
         ImageError: It has pixels that are not numbers.
@@ -61,10 +61,11 @@ def to_eight_bits(deep: Deep, name: str) -> Image.Image:
         raise ImageError(f"{name} has pixels that are not numbers: export it again as 8 or 16 bits")
     opacity = deep.samples[:, :, deep.colours] if deep.opacity else None
     if opacity is not None and opacity.min() == opacity.max():
-        # The same everywhere: it hides no part. Writers that keep 12 bits in 16 do so with opacity too.
+        # It is the same everywhere, so it hides nothing. It need not be the largest value: some writers use 12 of 16
+        # bits.
         opacity = None
     seen = colours if opacity is None or not opacity.any() else colours[opacity > 0]
-    # Eight bits are what they are, whatever they were packed in.
+    # Eight bits keep their values, whatever they were packed in.
     low, high = (0.0, 255.0) if colours.dtype == np.uint8 else film_range(seen)
     scale = 255.0 / (high - low) if high > low else 1.0
     eight = np.empty(colours.shape, np.uint8)
@@ -80,7 +81,7 @@ def to_eight_bits(deep: Deep, name: str) -> Image.Image:
 
 
 def own_levels(deep: Deep, name: str) -> DeepFilm | None:
-    """Returns all grey levels of a picture; None for one that is in colour or where something shows through.
+    """Returns all grey levels of a picture; None for one in colour or with transparent parts.
 
     Raises:
         ImageError: It has pixels that are not numbers.
@@ -92,7 +93,7 @@ def own_levels(deep: Deep, name: str) -> DeepFilm | None:
         raise ImageError(f"{name} has pixels that are not numbers: export it again as 8 or 16 bits")
     low, high = (0.0, 255.0) if values.dtype == np.uint8 else film_range(values)
     darkest, span = float(values.min()), float(values.max()) - float(values.min())
-    # Whole numbers that fit keep each its own level.
+    # Whole numbers that fit each keep their own level.
     fits = values.dtype.kind != "f" and span <= _MOST_LEVELS
     levels = max(int(span), 1) if fits else _MOST_LEVELS
     scale = 1.0 if fits else levels / (span or 1.0)
@@ -120,7 +121,7 @@ def deep_png(data: bytes, picture: Image.Image) -> Deep | None:
         picture: What Pillow makes of it, loaded: in colour and with opacity it keeps the upper 8 bits alone.
 
     Raises:
-        Exception: Of nearly any kind, where the file is damaged.
+        Exception: Nearly any, where the file is damaged.
     """
     kind = data[25]
     if data[12:16] != b"IHDR" or data[24] != 16 or kind not in (0, 2, 4, 6):
@@ -139,7 +140,7 @@ def deep_png(data: bytes, picture: Image.Image) -> Deep | None:
             samples = np.array(picture).astype(np.uint16) << 8 | np.array(lower)
     hidden = picture.info.get("transparency")
     if kind in (0, 2) and isinstance(hidden, (int, tuple)):
-        # One value stands for nothing.
+        # One value stands for transparent.
         there = (samples != np.array(hidden).astype(np.uint16)).any(axis=2, keepdims=True)
         return Deep(np.concatenate([samples, there * np.uint16(_OPAQUE)], axis=2), 1 if kind == 0 else 3, _OPAQUE)
     return Deep(samples, 1 if kind == 0 else 3, _OPAQUE if kind == 6 else None)
@@ -184,17 +185,17 @@ class _Tag(IntEnum):
 
 
 _SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
-"""Type of a tag -> bytes of one number: BYTE, SHORT, LONG, LONG8. All that matters here has one of them."""
+"""Type of a tag -> bytes of one number: BYTE, SHORT, LONG, LONG8. All tags that are read here have one of them."""
 
 _UNPACKED = frozenset({1, 5, 8, 32773, 32946, 34925, 50000})
-"""Compressions that give back bytes: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
+"""Compressions of bytes: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
 _MAX_SAMPLES = 8
-"""Of a pixel: more than any film has, and each may have to be decoded by itself."""
+"""Most samples of a pixel: more than any film has. Each may have to be decoded by itself."""
 
 _JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
 _JPEG = {6: "old JPEG", 7: "JPEG", 50001: "WebP"}
 _UNKNOWN = {34887: "LERC", 34892: "lossy JPEG", 50002: "JPEG XL", 52546: "JPEG XL"}
-"""Compressions that Pillow does not know for deep samples, and for any."""
+"""Compressions that Pillow does not read for deep samples (`_JPEG`), or never (`_UNKNOWN`)."""
 
 _NUMBERS = {
     1: "whole numbers",
@@ -214,11 +215,11 @@ def deep_tiff(data: bytes, name: str) -> Deep | None:
 
     Args:
         data: The whole file, of a size that was checked with `tiff_size`.
-        name: What errors call it.
+        name: Name of the file in errors.
 
     Raises:
-        ImageError: Of a kind that is not read here, which is named.
-        Exception: Of nearly any kind, where the file is damaged.
+        ImageError: It is of a kind that is not read here; the error names the kind.
+        Exception: Nearly any, where the file is damaged.
     """
     try:
         tags, after = _directory(data)
@@ -261,7 +262,7 @@ def deep_tiff(data: bytes, name: str) -> Deep | None:
 
 
 def tiff_size(data: bytes) -> tuple[int, int]:
-    """Returns width and height that a TIFF claims, (0, 0) if it cannot be told."""
+    """Returns the width and height that a TIFF claims; (0, 0) if it states none."""
     try:
         tags, _ = _directory(data)
         return tags[_Tag.WIDTH][0], tags[_Tag.HEIGHT][0]
@@ -270,7 +271,7 @@ def tiff_size(data: bytes) -> tuple[int, int]:
 
 
 def _directory(data: bytes) -> tuple[dict[int, list[int]], int]:
-    """Returns the whole numbers among the tags of the first picture, and where the next picture's are (TIFF 6.0, 2)."""
+    """Returns the whole numbers among the first picture's tags, and where the next picture's tags are (TIFF 6.0, 2)."""
     order = _order(data)
     # BigTIFF has 43 where TIFF has 42, and 8 bytes for each number and place.
     big = b"+" in data[2:4]
@@ -361,7 +362,7 @@ def _plane(
 
 
 def _check_there(data: bytes, tags: dict[int, list[int]], places: int, lengths: int) -> None:
-    """Sees to it that no strip or tile goes on behind the file, where `_bytes` puts the new tags.
+    """Checks that no strip or tile goes beyond the end of the file, where `_bytes` puts the new tags.
 
     Raises:
         ValueError: One does.
@@ -384,7 +385,7 @@ def _check_there(data: bytes, tags: dict[int, list[int]], places: int, lengths: 
 
 
 def _bytes(data: bytes, tags: dict[int, list[int]]) -> npt.NDArray[np.uint8]:
-    """Lets Pillow unpack the file as if these were its tags."""
+    """Lets Pillow unpack the file as if it had these tags."""
     from PIL.TiffImagePlugin import TiffImageFile
 
     order = _order(data)

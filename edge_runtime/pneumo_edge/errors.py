@@ -1,13 +1,13 @@
 """Every error that pneumo raises on purpose.
 
     PneumoError
-    ├── ImageError         this picture cannot be read, or is nothing we can judge
-    ├── BundleError        this model folder is broken, incomplete or not ours
+    ├── ImageError         this picture cannot be read or judged
+    ├── BundleError        this model folder is broken, incomplete or no bundle
     ├── DataError          this folder of films cannot be trained on or measured with
     ├── RunError           this training run cannot be resumed, exported or measured
     ├── MissingExtraError  a package of an optional extra is not installed
-    ├── PassingError       the machine is not ready: a full disk, an address that is not there yet
-    └── UsageError         options that contradict each other or ask for what is not there
+    ├── PassingError       the machine is not ready now: a full disk, an address that it does not have yet
+    └── UsageError         options that contradict each other or name what does not exist
 
 Each message is one sentence (or two) that names the file and the remedy: the commands print it as it is.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 
 class PneumoError(Exception):
-    """Base of all errors that a user can mend. A command that one ends exits with 2, but for `PassingError`."""
+    """Base of all errors that a user can mend. A command that ends with one exits with 2; see `PassingError`."""
 
 
 class ImageError(PneumoError):
@@ -39,7 +39,7 @@ class MissingExtraError(PneumoError):
     """A package that an optional extra brings is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        # What is pickled are the arguments: an error must come out of another process as it went in.
+        # Pickle keeps the arguments: with these, the error comes out of another process as it went in.
         super().__init__(package, extra, purpose)
 
     def __str__(self) -> str:
@@ -48,14 +48,14 @@ class MissingExtraError(PneumoError):
 
 
 class PassingError(PneumoError):
-    """What may pass without a change of the options. A command that one ends exits with 1: it may be tried again."""
+    """A fault that may pass while the options stay the same. A command that ends with one exits with 1."""
 
 
 class UsageError(PneumoError):
-    """Options that contradict each other or ask for what is not there."""
+    """Options that contradict each other or name what does not exist."""
 
 
 def one_line(error: Exception) -> str:
-    """Returns what a library says of a failure, in one line: the rest is a dump that helps nobody at a terminal."""
+    """Returns the first line of an error message of a library, at most 200 characters of it."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""A film with all its grey levels, and which of them are the film where nothing in the file says it."""
+"""A film with all its grey levels, and the range of them that is the film, where the file does not say it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class DeepFilm:
-    """A film with all the grey levels that it has, for a screen on which the window can be moved."""
+    """A film with all its grey levels, for a screen on which the window can be moved."""
 
     values: npt.NDArray[np.unsignedinteger[Any]]
     """uint8 or uint16, (H, W), 0 to `levels`, dark to light as an X-ray is viewed."""
     levels: int
-    """The largest value that there can be, 1 to 65,535."""
+    """The largest possible value, 1 to 65,535."""
     low: float
-    """Of the window that the model sees: this value and all below are black. May lie below 0."""
+    """Lower end of the window that the model sees: this value and all below are black. May lie below 0."""
     high: float
-    """From here on all is white. May lie above `levels`."""
+    """Upper end of that window: this value and all above are white. May lie above `levels`."""
 
 
 TAIL = 0.02
-"""Share of the pixels at either end that may be something else than film: dead pixels, burnt-in letters."""
+"""Share of the pixels, at either end of the range, that may not be film: dead pixels, burnt-in letters."""
 
 REACH = 1.0
-"""How far beyond the rest such a tail belongs to the film, in parts of the rest's range."""
+"""How far beyond the other pixels such a tail may belong to the film, as a multiple of their range."""
 
 GAP = 0.25
-"""So much of the rest's range without a single value ends the film."""
+"""A gap without any value, as a share of the range of the other pixels, that ends the film."""
 
 # All three were chosen on 8-bit films that stand in for deep ones: 20 originals and 870 small copies of children's
 # films, 603 and 1,015 films of adults at two other sites. They move 0, 1, 3 and 13 of these, nearly all of them dark
@@ -39,19 +39,19 @@ GAP = 0.25
 
 
 def film_range(values: npt.NDArray[Any]) -> tuple[float, float]:
-    """Returns the smallest and the largest value of the film, without what few pixels far away would make of them.
+    """Returns the smallest and the largest value of the film, without a few pixels that lie far away from the others.
 
-    One dead pixel of 65,535 would leave a sixteenth of the grey levels to a film of 12 bits. So the fiftieth part of
-    the pixels at either end is followed outwards from the rest (the 2nd to the 98th percentile), up to the first gap of
-    a quarter of the rest's range and no further than that range once more. A film without such pixels keeps its
-    smallest and largest value; so does a picture of which all but these pixels have one value.
+    One dead pixel of 65,535 would leave a film of 12 bits only a sixteenth of the grey levels. So the range begins with
+    the 2nd to the 98th percentile. From there it follows the pixels outwards, up to the first gap of a quarter of that
+    range, and by no more than that range. A film without outlying pixels keeps its smallest and largest value; so does
+    a picture in which all other pixels have one value.
 
     Args:
-        values: Any shape and number type, not empty, finite. Takes as much memory once more.
+        values: Any shape and number type, not empty, finite. The search takes as much memory again.
     """
     tail = int(TAIL * values.size)
     ordered = np.partition(values, (tail, values.size - 1 - tail), axis=None)
-    # From the rest outwards. float64 holds every value of up to 32 bits, and differences do not wrap.
+    # Sorted outwards. float64 holds every value of up to 32 bits, and differences do not wrap.
     darkest = np.sort(ordered[: tail + 1])[::-1].astype(np.float64)
     lightest = np.sort(ordered[values.size - 1 - tail :]).astype(np.float64)
     span = lightest[0] - darkest[0]

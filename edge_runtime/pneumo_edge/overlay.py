@@ -1,6 +1,6 @@
-"""The film and what the model says of it, as a picture for a doctor: the region that stands out, outlined.
+"""The film and the verdict as a picture for a doctor, with an outline around the region that stands out.
 
-A model without a local map has no region: there the heatmap lies over the film in colours.
+A model without a local map has no region: its heatmap lies over the film in colours.
 """
 
 from __future__ import annotations
@@ -35,30 +35,29 @@ OPACITY = np.rint(255 * 0.4 * (_LEVELS / 255) ** 0.7).astype(np.uint8)
 """Colour and its opacity for 256 degrees of evidence. The film stays visible under the strongest colour."""
 
 FULL_EVIDENCE = 6.0
-"""Logits. A heatmap whose peak is weaker is drawn weaker: a normal film does not glow because its own maximum is
-stretched to full colour. A stronger one is scaled to its own peak."""
+"""Evidence that has the full colour, in logits. A heatmap with a weaker peak is drawn weaker, so that normal films do
+not glow. One with a stronger peak is scaled to that peak."""
 
 LINE_FROM = 64
-"""Of 255. Where evidence is weaker everywhere, a line around the strongest part would only mislead."""
-
+"""Level, of 255, that the peak must exceed for a line around the strongest part: a line around less would mislead."""
 
 LINE = (255, 176, 0)
-"""Of a region: amber, which no grey hides and colour-blind eyes see."""
+"""Colour of the line around a region: amber, which no grey hides and colour-blind people see."""
 
 _LINE_WIDTH = 2
-"""Pixels of a screen."""
+"""Width of that line in pixels of the screen."""
 
 _FINE = 3
-"""Lines are drawn so many times larger and then made smaller: smooth without a library for that."""
+"""Lines are drawn this many times larger and then made smaller, which makes them smooth."""
 
 
 def draw_overlay(source: Source, prediction: Prediction, *, glow: bool = False) -> Image.Image:
     """Draws the film, what `mark_layer` lays over it, legend, verdict and the warning.
 
     Args:
-        source: The film that was judged; it is decoded again at the size of a screen.
-        prediction: What `Classifier.predict` gave for it.
-        glow: With the local probability in colours.
+        source: The film that was judged. It is decoded again, at the size of a screen.
+        prediction: Answer of `Classifier.predict` for it.
+        glow: Draw the local probability in colours too.
 
     Raises:
         ImageError: The film cannot be read any more.
@@ -67,7 +66,7 @@ def draw_overlay(source: Source, prediction: Prediction, *, glow: bool = False) 
 
 
 def screen_film(source: Source, name: str) -> Image.Image:
-    """Returns a film in mode L, its own aspect ratio, the longer side as long as a screen can show.
+    """Returns a film in mode L and its own aspect ratio; its longer side fits on a screen.
 
     Raises:
         ImageError: The film cannot be read.
@@ -97,14 +96,14 @@ def mark_layer(size: tuple[int, int], prediction: Prediction, *, glow: bool = Fa
     """
     if prediction.region is None:
         return heatmap_layer(size, prediction.heatmap)
-    # Clear, and of the line's own colour: a smooth line has no dark seam then.
+    # Transparent, and of the colour of the line: so a smooth line has no dark seam.
     layer = _glow(size, prediction.heatmap) if glow else Image.new("RGBA", size, (*LINE, 0))
     layer.paste((*LINE, 255), mask=outline(size, prediction.region))
     return layer
 
 
 def glow_layer(size: tuple[int, int], prediction: Prediction) -> Image.Image:
-    """Returns the colours alone, as `mark_layer` has them: local probability, or evidence where there is no region."""
+    """Returns only the colours of `mark_layer`: local probability, or evidence where there is no region."""
     return heatmap_layer(size, prediction.heatmap) if prediction.region is None else _glow(size, prediction.heatmap)
 
 
@@ -125,7 +124,7 @@ def outline(size: tuple[int, int], region: Region) -> Image.Image:
 
 
 def _glow(size: tuple[int, int], logits: npt.NDArray[np.float32]) -> Image.Image:
-    """Returns the local probability in colours, RGBA: opaque to the degree that it is probable."""
+    """Returns the local probability in colours, RGBA; a higher one is more opaque."""
     width, height = size
     with np.errstate(over="ignore"):
         probability = 1 / (1 + np.exp(-local_logits(logits, height, width)))
@@ -143,7 +142,7 @@ def colour_heatmap(grey: Image.Image, heatmap: npt.NDArray[np.float32]) -> Image
 
 
 def heatmap_layer(size: tuple[int, int], heatmap: npt.NDArray[np.float32]) -> Image.Image:
-    """Returns what `colour_heatmap` lays over a picture of `size` (width, height): RGBA, clear where nothing speaks."""
+    """Returns the colours that `colour_heatmap` lays over a picture of `size` (width, height), RGBA."""
     positive = np.maximum(heatmap, 0)
     peak = max(float(positive.max()), FULL_EVIDENCE)
     smooth = Image.fromarray((positive / peak).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
@@ -157,7 +156,7 @@ def heatmap_layer(size: tuple[int, int], heatmap: npt.NDArray[np.float32]) -> Im
 
 
 def legend_layer() -> Image.Image:
-    """Returns what `glow_layer` lays over a film, RGBA, 256 x 1: nothing at the left, the strongest at the right."""
+    """Returns the colours of `glow_layer`, RGBA, 256 x 1, from no evidence (left) to the strongest (right)."""
     return Image.fromarray(np.column_stack([COLOURS, OPACITY])[np.newaxis])
 
 
@@ -167,7 +166,7 @@ def _tinted(grey: Image.Image, levels: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def region_words(prediction: Prediction) -> tuple[str, ...]:
-    """Returns what is said of the region, nothing where none is shown of a film that is not called PNEUMONIA."""
+    """Returns what is said of the region; () where none is shown because the film is not called PNEUMONIA."""
     region = prediction.region
     if region is None or not (region.polygons or prediction.label == LABELS[1]):
         return ()
@@ -182,10 +181,10 @@ def with_captions(
     """Sets a picture on a sheet with verdict, region, warnings and the note, and with the legend of its colours.
 
     Args:
-        picture: In mode L for the film alone; otherwise what `mark` gave.
-        prediction: Of the film.
-        glow: As `mark` was told.
-        words: In which language; English by default.
+        picture: The film alone, in mode L, or the picture that `mark` returned.
+        prediction: Answer for the film.
+        glow: The value that `mark` was called with.
+        words: Catalogue in the language of the captions; English by default.
     """
     words = words or Words()
     width, height = picture.size
@@ -204,7 +203,7 @@ def with_captions(
     details = [line for text in (about, *remarks) for line in textwrap.wrap(text, 86)][:8]
 
     bar, foot = 116 * coloured, 76 + 22 * len(details)
-    # A narrow film gets a sheet on which the words have room all the same.
+    # The sheet of a narrow film is wide enough for the words.
     sheet = Image.new("RGB", (max(width + bar, 640), max(height, 240) + foot), (18, 18, 18))
     sheet.paste(picture, (0, 0))
     draw = ImageDraw.Draw(sheet)
@@ -215,7 +214,7 @@ def with_captions(
         left, top, bottom = width + 14, 46, max(height, 240) - 76
         steps = np.rint(np.linspace(255, 0, bottom - top)).astype(np.uint8)[:, np.newaxis].repeat(18, axis=1)
         sheet.paste(_tinted(Image.new("L", (18, bottom - top), 110), steps), (left, top))
-        # What goes from none to full, what stands at its ends, and what the line is.
+        # Quantity that the colours show, its two ends, colour and meaning of the line.
         what, ends, colour, meaning = (
             ("picture.local", ("100 %", "0 %"), LINE, "picture.region")
             if probability

@@ -1,4 +1,4 @@
-"""Simple signs that a picture is no chest film at all, beside what the model's `novelty` says."""
+"""Simple signs that a picture is no chest film, beside the model's `novelty`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pneumo_edge.preprocess import Film, Pixels
 
 MAX_CHROMA = 6.0
 """Mean distance from grey. All 5,216 training films (copies of 224 x 224 pixels, saved as colour JPEG) and 20 films at
-their original size lie at 0.0; what is left below the limit is for tinted scans. Of six photographs that were at hand
-four lie above it (the six: 1.8 to 55); the others are left to `novelty`."""
+their original size lie at 0.0; the room below the limit is for tinted scans. Of six photographs
+that were tried (1.8 to 55) four lie above it; the others are left to `novelty`."""
 
 MIN_CONTRAST = 8.0
 """Standard deviation of the grey levels, of the squashed film. All 5,216 training films lie between 19.9 and 87.3; a
@@ -36,11 +36,11 @@ def objections(film: Film) -> tuple[str, ...]:
     if min(film.width, film.height) < MIN_SIDE:
         found.append(f"the picture is tiny ({film.width} x {film.height} pixels)")
     if max(film.width, film.height) > MAX_ASPECT * min(film.width, film.height):
-        found.append(f"the picture is {film.width} x {film.height} pixels, no shape that a chest film has")
+        found.append(f"the picture is {film.width} x {film.height} pixels, which is not the shape of a chest film")
     return tuple(found)
 
 
 def _contrast(pixels: Pixels) -> float:
-    """The standard deviation, in integers: a fifth of the time that `pixels.std()` takes between two films."""
+    """Returns the standard deviation, computed with integers: in a fifth of the time of `pixels.std()`."""
     count, total = pixels.size, int(pixels.sum())
     return sqrt(count * int(np.square(pixels, dtype=np.uint32).sum()) - total * total) / count

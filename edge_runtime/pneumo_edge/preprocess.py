@@ -38,18 +38,16 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 VERSION = 2
 """Changes whenever the same file would give another array: caches of prepared films carry it.
 
-2: deep films, whose range is that of the film and no longer of its single lightest pixel. 8-bit films are as in 1."""
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".dcm", ".dicom"})
-"""What a folder is searched for. A file that is named is tried whatever it is called."""
+1: the range of a deep film goes up to its lightest pixel. 2: it leaves out a few outlying pixels; 8-bit films are as in
+1."""
 
 MAX_BYTES = 512 * 1024 * 1024
-"""Of a file: `MAX_PIXELS` in 16-bit RGB are 384 million. What goes on after that (/dev/zero) is no picture."""
+"""Largest size of a file: `MAX_PIXELS` in 16-bit RGB take 384 MB. What goes on after that (/dev/zero) is no picture."""
 
 MAX_SCANNED_PIXELS = 20_000_000_000
-"""libjpeg goes over the whole picture for every scan of a progressive JPEG, and a scan can be 11 bytes long: a file of
-one megabyte could take half an hour. So many pixels take about 5 seconds; a film of 20 million in 10 scans is a
-hundredth of that."""
+"""Most pixels in all scans of a progressive JPEG, which take about 5 seconds. libjpeg goes over the whole picture for
+each scan, and a scan can be 11 bytes long: a file of one megabyte could take half an hour. A film of 20 million pixels
+in 10 scans is a hundredth of the limit."""
 
 _TIFF = b"II[*+]\0|MM\0[*+]|MM[*]\0|II\0[*]"
 _JPEG = b"\xff\xd8\xff"
@@ -62,17 +60,17 @@ _PLUGINS = (
     (b"BM", "BmpImagePlugin", "BmpImageFile"),
     (b"GIF8[79]a", "GifImagePlugin", "GifImageFile"),
 )
-"""First bytes -> module and class of Pillow that reads what begins so. `Image.open` imports five modules before it
-looks at the file, and all forty for WebP and TIFF: up to 0.1 s of the first film. It would also try EPS (a program for
-Ghostscript) and dozens more that no X-ray comes in."""
+"""First bytes of a file -> module and class of Pillow that reads it. `Image.open` imports five modules before it looks
+at the file, and all forty for WebP and TIFF: up to 0.1 s for the first film. It would also try EPS (a program for
+Ghostscript) and dozens of formats that no X-ray comes in."""
 
 _JPEGS = ("JPEG", "MPO")
 
 _SEVERAL = "the file holds several pictures; only the first was read"
 
 _TURNED_BY = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
-"""Entries of `Image.info` that can hold an orientation; in a TIFF it is a tag. Looking into a picture that has none of
-them would import Pillow's TIFF reader: a hundredth of a second of the first film."""
+"""Entries of `Image.info` that can hold an orientation; in a TIFF it is a tag. To ask a picture without them would
+import Pillow's TIFF reader, which takes a hundredth of a second."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -83,44 +81,46 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what brings the picture upright; from 5 on, width and height change places."""
+"""EXIF orientation -> operation that turns the picture upright; from 5 on, width and height change places."""
 
 _PILLOW_REMARKS = ("ignore", None, Warning, re.compile("PIL"), 0)
 """What `warnings.filterwarnings("ignore", module="PIL")` puts into `warnings.filters`."""
 
-# Pillow says through its logger what it then raises as well; without any handler that would be printed.
+# Pillow logs what it then raises as well. Without a handler the log would be printed.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
 class Film:
-    """A picture as the model sees it, and what was noticed while reading it."""
+    """A picture as the model sees it, and what was noticed while it was read."""
 
     pixels: Pixels
     """uint8, shape (S, S, 1), 0 = black."""
     width: int
-    """Of the upright picture in the file, in pixels."""
+    """Width of the upright picture in the file, in pixels."""
     height: int
+    """Height of the upright picture in the file, in pixels."""
     chroma: float
     """Mean distance of the colours from grey, 0 to 255; 0 for a grey picture."""
     warnings: tuple[str, ...]
+    """One English sentence for each thing that was odd and does not matter to the verdict."""
     doubts: tuple[str, ...] = ()
-    """Why no verdict should be given on the picture at all."""
+    """Reasons for which the verdict is withheld, one English sentence each."""
     age_years: float | None = None
-    """Of the patient, when the film was taken; None if the file does not say."""
+    """Age of the patient when the film was taken; None if the file does not say it."""
     view: str = ""
-    """AP, PA, LATERAL, DECUBITUS or OBLIQUE; "" if the file does not say."""
+    """AP, PA, LATERAL, DECUBITUS or OBLIQUE; "" if the file does not say it."""
 
 
 def read_film(source: Source, size: int, name: str | None = None) -> Film:
-    """Reads a picture and squashes it to `size` x `size`, aspect ratio not kept (bicubic, antialiased).
+    """Reads a picture and scales it to `size` x `size`, whatever its aspect ratio (bicubic, antialiased).
 
     May be called from several threads. The answer does not depend on the warning filters in force.
 
     Args:
         source: A path, or the bytes of a file.
         size: S, the side of the square in pixels.
-        name: What errors call the picture; its path by default.
+        name: Name of the picture in errors; its path by default.
 
     Raises:
         ImageError: The file is missing, no picture, damaged, or larger than `MAX_PIXELS` or `MAX_BYTES`.
@@ -140,11 +140,11 @@ def read_film(source: Source, size: int, name: str | None = None) -> Film:
 
 
 def read_deep_film(source: Source, name: str | None = None) -> DeepFilm:
-    """Reads a picture in its own size and with all its grey levels, upright, for people to look at.
+    """Reads a picture for people to look at: upright, in its own size and with all its grey levels.
 
     Args:
         source: A path, or the bytes of a file.
-        name: What errors call the picture; its path by default.
+        name: Name of the picture in errors; its path by default.
 
     Raises:
         ImageError, MissingExtraError: As `read_film` does.
@@ -167,7 +167,7 @@ def _bytes_of(source: Source, name: str | None) -> tuple[bytes, str]:
         name = name or str(source)
         data = read_bytes(source, name)
     if len(data) > MAX_BYTES:
-        raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB, no film is: give the picture itself")
+        raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MB, which no film is: give the film itself")
     return data, name
 
 
@@ -177,8 +177,8 @@ def is_film(head: bytes) -> bool:
 
 
 def read_stream(stream: BinaryIO) -> bytes:
-    """Reads to the end or, of what is no picture (/dev/zero), one byte more than `MAX_BYTES`."""
-    # Piece by piece: `read(MAX_BYTES)` would ask for that much memory first, whatever there is to read.
+    """Reads to the end, but at most one byte more than `MAX_BYTES`."""
+    # Piece by piece: `read(MAX_BYTES)` would allocate that much memory first.
     data = io.BytesIO()
     while data.tell() <= MAX_BYTES and (part := stream.read(1 << 20)):
         data.write(part)
@@ -186,11 +186,11 @@ def read_stream(stream: BinaryIO) -> bytes:
 
 
 def read_bytes(path: str | Path, name: str) -> bytes:
-    """Reads a file, or of one that is no picture one byte more than `MAX_BYTES`.
+    """Reads a file to its end, but at most one byte more than `MAX_BYTES`.
 
     Args:
-        path: Of the file.
-        name: What errors call it.
+        path: Path of the file.
+        name: Name of the file in errors.
 
     Raises:
         ImageError: The file is missing, a folder, or cannot be opened.
@@ -219,13 +219,13 @@ def _squash(
 def _decode(
     data: bytes, name: str, of_deep: Callable[[Deep], _T], of_picture: Callable[[ImageFile.ImageFile], _T]
 ) -> _T:
-    """Opens a picture that is worth decoding; what goes wrong with it becomes an `ImageError`."""
+    """Opens a picture and returns what `of_deep` or `of_picture` makes of it. Each fault becomes an `ImageError`."""
     if not data:
         raise ImageError(f"{name} is empty: copy it again from where it came")
-    # Pillow remarks on odd tags through `warnings`; what matters to the reader stands in `Film.warnings`. Under
-    # `-W error` a remark would turn a good film into an error. `warnings.catch_warnings` would swap the filters of all
-    # threads and, where two overlap, put the wrong ones back. So one filter that names Pillow alone stays in the
-    # process, in front of all but its like (dicom.py has one too), and is not touched while it stands there.
+    # Pillow warns of odd tags; what matters to the reader stands in `Film.warnings`. Under `-W error` such a warning
+    # would make an error of a good film. `warnings.catch_warnings` would swap the filters of all threads and, where two
+    # overlap, put the wrong ones back. So one filter that names Pillow alone stays in the process, in front of all
+    # others but those of its kind (`dicom.tags` has one too), and is left alone while it is there.
     if _PILLOW_REMARKS not in takewhile(lambda known: known[0] == "ignore", warnings.filters):
         warnings.filterwarnings("ignore", module="PIL")
     try:
@@ -235,14 +235,14 @@ def _decode(
             width, height = picture.size
             _check_size(width, height, name)
             if picture.format in _JPEGS and width * height * data.count(b"\xff\xda") > MAX_SCANNED_PIXELS:
-                raise ImageError(f"{name} is a JPEG of too many scans: save it again as a plain one")
+                raise ImageError(f"{name} is a JPEG with too many scans: save it again as a baseline JPEG")
             return of_picture(picture)
     except ImageError:
         raise
     except MemoryError:
         raise ImageError(f"{name} needs more memory than there is here: scale it down") from None
     except Exception as error:
-        # Hostile bytes make Pillow's plugins raise nearly anything (struct.error, zlib.error, SyntaxError ...).
+        # On hostile bytes Pillow's plugins raise nearly anything (struct.error, zlib.error, SyntaxError ...).
         raise _explained(error, data, name) from error
 
 
@@ -253,7 +253,7 @@ def _film(picture: ImageFile.ImageFile, data: bytes, size: int, name: str) -> Fi
     picture.load()
     deep = _deep_png(picture, data)
     grey, chroma = _to_grey(picture if deep is None else _to_eight_bits(deep, name))
-    # Only now: Pillow turns a TIFF by itself while loading it, and then takes the tag away.
+    # Only now: Pillow turns a TIFF itself while it loads it, and then removes the tag.
     orientation = _orientation(picture)
     if orientation >= 5:
         width, height = height, width
@@ -274,9 +274,9 @@ def _levels(picture: Image.Image | Deep, orientation: int, name: str) -> DeepFil
         from pneumo_edge.deep import own_levels
 
         own = own_levels(picture, name)
-        # What is in colour or shows through has the levels that are made of it for the model.
+        # A picture in colour or with opacity has the levels that the model sees.
         found = own or DeepFilm(np.asarray(_to_grey(_to_eight_bits(picture, name))[0]), 255, 0.0, 255.0)
-    # The same turns as in `_UPRIGHT`, which Pillow does not do with 16 bits.
+    # The turns of `_UPRIGHT`, which Pillow cannot do with 16 bits.
     values = found.values.T if 5 <= orientation <= 8 else found.values
     values = values[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
     return replace(found, values=values)
@@ -291,9 +291,9 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 
 def _explained(error: Exception, data: bytes, name: str) -> ImageError:
-    """Tells what is the matter: the installation, a kind that is not read, or the bytes."""
+    """Returns an error that says what is wrong: the installation, a format that is not read, or the bytes."""
     said = one_line(error)
-    # Pillow leaves a plugin whose library it was built without in place, without the name of that library.
+    # A Pillow that was built without a library still has the plugin for it, and fails in it in one of these ways.
     if isinstance(error, (ImportError, NameError)) or "not available" in said or "not installed" in said:
         return ImageError(
             f"{name} cannot be read by the Pillow installed here ({said}): pip install --force-reinstall pillow"
@@ -305,7 +305,7 @@ def _explained(error: Exception, data: bytes, name: str) -> ImageError:
 
 
 def _deep(data: bytes, name: str) -> Deep | None:
-    """Decodes a TIFF or JPEG that Pillow would misread or not read; None for all else."""
+    """Decodes a TIFF or JPEG that Pillow would misread or not read; None for all others."""
     if re.match(_TIFF, data):
         from pneumo_edge.deep import deep_tiff, tiff_size
 
@@ -362,9 +362,9 @@ def _has_more(picture: Image.Image) -> bool:
 def _decode_smaller(picture: Image.Image, size: int) -> tuple[float, float, float, float] | None:
     """Lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, and returns which part of that is the picture.
 
-    At twice the wanted size the squashed film differs by 0.1 (224 pixels) to 0.2 (160) grey levels in the mean from a
-    full decode, and takes two thirds of the time. The part matters: where the width is no multiple of the scale, the
-    last column covers less than the others, and without the box a film of 160 pixels differs by up to 1.2.
+    At twice the wanted size the film differs from a full decode by 0.1 (224 pixels) to 0.2 (160) grey levels in the
+    mean, and takes two thirds of the time. The part matters: where the width is no multiple of the scale, the last
+    column covers less than the others. Without the part, a film of 160 pixels differs by up to 1.2.
     """
     # YCbCr is how a colour JPEG is stored: its Y is the grey film without a conversion. The few files that store RGB
     # itself, told apart as libjpeg does it, cannot be decoded to YCbCr.
@@ -381,10 +381,10 @@ def _decode_smaller(picture: Image.Image, size: int) -> tuple[float, float, floa
 def _to_grey(picture: Image.Image) -> tuple[Image.Image, float]:
     """Returns the picture in mode L and its chroma."""
     if picture.mode.startswith(("I", "F")):
-        # What has deep samples went another way; of what could not go there Pillow would make white.
+        # Deep samples went another way. Pillow would make those that could not go there white.
         raise ValueError("deep samples that cannot be told")
     if picture.mode in {"LA", "PA", "RGBA", "La", "RGBa"} or "transparency" in picture.info:
-        # What shows through is black, as the background of a film is.
+        # Transparent parts become black, as the background of a film is.
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
     if picture.mode == "L":
@@ -393,7 +393,7 @@ def _to_grey(picture: Image.Image) -> tuple[Image.Image, float]:
         return picture.convert("L"), 0.0
     if picture.mode != "YCbCr":
         picture = picture.convert("RGB").convert("YCbCr")
-    # Most films that are saved in colour are grey: a look at some thousand pixels saves the way through all of them.
+    # Most films that are saved in colour are grey: a check of some thousand pixels saves one of all pixels.
     if picture.resize((64, 64), Image.Resampling.NEAREST).getextrema()[1:] == ((128, 128), (128, 128)):
         return picture.getchannel(0), 0.0
     y, *colours = picture.split()
@@ -422,6 +422,6 @@ def _orientation(picture: ImageFile.ImageFile) -> int:
     try:
         stated = int(picture.getexif().get(0x0112, 1))
     except Exception:
-        # Garbled EXIF does not spoil the pixels; it cannot say how they lie either.
+        # Garbled EXIF does not spoil the pixels, but says nothing about the orientation.
         return 1
     return stated if stated in _UPRIGHT else 1

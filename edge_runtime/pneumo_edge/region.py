@@ -1,4 +1,4 @@
-"""From the map of local logits to the region that stands out: its outline in the film's own pixels.
+"""From the map of local logits to the outline of the region that stands out, in the film's own pixels.
 
 A map of h x w cells lies over the whole film: the cell (i, j) is centred at ((j + 0.5) / w, (i + 0.5) / h) of its width
 and height. Between the centres the logit is bilinear, beyond the outermost ones it stays what it is there. The region
@@ -18,20 +18,20 @@ Map = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Polygon = tuple[tuple[float, float], ...]
 
 STEPS = 4
-"""Steps of the outline's grid from one cell's centre to the next. Between four centres the true outline is a hyperbola;
-its chords at this step stay within about a thousandth of the film's side."""
+"""Steps of the outline's grid from one cell's centre to the next. Between four centres the true outline is a hyperbola.
+With this step its chords stay within about a thousandth of the film's side."""
 
 NO_REGION = "no region stands out"
-"""What is said of a film that is called PNEUMONIA where no local probability reaches the threshold."""
+"""Said of a film that is called PNEUMONIA although no local probability reaches the threshold."""
 
 _OUTSIDE = -1e30
-"""Logit of what lies around the film."""
+"""Logit of the places around the film."""
 
 # The corners of a square, clockwise: upper left 1, upper right 2, lower right 4, lower left 8; its sides, in the same
 # order: top 0, right 1, bottom 2, left 3. For each set of corners inside: from which side to which the outline goes, so
 # that it comes out of a square where it goes into the next.
 _JOINED = {5: ((1, 0), (3, 2)), 10: ((0, 3), (2, 1))}
-"""Two opposite corners, and the middle between them is inside."""
+"""Where two opposite corners are inside, and so is the middle between them."""
 _SIDES = {
     1: ((3, 0),),
     2: ((0, 1),),
@@ -52,18 +52,19 @@ _SIDES = {
 
 @dataclass(frozen=True)
 class Region:
-    """Where in a film the model sees what it takes for pneumonia."""
+    """The part of a film that speaks for pneumonia, by the local map of the model."""
 
     polygons: tuple[Polygon, ...]
     """Outlines, each a closed line of (x, y) in the film's own pixels: x to the right from 0 to its width, y down from
     0 to its height. They do not cross; one inside another is a hole (even-odd). Empty where no region is shown."""
     area: float
-    """Of what they enclose, as a share of the film's; 0 to 1."""
+    """Share of the film that they enclose, 0 to 1."""
     strongest: float
     """The largest local probability in the film, whether a region is shown or not."""
     width: int
-    """Of the film, in the pixels that the polygons are in."""
+    """Width of the film, in the pixels that the polygons are in."""
     height: int
+    """Height of the film, in the same pixels."""
 
     def record(self) -> dict[str, Any]:
         """Returns the part of the JSON record: pixels to one decimal."""
@@ -82,8 +83,8 @@ def local_logits(logits: Map, height: int, width: int) -> npt.NDArray[np.float64
 
     Args:
         logits: (h, w), the map.
-        height: Of the film, in pixels.
-        width: Of the film, in pixels.
+        height: Height of the film, in pixels.
+        width: Width of the film, in pixels.
     """
     rows, columns = logits.shape
     return _between(logits, (np.arange(height) + 0.5) / height * rows, (np.arange(width) + 0.5) / width * columns)
@@ -94,9 +95,9 @@ def find_region(logits: Map, threshold: float, width: int, height: int) -> Regio
 
     Args:
         logits: (h, w), finite.
-        threshold: On the local probability, in (0, 1).
-        width: Of the film, in pixels.
-        height: Of the film, in pixels.
+        threshold: Local probability from which a place belongs to the region, in (0, 1).
+        width: Width of the film, in pixels.
+        height: Height of the film, in pixels.
     """
     highest = float(logits.max())
     strongest = 1 / (1 + exp(-highest)) if highest >= 0 else exp(highest) / (1 + exp(highest))

@@ -1,4 +1,4 @@
-"""What all reports share: one page that needs nothing but itself, its style sheet, its tables, its figures in words."""
+"""What all reports share: a self-contained page with its style sheet, its tables, and percentages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def page(title: str, header: str, main: str, version: str) -> str:
     """Returns a whole HTML page that loads nothing from anywhere.
 
     Args:
-        title: Of the window; HTML.
-        header: What stands at the top; HTML.
-        main: The sections; HTML.
-        version: Of the pneumo that it tells of; HTML.
+        title: Title of the window, as HTML.
+        header: Top of the page, as HTML.
+        main: Sections of the page, as HTML.
+        version: Version of pneumo that made the results, as HTML.
     """
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
@@ -30,7 +30,7 @@ def page(title: str, header: str, main: str, version: str) -> str:
 
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table; all cells are HTML, and the first of each row is its name."""
+    """Returns a table. All cells are HTML; the first cell of each row is its heading."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows

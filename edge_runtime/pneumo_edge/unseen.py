@@ -1,6 +1,6 @@
-"""What a film says of its patient and its view that the model has not learned from, by the sites that its bundle names.
+"""Ages and views of films that the model has not learned from, by the sites that its bundle names.
 
-A bundle that names no site knows no ages, and of views only that other kinds of picture than frontal films are others.
+With a bundle that names no sites, no age is unseen, and every view is that is not frontal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SPELLINGS = {
     **dict.fromkeys(("LLD", "RLD", "DECUBITUS"), "DECUBITUS"),
     **dict.fromkeys(("LAO", "RAO", "LPO", "RPO", "LLO", "RLO", "OBLIQUE"), "OBLIQUE"),
 }
-"""How files and manifests write a view -> how it is called here. Other words are free text: nothing to compare."""
+"""View as files and manifests write it -> its name here. Other words are free text and are not compared."""
 
 _WORDS = {
     "AP": "an AP view",
@@ -39,15 +39,15 @@ def view_named(text: str) -> str:
 
 
 def unseen(film: Film, sites: Sequence[Site]) -> tuple[str, ...]:
-    """Returns a sentence for an age, and one for a view, that no site has shown to the model; () where all is known.
+    """Returns one sentence for an age and one for a view that no site has shown to the model; () where all is known.
 
     Args:
-        film: Says its patient's age and its view, if it knows them.
-        sites: Of the bundle. The age is compared with the 1st and 99th percentile of each site that knows ages.
+        film: The film, with its patient's age and its view, if they are known.
+        sites: Sites of the bundle. An age is compared with the 1st and 99th percentile of each site that has ages.
     """
     said = []
     ages = [(site.name, site.ages) for site in sites if site.ages]
-    # Ages are counted in whole years: who is five years and eleven months old is five.
+    # Ages count in whole years: a child of five years and eleven months is five.
     if film.age_years is not None and ages:
         age = film.age_years
         if all(age < known.low or floor(age) > known.high for _, known in ages):

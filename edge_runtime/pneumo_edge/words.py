@@ -1,8 +1,8 @@
-"""What pneumo says to people, in their language: `words.json`, for pictures, reports and the page of pneumo-serve.
+"""What people read, in their language: the catalogue `words.json`, for pictures, reports and the page of pneumo-serve.
 
-The catalogue has two parts. `words` go by an id. `sentences` go by their English text, with {places} for what changes:
-the runtime writes them in English, into records, logs and answers to programs, and whoever shows one to a person
-translates it there.
+The catalogue has two parts. `words` have an id. `sentences` go by their English text, with {places} for what changes:
+the runtime writes them in English, into records, logs and answers to programs. Code that shows one to a person
+translates it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pneumo_edge.errors import UsageError
 CATALOGUE = Path(__file__).with_name("words.json")
 
 _KINDS = {"low": "[0-9]+", "high": "[0-9]+", "site": "[^()]+"}
-"""What may stand in a place, where that is not anything: in a list of sites one must not be taken for several."""
+"""Place -> pattern of what may stand there. Any other place takes any text. Without these, one site of a list could be
+taken for several."""
 
 _SHARE = re.compile(r"\d+(?:\.\d+)?%")
-"""As the runtime writes a share among its words."""
+"""A share, as the runtime writes it in its sentences."""
 
 _PLACE = re.compile(r"\{(\w+)\}")
 
@@ -46,17 +47,17 @@ class Words:
         return text.format(**values)
 
     def percent(self, share: float) -> str:
-        """Returns a share in [0, 1] in percent, with one decimal."""
+        """Returns a share in [0, 1] as a percentage with one decimal."""
         return self("percent", number=f"{100 * share:.1f}".replace(".", self("decimal")))
 
     def point(self, name: str) -> str:
-        """Returns the name of an operating point; that of a bundle's own stays as it is."""
+        """Returns the name of an operating point. One that the catalogue lacks stays as it is."""
         return self(name) if name in _catalogue()["words"] else name
 
     def sentence(self, text: str) -> str:
         """Returns an English sentence of the runtime in this language; one that the catalogue lacks stays English.
 
-        What stands in the places of a sentence is translated in the same way: "the patient is {age} old" with "1 year".
+        The text in the places of a sentence is translated too: "the patient is {age} old" with "1 year".
         """
         if self.language == "en":
             return text
@@ -77,13 +78,13 @@ def _catalogue() -> dict[str, Any]:
 
 @cache
 def _sentences() -> list[tuple[re.Pattern[str], dict[str, str]]]:
-    """Returns a pattern for each sentence, that with the most words of its own first."""
+    """Returns a pattern for each sentence; the one with the most text outside its places comes first."""
     ordered = sorted(_catalogue()["sentences"], key=lambda each: -len(_PLACE.sub("", each["en"])))
     return [(re.compile(_pattern(each["en"]), re.DOTALL), each) for each in ordered]
 
 
 def _pattern(sentence: str) -> str:
-    # What splits at the places gives text and names in turn.
+    # The split at the places gives text and names in turn.
     parts = _PLACE.split(sentence)
     return "".join(
         f"(?P<{part}>{_KINDS.get(part, '.+?')})" if i % 2 else re.escape(part) for i, part in enumerate(parts)
@@ -91,5 +92,5 @@ def _pattern(sentence: str) -> str:
 
 
 def _fill(sentence: str, places: dict[str, str]) -> str:
-    # In one go: a value may itself hold braces.
+    # In one step, since a value may itself hold braces.
     return _PLACE.sub(lambda place: places[place[1]], sentence)

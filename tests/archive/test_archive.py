@@ -27,8 +27,8 @@ from PIL import Image
 from places import ROOT
 from pneumo_edge import __version__
 from pneumo_edge.classifier import Classifier
-from pneumo_edge.cli import _glob as shell_glob
 from pneumo_edge.errors import BundleError, DataError, ImageError, UsageError
+from pneumo_edge.film_files import files_like, is_film_by_name, is_left_behind
 from pneumo_train.phantom import draw_phantoms
 
 pytest.importorskip("distributed", reason="the extra archive is not installed")
@@ -41,7 +41,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pneumo_edge.archive import counts, plan, schema, work
 from pneumo_edge.archive.counts import Counts, count_rows, kind_of
 from pneumo_edge.archive.drive import Outcome, _compare
-from pneumo_edge.archive.listing import film_url, may_be_film, open_source
+from pneumo_edge.archive.listing import film_url, open_source
 from pneumo_edge.archive.places import Store, fetch, open_url
 from pneumo_edge.archive.plan import Description, Plan, read_description, write_description
 from pneumo_edge.archive.report import sentence, write_report
@@ -185,7 +185,7 @@ PATTERNS = (
 @posix
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_glob_finds_what_pneumo_infer_finds(tree: Path, pattern: str) -> None:
-    expected = [path for path in shell_glob(f"{tree}/{pattern}") if Path(path).is_file()]
+    expected = [path for path in files_like(f"{tree}/{pattern}") if Path(path).is_file()]
     assert listed(f"{tree}/{pattern}") == sorted(expected)
     assert expected or pattern == "q*"
 
@@ -214,7 +214,8 @@ def test_names_of_any_bytes_are_listed_and_can_be_opened_again(tmp_path: Path, n
     folder.mkdir()
     for name in names:
         Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(b"film")
-    expected = {name for name in names if not name.startswith((b".", b"__MACOSX")) and may_be_film(os.fsdecode(name))}
+    texts = {name: os.fsdecode(name) for name in names}
+    expected = {n for n, text in texts.items() if not is_left_behind(text) and is_film_by_name(text) is not False}
     found = raw_names(folder)
     assert set(found) == {os.fsencode(folder) + b"/" + name for name in expected}
     assert all(fetch(os.fsdecode(path), "film") == b"film" for path in found)
@@ -222,15 +223,6 @@ def test_names_of_any_bytes_are_listed_and_can_be_opened_again(tmp_path: Path, n
     shown = listed(folder)
     assert len(set(shown)) == len(expected)
     assert all(path.encode() for path in shown)
-
-
-@given(st.text(max_size=20))
-def test_what_is_a_film_is_told_by_suffix_or_number(stem: str) -> None:
-    assert may_be_film(f"a/{stem}x.PNG")
-    assert may_be_film("1.2.840.10008.5")
-    assert may_be_film("IM0001")
-    assert not may_be_film(f"{stem}x.txt")
-    assert not may_be_film("a/dicomdir")
 
 
 def test_what_is_not_there_is_said(tmp_path: Path, tree: Path, memory: MemoryFileSystem) -> None:

@@ -407,14 +407,6 @@ def chance() -> random.Random:
     return random.Random(seed)  # noqa: S311
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Lets what a test starts heed Ctrl-C, also where the tests run in the background of a shell, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @posix
 def test_ctrl_c_is_heeded_while_the_cluster_starts(
     archive_command: Command, many: Path, tmp_path: Path, ctrl_c: None

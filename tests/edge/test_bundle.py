@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pneumo_edge.backends import open_backend
+from pneumo_edge.backends import Backend, open_backend
 from pneumo_edge.bundle import (
     DEFAULT_BUNDLE,
     Ages,
@@ -411,13 +411,14 @@ def test_any_value_in_any_place_is_read_or_refused(data: st.DataObject, bundle: 
 # --------------------------------------------------------------------------------------------------- the graphs
 
 
-def open_onnx(model: Any) -> None:
+def open_onnx(model: Any) -> Backend:
     data = model if isinstance(model, bytes) else model.SerializeToString()
-    open_backend("onnx", data, 32, 1, "model.onnx")
+    return open_backend("onnx", data, 32, 1, "model.onnx")
 
 
 def test_a_graph_that_keeps_the_contract_is_opened(new_model: Any) -> None:
-    open_onnx(new_model)
+    films = np.stack([np.full((32, 32, 1), grey, np.uint8) for grey in (0, 255)])
+    assert open_onnx(new_model).run(films).logit.tolist() == [-4.0, 4.0]
 
 
 @pytest.mark.parametrize("data", [b"", b"no model", b"\x08\x08" * 500, bytes(1000)])

@@ -162,7 +162,10 @@ def colour_photo() -> bytes:
         (colour_photo(), "the picture is in colour, an X-ray is grey"),
         (picture(120, swing=3), "the picture is almost blank"),
         (picture(120, height=200, width=60), "the picture is tiny (60 x 200 pixels)"),
-        (picture(120, height=120, width=700), "the picture is 700 x 120 pixels, no shape that a chest film has"),
+        (
+            picture(120, height=120, width=700),
+            "the picture is 700 x 120 pixels, which is not the shape of a chest film",
+        ),
     ],
     ids=["colour", "blank", "tiny", "aspect"],
 )

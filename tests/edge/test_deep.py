@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import struct
 import zlib
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from pictures import encode
 from places import SHARED
 from pneumo_edge.errors import ImageError
 from pneumo_edge.levels import film_range
@@ -51,12 +51,6 @@ def levels(values: Array, low: float | None = None, high: float | None = None) -
 def same(grey: Array, wanted: Array, colours: int) -> bool:
     """Bit by bit; Pillow's way from three equal colours to grey rounds once more."""
     return bool(np.abs(grey.astype(int) - wanted).max() <= (1 if colours > 2 else 0))
-
-
-def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def chunk(name: bytes, data: bytes) -> bytes:

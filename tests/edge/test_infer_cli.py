@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from PIL import Image
 
 from pneumo_edge import __version__
 from pneumo_edge.bundle import Ages, Provenance, Site
-from pneumo_edge.cli import _glob, _overlay_name, app
+from pneumo_edge.cli import _overlay_name, app
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
+from pneumo_edge.film_files import files_like
 
 Infer = Callable[..., "subprocess.CompletedProcess[Any]"]
 Command = Callable[..., list[str | Path]]
@@ -147,12 +148,12 @@ def test_a_quoted_glob_of_any_depth_does_not_go_in_circles(films: Path, monkeypa
     monkeypatch.chdir(films)
     (films / "sub" / "again").symlink_to(films / "sub")
     try:
-        assert _glob("**/a.png") == ["a.png", "sub/a.png", "sub/deeper/a.png"]
-        assert _glob("su?/**") == ["sub/a.png", "sub/deeper/a.png"]
-        assert _glob(f"{films}/**/*.tif") == [f"{films}/c.tif"]
-        assert _glob("sub/**/dee*/*.png") == ["sub/deeper/a.png"]
-        assert _glob("[ac]**.*") == ["a.png", "c.tif"]
-        assert _glob("**/none*.png") == []
+        assert files_like("**/a.png") == ["a.png", "sub/a.png", "sub/deeper/a.png"]
+        assert files_like("su?/**") == ["sub/a.png", "sub/deeper/a.png"]
+        assert files_like(f"{films}/**/*.tif") == [f"{films}/c.tif"]
+        assert files_like("sub/**/dee*/*.png") == ["sub/deeper/a.png"]
+        assert files_like("[ac]**.*") == ["a.png", "c.tif"]
+        assert files_like("**/none*.png") == []
     finally:
         (films / "sub" / "again").unlink()
 
@@ -519,14 +520,6 @@ def test_a_reader_that_goes_away_is_no_error_message(infer_command: Command, man
     assert records(first)[0]["path"] == str(many / "0000.png")
     assert stderr.splitlines() == [NOT_A_DIAGNOSIS]
     assert process.returncode == 1
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Lets what a test starts heed Ctrl-C, also where the tests run in the background of a shell, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @posix

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from pictures import encode
 from places import SHARED
 from pneumo_edge import preprocess
 from pneumo_edge.dicom.tags import MAX_PIXELS
@@ -30,12 +31,6 @@ SIDE = 96
 """Pictures of this size are not resampled for S = SIDE: the array must be the grey picture itself."""
 
 ORIGINALS = SHARED / "data" / "originals"
-
-
-def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def fields() -> tuple[Array, Array, Array]:
@@ -432,7 +427,7 @@ def test_a_file_larger_than_any_film_is_not_read_to_its_end(tmp_path: Path, monk
     path.write_bytes(encode(Image.fromarray(R), "BMP"))
     for source in (path, path.read_bytes(), Path("/dev/zero")):
         if source != Path("/dev/zero") or source.exists():
-            with pytest.raises(ImageError, match=r"is larger than 0 MB, no film is"):
+            with pytest.raises(ImageError, match=r"is larger than 0 MB, which no film is"):
                 read_film(source, 32)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import typing
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib.metadata import version
-from inspect import signature
+from inspect import cleandoc, getsource, signature
 
+import numpy as np
 import pytest
 
 import pneumo_edge
@@ -35,6 +37,30 @@ def test_what_a_classifier_returns_is_public() -> None:
     named = {name for text in types for name in re.findall(r"[A-Z]\w+", text)}
     ours = {name for name in named if name in vars(classifier) | vars(region) and name not in vars(typing)}
     assert {"Prediction", "Failure", "Region"} <= ours <= set(pneumo_edge.__all__)
+
+
+@pytest.mark.parametrize("name", [n for n in pneumo_edge.__all__ if is_dataclass(getattr(pneumo_edge, n))])
+def test_every_public_field_has_a_text(name: str) -> None:
+    (found,) = ast.parse(cleandoc(getsource(getattr(pneumo_edge, name)))).body
+    assert isinstance(found, ast.ClassDef)
+    for field, text in zip(found.body, [*found.body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign):
+            said = text.value if isinstance(text, ast.Expr) else None
+            assert isinstance(said, ast.Constant) and str(said.value).strip(), ast.unparse(field)
+
+
+def test_answers_can_be_hashed() -> None:
+    outline = region.Region((((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)),), 0.5, 0.9, 1, 1)
+
+    def answer(milliseconds: float) -> classifier.Prediction:
+        return classifier.Prediction(
+            "film.png", "PNEUMONIA", 0.9, 2.2, 0.5, "balanced", 0.1, True, ("a warning",), "model", "model.onnx",
+            outline, {"read": milliseconds}, np.zeros((2, 2), np.float32),
+        )  # fmt: skip
+
+    assert hash(answer(1.0)) == hash(answer(1.0))
+    assert answer(1.0) == answer(1.0) != answer(2.0)
+    assert len({answer(1.0), answer(1.0), classifier.Failure("film.png", "film.png is empty")}) == 2
 
 
 def test_help_shows_the_classifier() -> None:

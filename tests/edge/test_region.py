@@ -81,13 +81,6 @@ def test_the_map_lies_over_the_film_as_another_library_lays_it(logits: Floats, s
     np.testing.assert_allclose(local_logits(logits, size[1], size[0]), np.asarray(expected), atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(logits=maps())
-def test_training_and_device_lay_the_map_over_the_film_in_the_same_way(logits: Floats) -> None:
-    enlarge = pytest.importorskip("pneumo_train.pointing").enlarge
-    np.testing.assert_allclose(enlarge(logits[np.newaxis], 96)[0], local_logits(logits, 96, 96), atol=1e-9)
-
-
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(logits=maps(), threshold=thresholds)
 def test_the_polygons_enclose_what_reaches_the_threshold(logits: Floats, threshold: float) -> None:

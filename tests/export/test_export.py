@@ -175,7 +175,7 @@ def _films(count: int, size: int = SIZE) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _logits(model: keras.Model, films: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.asarray(model.predict_on_batch(films[..., np.newaxis].astype(np.float32)))[:, 0]
+    return np.asarray(model(films[..., np.newaxis].astype(np.float32), training=False))[:, 0]
 
 
 @pytest.mark.parametrize("backbone", ["tiny", "efficientnet_lite0", "mobilenetv2", "resnet50", "vgg16"])

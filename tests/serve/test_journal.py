@@ -34,13 +34,6 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     opened.close()
 
 
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    opened = Spool(tmp_path / "spool")
-    yield opened
-    opened.close()
-
-
 def find(journal: Journal, key: str) -> Entry:
     entry = journal.find(key)
     assert entry is not None

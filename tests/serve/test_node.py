@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import logging
@@ -41,7 +40,7 @@ from pynetdicom import AE, build_context, evt  # noqa: E402
 from pynetdicom.dimse_primitives import C_STORE  # noqa: E402
 
 from places import ROOT  # noqa: E402
-from pneumo_bench.serve import Service, dicom_film, find_program, free_port  # noqa: E402
+from pneumo_bench.serve import Service, dicom_film, find_program  # noqa: E402
 from pneumo_edge.classifier import Classifier, Failure, Prediction  # noqa: E402
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
 from pneumo_edge.dicom.decode import TRANSFER_SYNTAXES  # noqa: E402
@@ -59,14 +58,11 @@ from pneumo_edge.serve.spool import ANSWER, CAPTURE, FILM, HEATMAP, PICTURE, REP
 from pneumo_edge.serve.stow import Server  # noqa: E402
 from pneumo_edge.words import Words  # noqa: E402
 
-# pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    gc.collect()
+pytestmark = [
+    # pynetdicom leaves a socket that was never connected to the garbage collector, which comes before a test has ended.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.usefixtures("collected"),
+]
 
 
 DX = uid.DigitalXRayImageStorageForPresentation
@@ -81,13 +77,6 @@ KINDS = (
 SECRETS = ("Phantom^7", "PHANTOM-7", "20210305", "A7")
 DEVICE = "2.25.7"
 TO = {"PACS": ("sc", "sr")}
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    opened = Spool(tmp_path / "spool")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -1108,14 +1097,13 @@ def test_both_objects_arrive(sender: Callable[..., Sender], journal: Journal, sp
 
 
 def test_a_pacs_that_is_away_or_refuses_is_tried_again(
-    sender: Callable[..., Sender], journal: Journal, answered: bytes
+    sender: Callable[..., Sender], journal: Journal, answered: bytes, nobody: int
 ) -> None:
-    port = free_port()
-    sender(port)
+    sender(nobody)
     wait_for(lambda: tries(journal, answered)[0].attempts >= 1, "it has been tried")
     assert find(journal, answered).state is State.answered
     assert tries(journal, answered)[0].error == "the PACS does not answer"
-    pacs = Pacs(port, **BOTH)
+    pacs = Pacs(nobody, **BOTH)
     pacs.answers[uid.EnhancedSRStorage] = 0xA700
     wait_for(lambda: "A700" in str(tries(journal, answered)[1].error), "it is refused")
     pacs.answers[uid.EnhancedSRStorage] = 0x0000
@@ -1127,15 +1115,15 @@ def test_a_pacs_that_is_away_or_refuses_is_tried_again(
 
 
 def test_a_clock_that_jumps_keeps_nothing_back(
-    sender: Callable[..., Sender], journal: Journal, answered: bytes, monkeypatch: pytest.MonkeyPatch
+    sender: Callable[..., Sender], journal: Journal, answered: bytes, nobody: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One failed try with the clock a year ahead, and then it jumps back."""
-    port, real = free_port(), time.time
+    real = time.time
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: real() + 365 * 86400)
-        sender(port)
+        sender(nobody)
         wait_for(lambda: tries(journal, answered)[0].attempts >= 1, "it has been tried")
-    pacs = Pacs(port, **BOTH)
+    pacs = Pacs(nobody, **BOTH)
     wait_for(in_state(journal, answered, State.sent), "it is sent")
     pacs.close()
 
@@ -1192,16 +1180,15 @@ def test_a_pacs_without_enhanced_reports_gets_those_that_it_takes(
 
 
 def test_a_pacs_that_hangs_does_not_keep_it_from_ending(
-    sender: Callable[..., Sender], journal: Journal, answered: bytes
+    sender: Callable[..., Sender], journal: Journal, answered: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Longer than any test: what ends then was cut.
+    monkeypatch.setattr("pneumo_edge.serve.peers._ANSWER", 86400.0)
     pacs = Pacs(**BOTH)
     pacs.hangs.set()
     made = sender(pacs.port)
     wait_for(pacs.asked.is_set, "it is asked")
-    start = time.monotonic()
     made.stop()
-    # What the PACS is given to answer is 60 s.
-    assert time.monotonic() - start < 30
     assert not made._thread.is_alive()
     pacs.hangs.clear()
     pacs.close()
@@ -1255,17 +1242,18 @@ def test_what_is_no_peer_is_refused(text: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ command
 
 
-def test_the_command_ends_in_good_order_with_an_association_open(tmp_path: Path, bundle: Path, film: bytes) -> None:
-    service = Service(tmp_path / "spool", "--model", str(bundle), "--send-to", f"PACS@127.0.0.1:{free_port()}")
-    with service:
+def test_the_command_ends_in_good_order_with_an_association_open(
+    tmp_path: Path, bundle: Path, film: bytes, nobody: int
+) -> None:
+    with Service(tmp_path / "spool", "--model", bundle, "--send-to", f"PACS@127.0.0.1:{nobody}") as service:
         association = call(service.port)
         assert association.send_c_store(dataset(film)).Status == 0x0000
         assert service.stop(signal.SIGTERM) == 0
         wait_for(lambda: association.is_aborted, "it is aborted")
         service.start()
         assert service.stop(signal.SIGINT) == 130
-    assert not [line for line in service.said if "Traceback" in line]
-    assert not [secret for secret in (*SECRETS, uid_of(film)) if secret in "\n".join(service.said)]
+    assert "Traceback" not in service.log
+    assert not [secret for secret in (*SECRETS, uid_of(film)) if secret in service.log]
 
 
 @pytest.mark.parametrize(
@@ -1283,20 +1271,20 @@ def test_the_command_ends_in_good_order_with_an_association_open(tmp_path: Path,
         (["--dicom-port", "0", "--allow", "A,,B"], "AE title"),
     ],
 )
-def test_options_that_make_no_sense_are_named(tmp_path: Path, options: list[str], why: str) -> None:
-    command = Service(tmp_path / "spool").command
-    line = [command[0], "--port", "0", "--spool", str(tmp_path / "spool"), *options]
+def test_options_that_make_no_sense_are_named(
+    serve_command: Callable[..., list[str | Path]], tmp_path: Path, options: list[str], why: str
+) -> None:
+    line = serve_command("--port", "0", "--spool", tmp_path / "spool", *options)
     done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 2
     assert why in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_another_host_needs_an_allow_list(tmp_path: Path) -> None:
+def test_another_host_needs_an_allow_list(serve_command: Callable[..., list[str | Path]], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("0123456789abcdef0123456789abcdef")
     (tmp_path / "token").chmod(0o600)
-    command = Service(tmp_path / "spool").command[0]
-    line = [command, "--host", "0.0.0.0", "--token-file", str(tmp_path / "token"), "--dicom-port", "0"]  # noqa: S104
+    line = serve_command("--host", "0.0.0.0", "--token-file", tmp_path / "token", "--dicom-port", "0")  # noqa: S104
     done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 2
     assert "--allow" in done.stderr

@@ -62,15 +62,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def service(
-    serving: Callable[..., Any],
-    serve_command: Callable[..., list[str | Path]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Any]:
+def service(serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One service with the model that comes with pneumo, for all tests that do not ask for their own."""
-    folder = tmp_path_factory.mktemp("served")
-    line = serve_command("--port", "0", "--spool", folder / "spool", "--model", DEFAULT_BUNDLE)
-    with serving(line, folder / "said") as running:
+    with serving(tmp_path_factory.mktemp("served") / "spool") as running:
         yield running
 
 
@@ -418,7 +412,7 @@ def test_films_that_come_meanwhile_are_listed(
     row.get_by_role("button").click()
     verdict(page, "The model says Pneumonia")
     # What the sender notes when the PACS is away, and when it is back.
-    with closing(sqlite3.connect(service.said.parent / "spool" / "journal.db", isolation_level=None)) as journal:
+    with closing(sqlite3.connect(service.spool / "journal.db", isolation_level=None)) as journal:
         journal.execute(
             "INSERT INTO sendings SELECT id, 'PACS@localhost:104', 'sr', 'waiting', 1, 'the PACS does not answer'"
             " FROM films WHERE key = ?",
@@ -487,32 +481,26 @@ def test_a_busy_device_is_tried_again(serve: Serve, visit: Open, phantoms: dict[
 
 
 def test_a_device_that_goes_away_and_comes_back(
-    serving: Callable[..., Any],
-    serve_command: Callable[..., list[str | Path]],
-    visit: Open,
-    phantoms: dict[str | None, Prediction],
-    tmp_path: Path,
+    serve: Serve, visit: Open, phantoms: dict[str | None, Prediction]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    line = serve_command("--port", port, "--spool", tmp_path / "spool")
-    with serving(line, tmp_path / "said") as service:
-        page = visit(service.address, "ERR_CONNECTION_", "404")
-        expect(page.get_by_text("None yet.")).to_be_visible()
+    service = serve()
+    page = visit(service.address, "ERR_CONNECTION_", "404")
+    expect(page.get_by_text("None yet.")).to_be_visible()
+    assert service.stop() == 0
     hand_in(page, phantoms["NORMAL"].path)
     expect(page.get_by_text("The film could not be sent", exact=True)).to_be_visible()
     expect(page.get_by_role("alert")).to_have_text("The device does not answer. This page tries again by itself.")
-    with serving(line, tmp_path / "said"):
-        expect(page.get_by_role("alert")).to_be_hidden()
-        page.get_by_role("button", name="Try again").click()
-        verdict(page, "The model says")
-        key = page.url.split("#")[1]
-        # A film that is gone by the time it is opened.
-        whole(page)
-        (tmp_path / "spool" / "films" / key / PICTURE).unlink()
-        page.reload()
-        expect(page.get_by_text("The picture of this film is gone", exact=True)).to_be_visible()
-        page.close()
+    service.start()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    page.get_by_role("button", name="Try again").click()
+    verdict(page, "The model says")
+    key = page.url.split("#")[1]
+    # A film that is gone by the time it is opened.
+    whole(page)
+    (service.spool / "films" / key / PICTURE).unlink()
+    page.reload()
+    expect(page.get_by_text("The picture of this film is gone", exact=True)).to_be_visible()
+    page.close()
 
 
 # ------------------------------------------------------------------------------------- phones, paper, everybody
@@ -851,9 +839,9 @@ def test_names_of_files_stay_in_the_tab(
     other = visit(service.address)
     expect(other.locator("#films li")).to_have_count(2)
     assert "MUELLER" not in other.content()
-    spool = service.said.parent / "spool"
+    spool = service.spool
     assert not [path for path in spool.rglob("*") if path.is_file() and b"MUELLER" in path.read_bytes()]
-    assert "MUELLER" not in service.log()
+    assert "MUELLER" not in service.log
 
 
 def test_the_list_is_sorted_filtered_and_turned(
@@ -885,7 +873,7 @@ def test_the_list_is_sorted_filtered_and_turned(
     expect(page.locator("#films li")).to_have_count(3)
     expect(page.get_by_role("button", name="Next")).to_be_hidden()
     # More than a page of them: rows as the journal has them, without their films.
-    with closing(sqlite3.connect(service.said.parent / "spool" / "journal.db", isolation_level=None)) as journal:
+    with closing(sqlite3.connect(service.spool / "journal.db", isolation_level=None)) as journal:
         columns = [row[1] for row in journal.execute("PRAGMA table_info(films)")]
         copied = ", ".join(column for column in columns if column not in ("id", "key"))
         for i in range(60):
@@ -926,10 +914,10 @@ def test_a_film_is_judged_again_and_deleted(serve: Serve, visit: Open, phantoms:
     expect(page.locator("#live")).to_have_text("The film is deleted.")
     expect(page.get_by_role("button", name="Choose a film")).to_be_focused()
     expect(page.get_by_text("None yet.")).to_be_visible()
-    assert not (service.said.parent / "spool" / "films" / key).exists()
+    assert not (service.spool / "films" / key).exists()
 
 
-def test_whose_film_it_is_where_the_clinic_wants_that(serve: Serve, visit: Open, tmp_path: Path) -> None:
+def test_whose_film_it_is_where_the_clinic_wants_that(serve: Serve, visit: Open, nobody: int, tmp_path: Path) -> None:
     pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
     pixels = (deep_film(tmp_path / "deep.png", 300, 240) // 16).astype(np.uint8)
     ds = pydicom.Dataset()
@@ -947,11 +935,8 @@ def test_whose_film_it_is_where_the_clinic_wants_that(serve: Serve, visit: Open,
     ds["PixelData"].VR = "OB"
     film = io.BytesIO()
     ds.save_as(film, enforce_file_format=True)
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        nowhere = closed.getsockname()[1]
-    service = serve(
-        "--dicom-port", "0", "--send-to", f"PACS@127.0.0.1:{nowhere}", "--show", "accession,patient-id"
-    )  # fmt: skip
+    to = f"PACS@127.0.0.1:{nobody}"
+    service = serve("--send-to", to, "--show", "accession,patient-id", dicom=True)
     request = urllib.request.Request(  # noqa: S310
         f"{service.address}/dicom-web/studies", film.getvalue(), {"Content-Type": "application/dicom"}
     )

@@ -257,10 +257,9 @@ def test_answers_are_not_held_back() -> None:
 def test_it_ends_in_good_order(serve: Serve) -> None:
     service = serve()
     assert httpx.get(f"{service.address}/healthz", timeout=60).json() == {"status": "ok"}
-    service.process.send_signal(signal.SIGINT)
-    assert service.process.wait(60) == 130
-    assert service.log().startswith(f"{NOT_A_DIAGNOSIS}\npage and HTTP: http://127.0.0.1:")
-    assert "Traceback" not in service.log()
+    assert service.stop(signal.SIGINT) == 130
+    assert service.log.startswith(f"{NOT_A_DIAGNOSIS}\npage and HTTP: http://127.0.0.1:")
+    assert "Traceback" not in service.log
 
 
 def test_the_answer_is_the_record_of_pneumo_infer(serve: Serve, infer: Infer, tmp_path: Path) -> None:
@@ -306,7 +305,7 @@ def test_the_record_of_a_dicom_film(serve: Serve, infer: Infer, tmp_path: Path) 
         assert "HAND" in " ".join(answer["warnings"])
         key = asking.post("/v1/films", content=data).json()["key"]
         assert answered(asking, key)["record"]["warnings"] == answer["warnings"]
-    assert "Doe" not in service.log()
+    assert "Doe" not in service.log
 
 
 def test_a_film_is_kept_judged_and_listed(serve: Serve, tmp_path: Path) -> None:
@@ -356,9 +355,9 @@ def test_a_film_is_kept_judged_and_listed(serve: Serve, tmp_path: Path) -> None:
             assert asking.get(url).status_code == 422
         assert (tmp_path / "spool" / "films" / entry["key"] / FILM).read_bytes() == film()
     # What is on disk and in the log must not tell whose film it is.
-    assert "Doe" not in service.log()
-    assert entry["key"] not in service.log()
-    lines = service.log().splitlines()
+    assert "Doe" not in service.log
+    assert entry["key"] not in service.log
+    lines = service.log.splitlines()
     assert sum(line.endswith(" ms") and " 127.0.0.1 POST /v1/films 202 " in line for line in lines) == 2
     assert any(" GET /v1/films/{key} 200 " in line for line in lines)
     assert any(" GET none 404 " in line for line in lines)
@@ -392,7 +391,7 @@ def test_with_a_token_nothing_is_told_without_it(serve: Serve, tmp_path: Path) -
         scheme = asking.get("/openapi.json").json()
         assert scheme["paths"]["/v1/predict"]["post"]["security"] == [{"HTTPBearer": []}]
         assert "security" not in scheme["paths"]["/healthz"]["get"]
-    assert TOKEN not in service.log()
+    assert TOKEN not in service.log
 
 
 def test_model_and_metrics(serve: Serve, bundle: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from pictures import draw
 from places import SHARED
 from pneumo_edge.preprocess import VERSION, read_film
 from pneumo_train import films as films_module
@@ -26,33 +26,6 @@ REAL = SHARED / "data" / "chest_xray"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "pneumo"
-
-
-def draw(path: Path, seed: int = 0, mode: str = "L", size: tuple[int, int] = (50, 40)) -> Path:
-    """Writes a picture of noise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    if mode == "I;16":
-        Image.fromarray(rng.integers(300, 4000, (size[1], size[0])).astype(np.uint16)).save(path)
-    else:
-        shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
-        Image.fromarray(rng.integers(0, 256, shape).astype(np.uint8)).save(path)
-    return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Two patients of each class in train, one in test."""
-    root = tmp_path / "data"
-    names = (
-        "train/NORMAL/IM-0115-0001.jpeg", "train/NORMAL/IM-0117-0001.jpeg",
-        "train/PNEUMONIA/person1_bacteria_1.jpeg", "train/PNEUMONIA/person1_bacteria_2.jpeg",
-        "train/PNEUMONIA/person2_virus_3.jpeg",
-        "test/NORMAL/IM-0001-0001.jpeg", "test/PNEUMONIA/person1_virus_6.jpeg",
-    )  # fmt: skip
-    for seed, name in enumerate(names):
-        draw(root / name, seed)
-    return root
 
 
 def index(data: Path) -> tuple[tuple[Path, ...], tuple[FilmFile, ...]]:

@@ -70,12 +70,6 @@ def test_maps_are_enlarged_as_pillow_does_it(height: int, width: int, seed: int)
         assert large.max() <= small.max() + 1e-6
 
 
-def test_the_region_of_the_runtime_is_the_one_that_is_judged() -> None:
-    region = pytest.importorskip("pneumo_edge.region", reason="the runtime outlines no regions yet")
-    cells = np.random.default_rng(0).normal(0, 2, (7, 7)).astype(np.float32)
-    assert enlarge(cells[np.newaxis])[0] == pytest.approx(region.local_logits(cells, GRID, GRID), abs=1e-9)
-
-
 def test_boxes_are_drawn_where_they_lie() -> None:
     masks = box_masks([[Box(0.25, 0.5, 0.75, 1.0)], [], [UPPER_LEFT, LOWER_RIGHT]])
     assert masks[0, GRID // 2 :, GRID // 4 : 3 * GRID // 4].all()

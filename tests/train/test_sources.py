@@ -10,10 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from pictures import draw
 from places import SHARED
 from pneumo_edge.errors import DataError
 from pneumo_train import train as train_module
@@ -23,34 +22,11 @@ from pneumo_train.sources import absolute, find_root, gather, root_of
 REAL = SHARED / "data"
 
 
-def draw(path: Path, seed: int = 0) -> Path:
-    """Writes a picture of noise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    Image.fromarray(rng.integers(0, 256, (40, 50)).astype(np.uint8)).save(path)
-    return path
-
-
 def dicom(path: Path) -> Path:
     """Writes what begins like a DICOM file: nothing here looks further."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(128) + b"DICM" + bytes(200))
     return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Two patients of each class in train, one in test."""
-    root = tmp_path / "data"
-    names = (
-        "train/NORMAL/IM-0115-0001.jpeg", "train/NORMAL/IM-0117-0001.jpeg",
-        "train/PNEUMONIA/person1_bacteria_1.jpeg", "train/PNEUMONIA/person1_bacteria_2.jpeg",
-        "train/PNEUMONIA/person2_virus_3.jpeg",
-        "test/NORMAL/IM-0001-0001.jpeg", "test/PNEUMONIA/person1_virus_6.jpeg",
-    )  # fmt: skip
-    for seed, name in enumerate(names):
-        draw(root / name, seed)
-    return root
 
 
 def films_of(data: Path, **options: Any) -> tuple[FilmFile, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pneumo_edge.region import local_logits
 from pneumo_train.calibrate import Floats, Labels
 from pneumo_train.films import Box
 from pneumo_train.measure import bootstrap_weights, mean_of, weighted_auc
@@ -36,19 +37,11 @@ Flags = npt.NDArray[np.bool_]
 
 def enlarge(maps: Floats, side: int = GRID) -> npt.NDArray[np.float64]:
     """Returns maps (N, h, w) at (N, side, side) points: bilinear, and constant beyond the outermost centres."""
-    rows, columns = (_interpolation(cells, side) for cells in maps.shape[1:])
-    large: npt.NDArray[np.float64] = rows @ maps.astype(np.float64) @ columns.T
+    large = np.empty((len(maps), side, side))
+    # One map after the other: the steps between would take several times as much memory for all of them.
+    for i, each in enumerate(maps):
+        large[i] = local_logits(each, side, side)
     return large
-
-
-def _interpolation(cells: int, side: int) -> npt.NDArray[np.float64]:
-    place = np.clip((np.arange(side) + 0.5) / side * cells - 0.5, 0, cells - 1)
-    before = np.minimum(place.astype(int), max(0, cells - 2))
-    after = np.minimum(before + 1, cells - 1)
-    matrix = np.zeros((side, cells))
-    np.add.at(matrix, (np.arange(side), before), 1 - (place - before))
-    np.add.at(matrix, (np.arange(side), after), place - before)
-    return matrix
 
 
 def box_masks(boxes: Boxes, side: int = GRID) -> Flags:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pneumo_edge.bundle import LABELS
 from pneumo_edge.errors import DataError
-from pneumo_edge.preprocess import SUFFIXES, is_film
+from pneumo_edge.film_files import SUFFIXES, is_film_file, is_left_behind
 from pneumo_train.films import FilmFile
 from pneumo_train.manifest import BOXES, find_manifest, read_manifest, with_boxes
 
@@ -185,7 +185,7 @@ def _films_of_folder(
     unused: Counter[str] = Counter()
     for parts in _walk(root, classes, unused):
         path = root.joinpath(*parts)
-        if _left_behind(parts) or not _may_be_film(path):
+        if _left_behind(parts) or not is_film_file(path):
             continue
         why = _why_unused(parts, path, classes)
         if why:
@@ -250,22 +250,6 @@ def _why_unused(parts: tuple[str, ...], path: Path, classes: Mapping[str, int]) 
     return "" if path.is_file() else f"links in {parts[0]}/{parts[1]}/ that lead to no film: fetch what they link to"
 
 
-def _may_be_film(path: Path) -> bool:
-    """Tells as `pneumo-infer` does of the files of a folder: by the suffix, and without one by the first bytes."""
-    suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
-        # A pipe or device that bears the name of a picture would be waited for.
-        return path.is_file() or not path.exists()
-    # DICOM files often bear no suffix, or their name is a UID, "1.2.840.10008.5".
-    if (suffix and not suffix[1:].isdigit()) or not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            return is_film(file.read(512))
-    except OSError:
-        return False
-
-
 def _doubts_about_patients(root: Path, films: Sequence[FilmFile], rule: re.Pattern[str]) -> list[str]:
     """Returns a sentence where the patient rule fits few of the names: it was not made for them."""
     fits = sum(_matched(film.path.rsplit("/", 1)[-1], rule) is not None for film in films)
@@ -328,7 +312,7 @@ def _matched(name: str, rule: re.Pattern[str]) -> str | None:
 
 
 def _left_behind(parts: Sequence[str]) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return any(is_left_behind(part) for part in parts)
 
 
 def _writable(name: str) -> bool:

@@ -8,7 +8,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from pneumo_edge.bundle import LABELS, Calibration
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import DataError, MissingExtraError, RunError, UsageError
 from pneumo_edge.preprocess import Pixels
+from pneumo_edge.versions import installed_versions
 from pneumo_train.backbones import build_model, check_architecture, find_backbone, freeze
 from pneumo_train.calibrate import Floats, choose_thresholds, fit_calibration, probabilities
 from pneumo_train.films import FilmFile, index_hash, prepare
@@ -496,10 +496,4 @@ def _need_training_packages() -> None:
 
 def versions() -> dict[str, str]:
     """Returns package -> version of what shapes a model."""
-    found = {}
-    for package in ("pneumo", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy", "pillow"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(("pneumo", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy", "pillow"))

@@ -1,4 +1,4 @@
-"""pneumo-archive: an archive of films in, a Parquet dataset out, on as many cores as there are."""
+"""pneumo-archive: judges an archive of films on many cores and writes a Parquet dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pneumo_edge.errors import MissingExtraError, UsageError
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _SHOWN = 5
-"""Failures of parts that are printed; the rest is counted."""
+"""Failed parts that are printed."""
 
 
 @app.command(epilog=NOT_A_DIAGNOSIS)
@@ -26,18 +26,20 @@ def archive(
         typer.Argument(
             metavar="SOURCE",
             help="Films: a folder, which is searched to any depth, a glob, or a URL such as s3://bucket/films; or a "
-            "manifest, .csv or .parquet, with a column path, whose other columns travel along.",
+            "manifest (.csv or .parquet) with a column path. Its other columns are copied into the dataset.",
         ),
     ],
     output: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder or URL of the dataset. A second run does what is missing there.")
+        str, typer.Option(metavar="DIR", help="Folder or URL of the dataset. A second run does what is missing in it.")
     ],
     scheduler: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Dask scheduler, such as tcp://host:8786; a local cluster otherwise."),
+        typer.Option(
+            metavar="ADDRESS", help="Dask scheduler, such as tcp://host:8786; a cluster on this machine otherwise."
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of the local cluster; one for each core by default.")
+        int | None, typer.Option(min=1, help="Processes of the cluster on this machine; one for each core by default.")
     ] = None,
     model: Annotated[
         Path | None,
@@ -46,19 +48,20 @@ def archive(
         ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Films in one part, which is one task and one file; 500 by default.")
+        int | None, typer.Option(min=1, help="Films in one part, that is, in one task and one file; 500 by default.")
     ] = None,
     where: Annotated[
         str,
         typer.Option(
-            metavar="PROTOCOL", help="Where a manifest's paths lie that name no protocol: local, s3 (bucket/key), ..."
+            metavar="PROTOCOL",
+            help="Protocol of a manifest's paths that name none, such as local, or s3 for bucket/key.",
         ),
     ] = "local",
     _version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and stop.")
     ] = False,
 ) -> None:
-    """Judges an archive of chest X-rays on Dask: one row a film, in Parquet."""
+    """Judges an archive of chest X-rays on Dask and writes a Parquet dataset with one row for each film."""
     for package in ("distributed", "fsspec", "pyarrow"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "archive", "pneumo-archive")
@@ -87,10 +90,10 @@ def archive(
 
 def main() -> NoReturn:
     """Entry point of `pneumo-archive`."""
-    # There is a process for each core: NumPy's OpenBLAS need not start a thread for each as well, in each of them.
+    # There is a process for each core, so NumPy's OpenBLAS need not start a thread for each core in every process.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if os.environ.get("PNEUMO_DEBUG") != "1":
-        # Some file systems that could not be opened raise once more as they are taken apart.
+        # Some file systems that could not be opened raise again in their destructor.
         sys.unraisablehook = lambda _: None
     run(app, "pneumo-archive")
 

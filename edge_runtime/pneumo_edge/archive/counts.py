@@ -1,4 +1,4 @@
-"""What many rows say together. Counts of parts add up to those of the archive, in any order."""
+"""Sums over many rows. The counts of the parts, added in any order, are those of the archive."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ BINS = 50
 """Equal steps of the probability."""
 
 MS_EDGES = tuple(round(base * 10.0**power, 3) for power in range(-1, 5) for base in (1, 1.5, 2, 3, 5, 7))
-"""Milliseconds at which the steps of the histograms of times begin, 0.1 to 70,000; the first holds all below, too."""
+"""Milliseconds at which the bins of the histograms of times begin, 0.1 to 70,000. The first bin also holds all
+below."""
 
 WITHHELD, FAILED = "withheld", "failed"
 
 OTHERS = "others"
 _MAX_KINDS = 100
-"""Sentences that are told apart: some libraries put something new into each."""
+"""Kinds of sentences that are counted apart: some libraries put something new into every sentence."""
 
 
 @dataclass
 class Counts:
-    """Counts of films. `+=` adds those of others; memory does not grow with their number."""
+    """Counts of films. `+=` adds other counts. Memory does not grow with the number of films."""
 
     verdicts: Counter[str] = field(default_factory=Counter)
     """"NORMAL", "PNEUMONIA", `WITHHELD`, and `FAILED` for those that could not be judged."""
     probabilities: Counter[tuple[str, int]] = field(default_factory=Counter)
     """(verdict, step of the probability, 0 to `BINS` - 1) -> films."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """Warning -> films with a withheld verdict that have it; one film can have several."""
+    """Warning -> films with that warning whose verdict is withheld; a film can have several."""
     errors: Counter[str] = field(default_factory=Counter)
     """Kind of error -> films."""
     times: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -78,11 +79,11 @@ def count_rows(table: pa.Table) -> Counts:
 
 
 def kind_of(sentence: str, path: str = "") -> str:
-    """Returns what a sentence has in common with others of its kind: no path, no numbers, no remarks or quotations.
+    """Returns a sentence without what makes it differ from others of its kind: path, numbers, brackets, quotations.
 
     Args:
         sentence: An error or a warning.
-        path: Of the film that it speaks of.
+        path: Path of the film in question.
     """
     sentence = sentence.removeprefix(path)
     for name in (path, path.partition("://")[2]):
@@ -90,6 +91,6 @@ def kind_of(sentence: str, path: str = "") -> str:
         sentence = sentence.replace(name, "") if "/" in name else sentence
     before = ""
     while before != sentence:
-        # Libraries put what they found into brackets, and brackets into these.
+        # Libraries put details into brackets, and brackets into brackets.
         before, sentence = sentence, re.sub(r"""\([^()]*\)|"[^"]*"|'(?!pneumo\[)[^']*'""", "", sentence)
     return re.sub(r"\s+(?=[\s,:.])", "", re.sub(r"\d+", "N", sentence)).strip()[:200]

@@ -1,4 +1,4 @@
-"""The driver: lists the films, hands out the parts, and collects counts, never rows."""
+"""The driver: it lists the films, hands out the parts, and collects counts, never rows."""
 
 from __future__ import annotations
 
@@ -37,58 +37,61 @@ if TYPE_CHECKING:
     from distributed import Client
 
 BATCH = 500
-"""Films in one part: some ten seconds of one core, which is what a worker that dies takes with it."""
+"""Films in one part. They take one core some ten seconds, which is what is lost when a worker dies."""
 
 _FOR_EACH_THREAD = 2
-"""Parts handed out at one time: one that is judged and one that waits. More would only fill memory."""
+"""Parts handed out at a time: one that is judged and one that waits. More would only fill memory."""
 
 _RETRIES = 2
-"""Of a part that failed by itself, such as when a store did not answer."""
+"""Times that a failed part is tried again, such as when a store did not answer."""
 
 _IN_A_ROW = 10
-"""Parts that have failed one after the other: then it is not the parts."""
+"""Parts that may fail one after the other. Then the fault is not in the parts, and the run ends."""
 
 _ENDS_THE_RUN = (CancelledError, BundleError, MissingExtraError, UsageError)
-"""The scheduler has gone away; or a worker cannot do the job, and no part would fare better there."""
+"""Errors that end the run: the scheduler is gone, or a worker can do no part at all."""
 
 _LOOPBACK_SECONDS = 5
-"""For a connection that never leaves the machine."""
+"""Longest wait for a connection within this machine."""
 
 _PATIENCE = "30s"
-"""For the scheduler to answer."""
+"""Longest wait for an answer of the scheduler."""
 
 
 @dataclass
 class Outcome:
-    """What came of a run."""
+    """The result of a run."""
 
     description: Description
     threshold: float
-    """Of the bundle's operating point, on the probability."""
+    """Probability from which a film is called PNEUMONIA."""
     started: str
+    """Date and time, ISO 8601, UTC."""
     counts: Counts = field(default_factory=Counts)
-    """Of all parts that stand, whichever run made them."""
+    """Counts of all parts that are written, by this run or another."""
     films: int = 0
-    """In the plan."""
+    """Number of films in the plan."""
     parts: int = 0
+    """Number of parts in the plan."""
     missing: dict[int, int] = field(default_factory=dict)
-    """Parts that do not stand -> their films."""
+    """Part that is not written -> number of its films."""
     failures: list[str] = field(default_factory=list)
-    """Why not, one sentence for each that was tried."""
+    """One sentence for each part that was tried and failed."""
     unlisted: int = 0
-    """Folders that could not be searched."""
+    """Number of folders that could not be searched."""
     judged: int = 0
-    """Films, in this run."""
+    """Number of films that this run has judged."""
     listing_seconds: float = 0.0
+    """Time that the listing took."""
     seconds: float = 0.0
-    """From the first part to the last."""
+    """Time from the first part to the last."""
     driver_seconds: float = 0.0
-    """Of a processor that this process, and a scheduler on this machine, took meanwhile."""
+    """Processor time that this process, with a scheduler on this machine, took meanwhile."""
     threads: int = 0
-    """Of all workers, at the end."""
+    """Number of threads of all workers at the end."""
 
     def add(self, part: int, done: Done) -> None:
-        """Takes in a part that stands."""
+        """Adds a part that is written."""
         self.counts += done.counts
         self.judged += done.judged
         del self.missing[part]
@@ -113,10 +116,10 @@ def judge_archive(
         workers: Processes of that cluster; one for each core by default.
         model: Bundle; the one that comes with pneumo by default.
         batch: Films in one part; `BATCH` by default, or what the output has.
-        where: Protocol of a manifest's paths that have none of their own.
+        where: Protocol of a manifest's paths that name none.
 
     Raises:
-        BundleError, DataError, MissingExtraError, UsageError: One sentence each; parts that stand are kept.
+        BundleError, DataError, MissingExtraError, UsageError: One sentence each. Parts that are written are kept.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     store = Store(output)
@@ -176,7 +179,7 @@ def judge_archive(
 
 @contextmanager
 def _usable(store: Store) -> Iterator[None]:
-    """Says of a disk that cannot hold an output what is to be done about it."""
+    """Turns an error of the disk into one that names the remedy."""
     try:
         yield
     except OSError as error:
@@ -185,10 +188,10 @@ def _usable(store: Store) -> Iterator[None]:
 
 
 def _compare(wanted: Description, known: Description, output: str) -> None:
-    """Makes sure that a dataset is continued as it was begun.
+    """Checks that a run continues a dataset as it was begun.
 
     Raises:
-        UsageError: It would not be.
+        UsageError: It does not.
     """
     same = asdict(replace(wanted, pneumo=known.pneumo))
     differs = [name for name, value in asdict(known).items() if same[name] != value]
@@ -224,7 +227,7 @@ def _list(found: Source, plan: Plan) -> None:
 
 
 def _do_parts(client: Client, job: Job, plan: Plan, store: Store, outcome: Outcome) -> None:
-    """Has every part done that can be, and fills in `outcome`."""
+    """Has all parts done, as far as that is possible, and fills in `outcome`."""
     from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker
 
@@ -251,10 +254,10 @@ def _do_parts(client: Client, job: Job, plan: Plan, store: Store, outcome: Outco
                     break
                 judged += sizes[part] * (part not in standing)
                 show(judged)
-        # Only now: a film that ends processes would also bring what waits beside it under suspicion.
+        # Only now: a film that ends its process would also cast suspicion on the parts that wait beside it.
         for part, films in plan.parts() if fatal else ():
             if part in fatal:
-                say(f"part {part} has ended every worker that tried it: its films one by one")
+                say(f"part {part} has ended every worker that tried it: its films are tried one by one")
                 try:
                     outcome.add(part, _film_by_film(client, job, part, films))
                 except _ENDS_THE_RUN:
@@ -267,14 +270,14 @@ def _do_parts(client: Client, job: Job, plan: Plan, store: Store, outcome: Outco
 
 
 def _results(client: Client, job: Job, plan: Plan) -> Iterator[tuple[int, Done | Exception]]:
-    """Yields each part, in the order in which they are done, with what came of it."""
+    """Yields the number and the result of each part, in the order in which they are done."""
     from distributed import as_completed
 
     # A name of its own for each run: Dask gives the same name the same result.
     run = uuid4().hex[:8]
     parts, handed, queue = plan.parts(), dict[str, int](), as_completed(loop=client.loop)
     while True:
-        # Asked anew each time: a cluster may grow and shrink.
+        # Counted each time, since a cluster may grow and shrink.
         room = max(1, _FOR_EACH_THREAD * _threads(client)) - len(handed)
         for part, films in islice(parts, max(0, room)):
             key = f"part-{part}-{run}"
@@ -294,7 +297,7 @@ def _results(client: Client, job: Job, plan: Plan) -> Iterator[tuple[int, Done |
 
 
 def _film_by_film(client: Client, job: Job, part: int, films: pa.Table) -> Done:
-    """Does a part that has ended every worker that tried it: the film that is to blame costs its row alone."""
+    """Does a part that has ended every worker that tried it. Only the film that is to blame gets no verdict."""
     from distributed.scheduler import KilledWorker
 
     records = []
@@ -316,7 +319,7 @@ def _threads(client: Client) -> int:
 
 @contextmanager
 def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
-    """Connects to a scheduler, or starts one with workers on this machine and takes them down at the end.
+    """Connects to a scheduler, or starts one with workers on this machine and stops them at the end.
 
     Raises:
         UsageError: The scheduler does not answer, or Dask's own settings cannot be read.
@@ -327,24 +330,24 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         from distributed import Client, LocalCluster
         from distributed.comm.addressing import get_address_host_port
     except ValueError as error:
-        # Settings are read at import; the rest of what it says is where YAML gave up.
+        # Settings are read at import. The rest of the message is the place where YAML gave up.
         reason = one_line(error).removesuffix(", original error message:")
         raise UsageError(f"{reason}: mend that file, or take it away") from error
 
     settings = {
         # A row of a wide manifest can be long; a part is no large graph.
         "distributed.admin.large-graph-warning-threshold": "1GB",
-        # It looks at the worker's stack a hundred times a second, and there is one function to be seen there.
+        # The profiler reads the worker's stack a hundred times a second, for a single function.
         "distributed.worker.profile.enabled": False,
-        # A nanny starts its worker anew whatever it takes. The cluster would give up both if the worker were not there
-        # exactly so long after a death, because it has died again or starts slowly; and then wait for ever.
+        # A nanny always starts its worker again. The cluster would give up both where the worker is not back after this
+        # time, because it has died again or starts slowly, and would then wait for ever.
         "distributed.deploy.lost-worker-timeout": "1000 days",
     }
     with dask.config.set(settings):
         _quiet_dask()
         if scheduler is not None:
             try:
-                # Asked first: a client that fails half-way takes a minute to give up.
+                # Checked first: a client that fails half-way takes a minute to give up.
                 get_address_host_port(scheduler)
                 client = Client(scheduler, timeout=_PATIENCE, set_as_default=False)
             except (OSError, ValueError) as error:
@@ -353,13 +356,13 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
                 yield client
             return
         _check_loopback()
-        # The dashboard's library looks for settings there when it is imported, and raises where there is no home.
+        # The dashboard's library reads settings from the home folder when it is imported, and raises without one.
         if os.path.expanduser("~") == "~":  # noqa: PTH111 - which raises too
             os.environ["HOME"] = tempfile.gettempdir()
         with ExitStack() as running:
             with _ctrl_c_later():
                 try:
-                    # On 127.0.0.1 alone: the dashboard shows names of films.
+                    # Only on 127.0.0.1, since the dashboard shows names of films.
                     cluster = LocalCluster(
                         n_workers=workers or usable_cores(),
                         threads_per_worker=1,
@@ -377,7 +380,7 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
 
 
 def _check_loopback() -> None:
-    """Makes sure that processes of this machine can talk to each other: Dask would find out after half a minute.
+    """Checks that processes on this machine can talk to each other. Dask itself would give up after half a minute.
 
     Raises:
         PneumoError: They cannot.
@@ -397,15 +400,16 @@ def _check_loopback() -> None:
 
 @contextmanager
 def _ctrl_c_later() -> Iterator[None]:
-    """Puts Ctrl-C off while a cluster starts, which cannot be taken down half-way.
+    """Puts Ctrl-C off while a cluster starts, which cannot be stopped half-way.
 
-    Threads and processes begin with the mask of the thread that starts them: what starts here, and all workers that the
-    cluster starts later, never see Ctrl-C. It is the driver's business, and a terminal sends it to all of them.
+    Threads and processes begin with the signal mask of the thread that starts them. So those that start here, and all
+    workers that the cluster starts later, never get Ctrl-C, which a terminal sends to all of them. The driver handles
+    it.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # It would lift the mask in the thread that starts it.
+    # Started inside, it would lift the mask.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -415,7 +419,7 @@ def _ctrl_c_later() -> Iterator[None]:
 
 
 def _level() -> int:
-    """Of Dask's log: a worker that dies and is replaced fills pages with it, and is none of the user's business."""
+    """Returns the level of Dask's log. One worker that dies and is replaced fills pages of it."""
     return logging.WARNING if os.environ.get("PNEUMO_DEBUG") == "1" else logging.CRITICAL
 
 
@@ -425,7 +429,7 @@ def _quiet_dask() -> None:
 
 
 def _quiet_worker() -> Any:
-    """Returns a plugin for workers that are ours alone, and so print among our own lines."""
+    """Returns a plugin for workers on this machine, whose output would mix with ours."""
     from distributed import WorkerPlugin
 
     class QuietWorker(WorkerPlugin):
@@ -436,10 +440,10 @@ def _quiet_worker() -> Any:
 
 
 def _check_workers(client: Client, job: Job) -> None:
-    """Prints the dashboard's address, and has every worker load the bundle.
+    """Prints the dashboard's address, and lets every worker load the bundle.
 
     Raises:
-        UsageError: One of them cannot do the job.
+        UsageError: A worker cannot do the job.
     """
     say(f"dashboard: {client.dashboard_link}")
     try:

@@ -1,7 +1,7 @@
-"""SOURCE -> its films, one batch after the other: a folder, a glob, a film, or a manifest, on any file system.
+"""Lists the films of SOURCE in batches: a folder, a glob, a film, or a manifest, on any file system.
 
-Nothing is opened but manifests: in an archive of a million films, a look into each would take longer than the listing.
-So a name decides what a film is, and the few that are none become rows with an error.
+Only manifests are opened: to look into each of a million films would take longer than to list them. So the name decides
+what a film is, and the few files that are none become rows with an error.
 """
 
 from __future__ import annotations
@@ -24,19 +24,13 @@ from pneumo_edge.archive.places import LOCAL, has_scheme, is_local, open_url
 from pneumo_edge.archive.schema import PLANNED, check_columns, plain_text
 from pneumo_edge.command_line import say
 from pneumo_edge.errors import DataError, UsageError, one_line
-from pneumo_edge.preprocess import SUFFIXES
+from pneumo_edge.film_files import INDEX, is_film_by_name, is_left_behind
 
 CHUNK = 10_000
 """Films in one batch of the listing."""
 
-_NO_FILMS = (".", "__MACOSX")
-"""How names begin of what nobody put there on purpose."""
-
-_INDEX = "dicomdir"
-"""What DICOM calls the table of contents of a medium."""
-
 _KINDS = 20
-"""Endings of names that are told apart among what is not listed: an archive can hold as many as it has files."""
+"""Kinds of files that are counted apart among those that are not listed: there can be as many kinds as files."""
 
 
 @dataclass
@@ -44,29 +38,29 @@ class Source:
     """The films of a SOURCE."""
 
     name: str
-    """What it is known by: a URL or an absolute path."""
+    """Its URL or absolute path."""
     base: str
-    """Folder that paths without a beginning belong to: that of the manifest."""
+    """Folder of the manifest, in which relative paths begin."""
     columns: pa.Schema
-    """The manifest's columns beside `path`."""
+    """The manifest's other columns, without `path`."""
     batches: Iterator[pa.RecordBatch]
     """Columns of `schema.PLANNED`, then `columns`."""
     unlisted: list[str] = field(default_factory=list)
-    """Folders that cannot be read, known when `batches` has come to its end."""
+    """Folders that cannot be searched. Complete at the end of `batches`."""
     passed_over: Counter[str] = field(default_factory=Counter)
-    """What was found and is not listed, in words that follow a number, known when `batches` has come to its end."""
+    """What was found and is not listed, in words that follow a number. Complete at the end of `batches`."""
 
 
 def open_source(source: str, where: str = LOCAL) -> Source:
-    """Finds out what SOURCE is and begins to list it. Memory does not grow with the number of films.
+    """Opens SOURCE and begins to list its films. Memory does not grow with their number.
 
     Args:
         source: Path, glob or URL of films, or of a manifest (.csv, .parquet) with a column `path`.
-        where: Protocol of the manifest's paths that have none of their own.
+        where: Protocol of the manifest's paths that name none.
 
     Raises:
         DataError: The manifest cannot be read, now or while it is listed.
-        UsageError: There is nothing of that name, or the manifest's columns cannot stand in the result.
+        UsageError: Nothing has that name, or the manifest's columns cannot stand in the result.
     """
     fs, key = open_url(source)
     if is_local(fs) and not has_scheme(source):
@@ -93,12 +87,12 @@ def open_source(source: str, where: str = LOCAL) -> Source:
 
 
 def film_url(path: str, where: str, base: str) -> str:
-    """Returns where a film of the plan lies.
+    """Returns the path or URL of a film of the plan.
 
     Args:
-        path: As the listing or the manifest has it.
-        where: Protocol of paths that have none of their own.
-        base: Of `Source`.
+        path: Path in the listing or the manifest.
+        where: Protocol of paths that name none.
+        base: `Source.base`.
     """
     if has_scheme(path):
         return path
@@ -107,19 +101,12 @@ def film_url(path: str, where: str, base: str) -> str:
     return path if os.path.isabs(path) or not base else f"{base}/{path}"  # noqa: PTH117 - a URL is no Path
 
 
-def may_be_film(path: str) -> bool:
-    """Tells from its name whether a file in a folder is a film: by suffix; DICOM files often have none, or are called
-    by a number, "1.2.840.10008.5"."""
-    name = path.rsplit("/", 1)[-1].lower()
-    stem, dot, suffix = name.rpartition(".")
-    return f".{suffix}" in SUFFIXES if dot and stem and not suffix.isdigit() else name != _INDEX
-
-
 def _is_listed(path: str, found: Source) -> bool:
-    if may_be_film(path):
+    # Nothing is opened here: what a name cannot tell is listed.
+    if is_film_by_name(path) is not False:
         return True
     name = path.rsplit("/", 1)[-1].lower()
-    kind = "files called DICOMDIR" if name == _INDEX else f"files called *.{plain_text(name.rpartition('.')[2])}"
+    kind = "files called DICOMDIR" if name == INDEX else f"files called *.{plain_text(name.rpartition('.')[2])}"
     if kind not in found.passed_over and len(found.passed_over) >= _KINDS:
         kind = "files whose names are those of no film"
     found.passed_over[kind] += 1
@@ -146,8 +133,8 @@ def _walk(fs: Any, root: str, below: str, enter: Callable[[str], bool], found: S
         fs: File system.
         root: Folder.
         below: Path from `root` on, empty or with a slash at its end.
-        enter: Tells of the path of a folder, from `root` on, whether to look into it.
-        found: Receives folders that cannot be read.
+        enter: Tells whether to search a folder, by its path from `root` on.
+        found: Receives the folders that cannot be searched.
     """
     try:
         names = _local_names(f"{root}/{below}", found) if is_local(fs) else _names(fs, f"{root}/{below}")
@@ -156,10 +143,10 @@ def _walk(fs: Any, root: str, below: str, enter: Callable[[str], bool], found: S
         say(f"{folder} cannot be searched for films: {error.strerror or one_line(error)}")
         found.unlisted.append(folder)
         return
-    # A folder's name ends with a slash: so the whole paths come in order, whatever stands in two names after "a".
+    # The name of a folder ends with a slash, so that whole paths come in order: "a-b" is before "a/".
     for name in sorted(names):
         path = below + name
-        if name.startswith(_NO_FILMS):
+        if is_left_behind(name):
             continue
         if not name.endswith("/"):
             yield path
@@ -176,7 +163,7 @@ def _local_names(folder: str, found: Source) -> list[str]:
             # Links to folders may lead in circles; a pipe or device would be waited for. A dead link is reported.
             elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):  # noqa: PTH110
                 names.append(entry.name)
-            elif not entry.name.startswith(_NO_FILMS):
+            elif not is_left_behind(entry.name):
                 linked = "links to folders, which are not followed: give those folders as a SOURCE of their own"
                 found.passed_over[linked if entry.is_dir() else "pipes and devices"] += 1
     return names
@@ -190,7 +177,7 @@ def _names(fs: Any, folder: str) -> list[str]:
         raise
     except Exception as error:
         raise DataError(f"{folder} cannot be listed: {one_line(error)}") from error
-    # It would keep all that it has been told of every object.
+    # Or it would keep in memory what it has been told of every object.
     fs.invalidate_cache()
     for entry in entries:
         path = entry["name"].rstrip("/")
@@ -237,7 +224,7 @@ def _batches(names: Iterator[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _open_manifest(fs: Any, key: str, source: str) -> Source:
-    """Opens a CSV or Parquet file with a column `path`. CSV values stay text: 00123 is a patient, not a number."""
+    """Opens a CSV or Parquet file with a column `path`. Values in a CSV stay text: 00123 is a patient, not a number."""
     text = key.lower().endswith(".csv")
     read = _read_csv if text else _read_parquet
     try:
@@ -258,7 +245,7 @@ def _open_manifest(fs: Any, key: str, source: str) -> Source:
 
 
 def _planned(batches: Iterator[pa.RecordBatch], others: pa.Schema, source: str) -> Iterator[pa.RecordBatch]:
-    """Puts columns into the plan's order; rows without a path name no film."""
+    """Puts columns into the order of the plan, and leaves out rows without a path."""
     nameless = 0
     try:
         for batch in batches:
@@ -277,7 +264,7 @@ def _planned(batches: Iterator[pa.RecordBatch], others: pa.Schema, source: str) 
 
 def _read_parquet(fs: Any, key: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     file = pq.ParquetFile(fs.open(key, "rb"))
-    # A dictionary of one row group is none of the next.
+    # Each row group has a dictionary of its own.
     schema = pa.schema([
         each.with_type(each.type.value_type) if pa.types.is_dictionary(each.type) else each
         for each in file.schema_arrow.remove_metadata()

@@ -1,4 +1,4 @@
-"""Where things lie: local files and any file system that fsspec knows, and writes that are whole or not there."""
+"""Files on this machine and on any file system that fsspec knows. What is written is whole or not there."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 """Two letters at least: `C:` is a drive."""
 
 _PUT_IS_ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "memory"})
-"""File systems where a file appears once it is whole. They have no rename, only a copy."""
+"""File systems on which a file appears when it is whole. They cannot rename, only copy."""
 
 _UNFINISHED = "unfinished"
-"""Folder of files that are being written: readers of `films/*.parquet`, DuckDB among them, also take dot files."""
+"""Folder of files that are being written. A hidden name would not do: readers of `films/*.parquet`, such as DuckDB,
+take hidden files too."""
 
 
 def has_scheme(path: str) -> bool:
@@ -31,7 +32,7 @@ def has_scheme(path: str) -> bool:
 
 
 def open_url(url: str) -> tuple[Any, str]:
-    """Returns the file system of a path or URL, and what it calls the file. Options come from fsspec's configuration.
+    """Returns the file system of a path or URL, and the file's name on it. Options come from fsspec's configuration.
 
     Not `fsspec.url_to_fs`: it takes `::`, which may stand in a file's name, for a chain of file systems.
 
@@ -42,22 +43,23 @@ def open_url(url: str) -> tuple[Any, str]:
     from fsspec import get_filesystem_class
 
     if not url:
-        # Not the folder at hand: more likely a variable of a shell that is not set.
+        # More likely a shell variable that is not set than the current folder.
         raise UsageError("a path is empty: give a folder or a URL, . for the folder at hand")
     scheme = _SCHEME.match(url)
     protocol = scheme[1] if scheme else LOCAL
     try:
         kind = get_filesystem_class(protocol)
         if is_local(kind):
-            # fsspec would make `~` the home of the user, and cut the slash from a name that ends with one.
+            # fsspec would replace `~` by the user's home, and remove a slash at the end.
             return kind(), os.path.abspath(url[scheme.end() :] if scheme else url)  # noqa: PTH100 - no Path: any bytes
-        return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+        # What `fsspec.url_to_fs` calls: tests/project/test_canaries.py.
+        return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)  # noqa: SLF001
     except (ImportError, ValueError) as error:
         raise UsageError(f"{url} cannot be opened: {one_line(error)}{_chained(url)}") from None
     except OSError as error:
         raise DataError(f"{url} cannot be opened: {one_line(error)}{_chained(url)}") from error
     except Exception as error:
-        # Each file system has arguments of its own, and says in its own way that they are missing.
+        # Each file system has its own arguments, and its own errors where they are missing.
         raise UsageError(
             f"{url} cannot be opened, since {protocol}:// wants more than a URL says ({one_line(error)}): put it into "
             f"fsspec's configuration (FSSPEC_{protocol.upper()}_...), or copy the films to a folder{_chained(url)}"
@@ -74,11 +76,11 @@ def is_local(fs: Any) -> bool:
 
 
 def fetch(url: str, name: str) -> bytes:
-    """Reads a film, or of what is no film one byte more than `MAX_BYTES`.
+    """Reads a film to its end, but at most one byte more than `MAX_BYTES`.
 
     Args:
         url: Path or URL.
-        name: What errors call it.
+        name: Name of the film in errors.
 
     Raises:
         ImageError: It is not there, or cannot be read.
@@ -118,7 +120,7 @@ class Store:
         self.url = self._root if self._local else url.rstrip("/")
 
     def read(self, name: str) -> bytes | None:
-        """Returns what a file holds, or None where there is none."""
+        """Returns the bytes of a file, or None where there is none."""
         try:
             with self._named():
                 return bytes(self._fs.cat_file(f"{self._root}/{name}"))
@@ -126,7 +128,7 @@ class Store:
             return None
 
     def names(self, folder: str = "") -> list[str]:
-        """Returns the names of what lies in a folder within; none where there is no such folder."""
+        """Returns the names in a folder within; none where there is no such folder."""
         path = f"{self._root}/{folder}".rstrip("/")
         try:
             if self._local:
@@ -146,7 +148,7 @@ class Store:
         if not self._local and not _PUT_IS_ATOMIC.isdisjoint(_protocols(self._fs)):
             self._fs.pipe_file(path, data)
             return
-        # Not a name made of the process's number: two machines may share it, and may do one part at one time.
+        # The name has no process number: processes on two machines may have the same, and do the same part at one time.
         temporary = f"{self._root}/{_UNFINISHED}/{uuid4().hex}"
         for needed in (temporary, path):
             self._fs.makedirs(needed.rsplit("/", 1)[0], exist_ok=True)
@@ -164,14 +166,14 @@ class Store:
             Path(temporary).unlink(missing_ok=True)
 
     def clear_unfinished(self) -> None:
-        """Removes what killed processes have left behind."""
+        """Removes the unfinished files of processes that were killed."""
         folder = f"{self._root}/{_UNFINISHED}"
         if self._fs.exists(folder):
             self._fs.rm(folder, recursive=True)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Puts the folder's name before what a file system says: few of them do, and each has errors of its own."""
+        """Turns errors of a file system into a `DataError` that names the folder: few file systems name it."""
         try:
             yield
         except FileNotFoundError:

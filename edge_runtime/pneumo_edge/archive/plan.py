@@ -1,7 +1,8 @@
-"""Which film belongs to which part, on disk before anything is judged: so a second run knows what is missing.
+"""Which film belongs to which part: written before anything is judged, so a second run knows what is missing.
 
-`archive.json` says what the dataset is made of; `plan/part-NNNNNNN.parquet` lists films, the first of them those of
-that part, `batch` films in each row group and so in each part. A film keeps its part for good; new ones get new parts.
+`archive.json` says what the dataset is made of. `plan/part-NNNNNNN.parquet` lists the films of several parts: its first
+row group is the part of that number, the next row group the next part, with `batch` films in each. A film keeps its
+part for good; new films get new parts.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from pneumo_edge.errors import DataError, UsageError
 DESCRIPTION = "archive.json"
 _FOLDER = "plan"
 _PARTS_IN_FILE = 100
-"""Parts that one file of the plan lists: an archive of 100 million films has a few thousand such files."""
+"""Parts in one file of the plan: an archive of 100 million films has a few thousand such files."""
 
 _DIGEST = 16
-"""Bytes of a path's hash: that two of 100 million paths share one is as likely as 1 in 10^22."""
+"""Bytes of a path's hash. The chance that two of 100 million paths have the same one is 1 in 10^22."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """`archive.json`: what all parts of a dataset have in common. A run with anything else needs another folder."""
+    """The content of `archive.json`, which holds for all parts. A run that differs needs another folder."""
 
     schema_version: int
     preprocess_version: int
     note: str
     pneumo: str
-    """Version that began the dataset."""
+    """Version of pneumo that began the dataset."""
     source: str
     where: str
     base: str
@@ -50,11 +51,11 @@ class Description:
     model: str
     file: str
     bundle_sha256: str
-    """Of the bundle's model.json, which holds the hashes of its files."""
+    """SHA-256 of the bundle's model.json, which holds the hashes of its files."""
 
 
 def read_description(store: Store) -> Description | None:
-    """Returns what a folder's dataset is made of; None if nothing is planned there yet, and so nothing judged.
+    """Returns the description of the dataset in a folder; None if nothing is planned there yet, and so nothing judged.
 
     Raises:
         DataError: `archive.json` is damaged, or of another version.
@@ -84,7 +85,7 @@ class Plan:
         """Reads the plan as far as it stands."""
         self._store, self._batch = store, batch
         self._files: list[tuple[int, int]] = []
-        """Number of the first part, and films."""
+        """Number of the first part, and number of films, for each file."""
         self._known = _Known()
         for first in sorted(number for name in store.names(_FOLDER) if (number := part_number(name)) is not None):
             films = 0
@@ -125,7 +126,7 @@ class Plan:
             waiting = self._write(waiting, films)
 
     def _write(self, batches: Sequence[pa.RecordBatch], films: int) -> list[pa.RecordBatch]:
-        """Writes one file of so many films, or fewer where there are fewer; returns the rest."""
+        """Writes one file of at most this number of films; returns the other films."""
         table = pa.Table.from_batches(batches)
         part = next((first + -(-count // self._batch) for first, count in reversed(self._files)), 0)
         sink = pa.BufferOutputStream()
@@ -154,11 +155,11 @@ class _Known:
 
     def __init__(self) -> None:
         self._runs: list[npt.NDArray[np.void]] = []
-        """Sorted hashes, each run at least twice as long as the next: a path is looked up in few of them, and each
-        hash is moved few times."""
+        """Sorted hashes. Each run is at least twice as long as the next, so that a path is looked up in few runs, and
+        each hash is moved a few times only."""
 
     def add(self, paths: Sequence[bytes]) -> npt.NDArray[np.bool_]:
-        """Remembers paths and tells which of them are new; of equal ones the first."""
+        """Remembers paths and tells which of them are new; of equal paths, the first."""
         digests = b"".join(blake2b(path, digest_size=_DIGEST).digest() for path in paths)
         values, first = np.unique(np.frombuffer(digests, f"V{_DIGEST}"), return_index=True)
         known = np.zeros(len(values), bool)

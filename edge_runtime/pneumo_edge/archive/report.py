@@ -1,4 +1,4 @@
-"""summary.json and report.html: what an archive holds, as numbers and on one page. Neither names a film."""
+"""Writes summary.json and report.html, which tell what an archive holds. Neither names a film."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _TIME_COLOURS = {"read": "#117733", "infer": "#aa4499"}
 
 
 def write_report(store: Store, outcome: Outcome) -> None:
-    """Writes `summary.json` and `report.html`; runs of before stay in both."""
+    """Writes `summary.json` and `report.html`. Both keep the earlier runs."""
     summary = _summarise(outcome, _runs_before(store))
     store.write(SUMMARY, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     store.write(PAGE, _page(summary).encode())
 
 
 def sentence(outcome: Outcome) -> str:
-    """Returns in one line what came of a run."""
+    """Returns the result of a run in one line."""
     verdicts = outcome.counts.verdicts
     parts = [f"{verdicts[verdict]:,} {_WORDS[verdict]}" for verdict in (*_JUDGED, FAILED)]
     speed = f"; {outcome.judged / outcome.seconds:.1f} films/s in this run" if outcome.judged else ""
@@ -58,7 +58,7 @@ def _runs_before(store: Store) -> list[dict[str, Any]]:
         runs = json.loads(store.read(SUMMARY) or b"{}").get("runs", [])
         return [{key: run[key] for key in _RUN} for run in runs]
     except (ValueError, AttributeError, KeyError, TypeError):
-        # It is written anew; the rows are what counts.
+        # The file is written anew. The rows are what counts.
         return []
 
 
@@ -119,7 +119,7 @@ def _largest(kinds: Counter[str]) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------------ the diagrams
 
 _WIDTH, _LEFT, _RIGHT = 960, 76, 30
-"""Of a diagram and its margins, in units of its own: a page may show it in any size."""
+"""Width and margins of a diagram, in units of its own: a page may show it at any size."""
 
 
 def _svg(height: float, says: str, *shapes: str) -> str:
@@ -222,7 +222,7 @@ def _time_diagram(milliseconds: Mapping[str, Any]) -> str:
 
 
 def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of words, which may hold anything."""
+    """Returns a table of plain text."""
     return table(html.escape(caption), header, ([html.escape(cell) for cell in row] for row in rows))
 
 

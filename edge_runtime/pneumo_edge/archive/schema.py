@@ -1,8 +1,8 @@
-"""The columns of the dataset: one row for each film, its verdict or why there is none.
+"""The columns of the dataset. It has one row for each film, with the verdict or the reason why there is none.
 
-A row holds the fields of the JSON record of pneumo-infer, or its error; `part`, the number of the file it stands in;
-where the bundle outlines regions, what they are; the manifest's other columns; and at the end what the film took, which
-alone differs when the same film is judged again.
+A row holds the fields of the JSON record of pneumo-infer, or the error; `part`, the number of its file; the region, if
+the bundle outlines regions; the manifest's other columns; and last the times, which alone differ when a film is judged
+again.
 """
 
 from __future__ import annotations
@@ -39,24 +39,23 @@ REGION = (
     ("region_area", pa.float64()),
     ("region_strongest", pa.float64()),
 )
-"""Columns of a dataset whose bundle has a local map. One that was begun with another bundle is never continued with it,
-so that all parts of a dataset have them or none has."""
+"""Columns of a dataset whose bundle has a local map. A dataset has one bundle, so all its parts have them or none."""
 TIMES = (("read_ms", pa.float64()), ("infer_ms", pa.float64()))
 
 PATH_BYTES = "path_bytes"
-"""In the plan: the name of a film that is no UTF-8, which is all that Parquet's text can hold."""
+"""Column of the plan: the name of a film that is no UTF-8, which Parquet cannot hold as text."""
 
 PLANNED = (("path", pa.string()), (PATH_BYTES, pa.binary()))
-"""What the plan says of a film, before the manifest's other columns."""
+"""Columns of the plan, before the manifest's other columns."""
 
 _TAKEN = {name for name, _ in (*VERDICT, *REGION, *TIMES, *PLANNED)}
 
 
 def check_columns(columns: pa.Schema, where: str) -> None:
-    """Makes sure that a manifest's other columns can stand beside ours.
+    """Checks that a manifest's other columns can stand beside ours.
 
     Raises:
-        UsageError: Two have one name. Capitals make no difference: they make none to DuckDB and Spark.
+        UsageError: Two columns have the same name. Upper and lower case count as the same, as in DuckDB and Spark.
     """
     seen = set(_TAKEN)
     for name in columns.names:
@@ -72,12 +71,12 @@ def plain_text(text: str) -> str:
 
 
 def part_name(part: int) -> str:
-    """Returns where in the output a part stands."""
+    """Returns the path of a part in the output."""
     return f"films/part-{part:07}.parquet"
 
 
 def part_number(file: str) -> int | None:
-    """Returns the number of a part from the name of its file, None where it is no part."""
+    """Returns the number of a part by its file name; None if it is no part."""
     stem, _, suffix = file.partition(".")
     number = stem.removeprefix("part-")
     return int(number) if suffix == "parquet" and stem != number and number.isdecimal() else None
@@ -87,10 +86,10 @@ def to_table(records: Sequence[Mapping[str, Any]], part: int, columns: pa.Table,
     """Makes the rows of one part.
 
     Args:
-        records: What `Prediction.record` and `Failure.record` give.
-        part: Its number.
-        columns: The manifest's other columns, a row for each record.
-        regions: The bundle has a local map.
+        records: Records from `Prediction.record` and `Failure.record`.
+        part: Number of the part.
+        columns: The manifest's other columns, with a row for each record.
+        regions: Whether the bundle has a local map.
     """
 
     rows = [_row(record, part) for record in records]
@@ -117,7 +116,7 @@ def to_parquet(table: pa.Table, facts: Mapping[str, str]) -> bytes:
 
     Args:
         table: From `to_table`.
-        facts: What else a reader of this one file should know; in the file's metadata, `pneumo.` before each name.
+        facts: Further entries of the file's metadata; each name gets the prefix `pneumo.`.
     """
     said = {"schema_version": str(VERSION), "note": NOT_A_DIAGNOSIS} | dict(facts)
     sink = pa.BufferOutputStream()
@@ -126,7 +125,7 @@ def to_parquet(table: pa.Table, facts: Mapping[str, str]) -> bytes:
 
 
 def from_parquet(data: bytes) -> tuple[pa.Table, dict[str, str]]:
-    """Returns the rows of a part and the facts in its metadata.
+    """Returns the rows of a part and the entries of its metadata.
 
     Raises:
         ValueError: It is no whole Parquet file (pyarrow's errors are its children).

@@ -1,6 +1,6 @@
-"""What a worker does with one part: fetch its films, judge them, write their rows.
+"""What a worker does with one part: it fetches the films, judges them and writes their rows.
 
-A part is done as often as Dask asks for it, at any time, on any worker, and always comes out the same but for times.
+Dask may ask for a part several times, at any time, on any worker. The rows are always the same, but for the times.
 """
 
 from __future__ import annotations
@@ -31,44 +31,46 @@ from pneumo_edge.classifier import Classifier, Failure
 from pneumo_edge.errors import BundleError, DataError, PneumoError, UsageError
 
 _AHEAD = 8
-"""Films that are fetched while one is judged: a store that takes 100 ms to answer keeps up with 80 films a second."""
+"""Films that are fetched while one is judged. With 8, a store that answers in 100 ms keeps up with 80 films a
+second."""
 
 _AGAIN = "again"
-"""In a part's metadata: films that another run may be able to judge, since nothing is known against them."""
+"""Key in a part's metadata: number of films that another run may be able to judge."""
 
 _MENDABLE = re.compile(r"pip install 'pneumo\[")
-"""What the error of a picture says that a missing package keeps from being read."""
+"""Found in the error of a film that could be read with a package that is missing."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker has to know beside the films of a part."""
+    """What a worker needs beside the films of a part."""
 
     output: str
+    """URL of the dataset."""
     description_sha256: str
-    """Of `archive.json`, which shows that the worker sees the driver's output."""
+    """SHA-256 of `archive.json`, which shows whether the worker sees the driver's output."""
     pneumo: str
     bundle: str | None
-    """Folder of the model; None for the one that comes with pneumo."""
+    """Folder of the bundle; None for the one that comes with pneumo."""
     file: str
     bundle_sha256: str
     where: str
     base: str
     regions: bool = False
-    """The file has a local map."""
+    """Whether the model file has a local map."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """A part that stands."""
+    """A part that is written."""
 
     judged: int
-    """Films, by this very task: none where the part stood before."""
+    """Number of films that this task has judged: 0 where the part was there before."""
     counts: Counts
 
 
 def bundle_sha256(folder: Path) -> str:
-    """Returns the hash of a bundle's model.json, and so of all its files, whose hashes stand there.
+    """Returns the SHA-256 of a bundle's model.json, which holds the hashes of all its files.
 
     Raises:
         BundleError: It cannot be read.
@@ -82,7 +84,7 @@ def bundle_sha256(folder: Path) -> str:
 
 
 def check(job: Job) -> str | None:
-    """Makes ready for a job; returns in one sentence what is in the way."""
+    """Opens what a job needs. Returns one sentence on what is wrong, or None."""
     try:
         _ready(job)
     except PneumoError as error:
@@ -91,7 +93,7 @@ def check(job: Job) -> str | None:
 
 
 def do_part(job: Job, part: int, films: pa.Table) -> Done:
-    """Judges the films of a part and writes it, unless it stands and no film in it wants another try.
+    """Judges the films of a part and writes it, unless it is there and none of its films is worth another try.
 
     Args:
         job: The job.
@@ -102,7 +104,7 @@ def do_part(job: Job, part: int, films: pa.Table) -> Done:
         BundleError: This worker's bundle is not the driver's.
         MissingExtraError: This worker has no engine for the file.
         UsageError: This worker has another pneumo, or does not see the driver's output.
-        DataError: The part that stands is not of this plan.
+        DataError: The part that is there is not of this plan.
     """
     _, store = _ready(job)
     standing = store.read(schema.part_name(part))
@@ -115,7 +117,7 @@ def do_part(job: Job, part: int, films: pa.Table) -> Done:
 
 
 def judge(job: Job, films: pa.Table) -> list[dict[str, Any]]:
-    """Returns the record of each film, with `again` where another run may be able to judge it."""
+    """Returns the record of each film. `again` marks those that another run may be able to judge."""
     classifier, _ = _ready(job)
     names = films["path"].to_pylist()
     raw = films[schema.PATH_BYTES].to_pylist()
@@ -162,7 +164,7 @@ def _read_part(store: Store, part: int, data: bytes, films: pa.Table) -> tuple[p
 
 
 def _read_ahead(job: Job, paths: Sequence[str]) -> Iterator[bytes | PneumoError]:
-    """Yields the bytes of each film, or why there are none; at most `_AHEAD` films wait in memory."""
+    """Yields the bytes or the error of each film. At most `_AHEAD` films wait in memory."""
 
     def read(path: str) -> bytes | PneumoError:
         try:
@@ -186,14 +188,14 @@ _opening = threading.Lock()
 
 
 def _ready(job: Job) -> tuple[Classifier, Store]:
-    """Loads the bundle once in each process. Not a plugin of Dask: it would stay with a scheduler that others use."""
+    """Loads the bundle once in each process. A plugin of Dask would do it too, but would stay in a shared scheduler."""
     with _opening:
         return _opened(job)
 
 
 @lru_cache(maxsize=2)
 def _opened(job: Job) -> tuple[Classifier, Store]:
-    """Loads the bundle after making sure that this process sees what the driver sees."""
+    """Loads the bundle, after a check that this process sees the same files as the driver."""
     if __version__ != job.pneumo:
         raise UsageError(f"this worker has pneumo {__version__}, the driver {job.pneumo}: install one version")
     folder = DEFAULT_BUNDLE if job.bundle is None else Path(job.bundle)

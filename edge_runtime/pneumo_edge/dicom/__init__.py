@@ -1,6 +1,6 @@
-"""A DICOM file as the grey film that a radiologist would see, and what its tags say that the model does not cover.
+"""Reads a DICOM file as the grey film that a radiologist would see, and notes what the model does not cover.
 
-In the order in which a file goes through: `tags` reads the elements, `remarks` refuses what is no film, `decode`
+A file goes through these modules in order: `tags` reads the elements, `remarks` refuses what is no film, `decode`
 unpacks the pixels, `grey` turns them into grey levels. docs/reading.md tells what is read, and by which rule.
 """
 
@@ -34,13 +34,13 @@ class DicomFilm:
     grey: npt.NDArray[np.uint8]
     """(H, W), 0 = black as an X-ray is viewed (air dark, bone light)."""
     warnings: tuple[str, ...]
-    """What the tags say and the model does not cover, and what of the tags was ignored; no names, numbers or dates."""
+    """What the model does not cover by the tags, and which tags were ignored; without names, numbers and dates."""
     doubts: tuple[str, ...] = ()
-    """Why no verdict should be given on the film at all."""
+    """Reasons for which the verdict is withheld, one English sentence each."""
     age_years: float | None = None
-    """Of the patient, when the film was taken; None if it is not stated."""
+    """Age of the patient when the film was taken; None if it is not stated."""
     view: str = ""
-    """As `pneumo_edge.unseen.view_named` calls it; "" if it is not stated."""
+    """The name that `pneumo_edge.unseen.view_named` gives the view; "" if it is not stated."""
 
 
 def read_dicom(data: bytes, name: str) -> DicomFilm:
@@ -53,7 +53,7 @@ def read_dicom(data: bytes, name: str) -> DicomFilm:
 
     Args:
         data: The whole file, with or without preamble and file meta information.
-        name: What errors call the file.
+        name: Name of the file in errors.
 
     Raises:
         ImageError: No single grey projection X-ray, larger than `MAX_PIXELS`, damaged, of a kind that is not read here,

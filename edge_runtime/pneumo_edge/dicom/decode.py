@@ -1,8 +1,8 @@
-"""From the pixel data of a DICOM file to the stored values, whatever they are packed in.
+"""From the pixel data of a DICOM file to the stored values, however they are compressed.
 
-Pillow decodes 8-bit JPEG, JPEG 2000 and run lengths; JPEG Lossless, JPEG-LS and JPEG of 12 bits go to GDCM in a process
-of its own (`gdcm_process.py` says why). A codestream says itself what it is, how large and how deep: where the tags say
-otherwise, it is right (PS3.5 8.2), but its size must be the one that was checked.
+Pillow decodes 8-bit JPEG, JPEG 2000 and run lengths. JPEG Lossless, JPEG-LS and JPEG of 12 bits go to GDCM in a process
+of its own; `gdcm_process.py` says why. A codestream states its kind, size and depth. Where the tags differ, it is right
+(PS3.5 8.2), but its size must be the one that was checked.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _LOSSLESS = (_RLE, *(f"1.2.840.10008.1.2.4.{n}" for n in (57, 70, 80, 90, 201, 2
 _LOSSY = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (203, 50, 51, 81, 91))
 
 TRANSFER_SYNTAXES = (*_PLAIN, *_LOSSLESS, *_LOSSY)
-"""All that `read_dicom` reads and a sender may choose from, in the order in which a receiver wants them: plain, packed
-without loss, with loss. 201 to 203 are high-throughput JPEG 2000, which OpenJPEG, and so Pillow, decodes too."""
+"""All that `read_dicom` reads, in the order in which a receiver prefers them: plain, packed without loss, with loss.
+201 to 203 are high-throughput JPEG 2000, which OpenJPEG, and so Pillow, decodes too."""
 
 _SOF = {
     0xFFC0: "baseline",
@@ -60,7 +60,8 @@ _UNDEFINED = 0xFFFFFFFF
 _CALLED = {_JPEG_EXTENDED: "JPEG of 12 bits", _JPEG_LOSSLESS: "JPEG Lossless", _JPEG_LS: "JPEG-LS"}
 
 _PATIENCE = 10.0
-"""Seconds that GDCM has, and one more for every million pixels: a slow board needs less, a garbled stream for ever."""
+"""Seconds that GDCM may take, plus one for every million pixels. A slow board takes less; a garbled stream never
+ends."""
 
 
 def stored_values(ds: Dataset, name: str) -> tuple[Values, int]:
@@ -72,7 +73,7 @@ def stored_values(ds: Dataset, name: str) -> tuple[Values, int]:
 
     Raises:
         ImageError: Compressed in a way that is not read here, or for which no decoder is installed.
-        Exception: Of nearly any kind, where the file is damaged.
+        Exception: Nearly any, where the file is damaged.
     """
     pixels: Any = ds.get_item("PixelData")
     data = pixels.value or b""
@@ -226,7 +227,7 @@ def decode_jpeg(frame: bytes, name: str) -> Values:
 
     Raises:
         ImageError: A kind that is not read here, or GDCM is not there.
-        Exception: Of nearly any kind, where it is damaged.
+        Exception: Nearly any, where it is damaged.
     """
     kind, precision, rows, columns, samples = jpeg_header(frame)
     syntax = {"extended": _JPEG_EXTENDED, "lossless": _JPEG_LOSSLESS, "LS": _JPEG_LS}.get(kind)
@@ -272,7 +273,7 @@ def decode_jpeg_2000(frame: bytes, name: str) -> Values:
 
     Raises:
         ImageError: This Pillow cannot.
-        Exception: Of nearly any kind, where it is damaged.
+        Exception: Nearly any, where it is damaged.
     """
     from PIL import features
     from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile

@@ -4,7 +4,7 @@ Stored value -> modality LUT or rescale -> VOI LUT or window -> inversion. Each 
 alone, so the whole chain is worked out once for every value there can be (at most 65,536) and then looked up pixel by
 pixel.
 
-An element of the chain that cannot be used is left out and said so: the film is still there.
+An element of the chain that cannot be used is left out, with a remark: the film can still be judged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _MAX_ENTRIES = 1 << 16
 
 _MOST = 1e6
-"""Windows of a film from its darkest to its lightest value. With more, nothing but black and white is left of it."""
+"""Most widths of the window between the darkest and the lightest value of a film. With more, the film is black and
+white."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -37,9 +38,9 @@ def grey_levels(pixels: Values, bits: int, ds: Dataset, remarks: list[str]) -> t
 
     Args:
         pixels: Stored values, unused bits cleared or filled with the sign.
-        bits: That they have.
+        bits: Number of their bits.
         ds: The tags.
-        remarks: Gets a sentence for each element that was left out.
+        remarks: Receives a sentence for each element that was left out.
 
     Returns:
         The grey levels, and whether the file says which values matter.
@@ -134,7 +135,7 @@ def _modality(values: Doubles, signed: bool, ds: Dataset, remarks: list[str]) ->
         return values
     slope, intercept = next(iter(numbers(ds, "RescaleSlope")), None), next(iter(numbers(ds, "RescaleIntercept")), None)
     if slope is None or intercept is None or slope == 0:
-        why = "slope is 0" if slope == 0 else "slope or intercept is missing or no number"
+        why = "slope is 0" if slope == 0 else "slope or intercept is missing or not a number"
         remarks.append(f"the file's rescale {why}; both were ignored")
         return values
     return slope * values + intercept

@@ -1,4 +1,4 @@
-"""What the tags of a DICOM file say before any pixel is looked at: no film, or one that the model does not cover."""
+"""Refuses DICOM files that are no film, and notes what the model does not cover, by their tags alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pneumo_edge.errors import ImageError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_MODALITIES = ("CR", "DX", "RG")
+MODALITIES = ("CR", "DX", "RG")
 """Computed, digital and film radiography. Other projections (MG, IO, PX, RF, XA) are not of the chest, or no stills."""
 
 _MEANING = {
@@ -35,6 +35,7 @@ _MEANING = {
 }
 
 _CHEST = ("CHEST", "THORAX", "TORAX", "TORACE", "LUNG", "PULMO", "POUMON")
+"""Words of which one stands in BodyPartExamined where a film is of the chest."""
 
 _FOR_PROCESSING = tuple(f"1.2.840.10008.5.1.4.1.1.1.{n}.1" for n in (1, 2, 3))
 """Classes of raw detector values: digital X-ray, mammography, teeth (PS3.4 B.5)."""
@@ -43,7 +44,7 @@ _FOR_PROCESSING = tuple(f"1.2.840.10008.5.1.4.1.1.1.{n}.1" for n in (1, 2, 3))
 def refuse(ds: Dataset, name: str) -> None:
     """Raises `ImageError` for what is no single grey projection X-ray, before any pixel is decoded."""
     modality = text(ds, "Modality")
-    if modality and modality not in _MODALITIES:
+    if modality and modality not in MODALITIES:
         code = modality if re.fullmatch("[A-Z0-9]{2,16}", modality) else "(unreadable)"
         meaning = f" ({_MEANING[code]})" if code in _MEANING else ""
         raise ImageError(
@@ -58,7 +59,7 @@ def refuse(ds: Dataset, name: str) -> None:
         )
     frames = next(iter(numbers(ds, "NumberOfFrames")), None) or 1
     if frames > 1:
-        raise ImageError(f"{name} has {frames:.0f} frames, a film has one: export the frame in question")
+        raise ImageError(f"{name} has {frames:.0f} frames, a film has one: export the frame that you want")
     photometric = text(ds, "PhotometricInterpretation")
     if integer(ds, "SamplesPerPixel", 1) != 1 or (photometric and not photometric.startswith("MONOCHROME")):
         raise ImageError(f"{name} is a DICOM picture in colour, an X-ray is grey: give the film itself")
@@ -78,21 +79,26 @@ def refuse(ds: Dataset, name: str) -> None:
 
 
 def remarks_on(ds: Dataset) -> tuple[str, ...]:
-    """Returns a sentence for each thing that the tags say and no model of pneumo has seen."""
+    """Returns a sentence for each thing in the tags that no model of pneumo has seen."""
     found = []
     if text(ds, "NumberOfFrames") and numbers(ds, "NumberOfFrames")[0] is None:
-        found.append("the file's number of frames is no number; it was taken for a single film")
+        found.append("the file's number of frames is not a number; it was read as a single film")
     if not text(ds, "Modality"):
         found.append("the file does not name its modality; the model has seen X-rays only")
     part = text(ds, "BodyPartExamined")
-    if part and not any(word in part for word in _CHEST):
+    if part and not is_chest(part):
         named = part if re.fullmatch("[A-Z0-9_ ]{1,16}", part) else "another one than the chest"
         found.append(f"the body part is {named}; the model has seen chest films only")
     return tuple(found)
 
 
+def is_chest(part: str) -> bool:
+    """Tells whether a part of the body, BodyPartExamined in capitals, is the chest."""
+    return any(word in part for word in _CHEST)
+
+
 def for_processing(ds: Dataset) -> bool:
-    """Tells whether the file holds what the detector measured and no picture for people (PS3.3 C.8.11.1.1.1)."""
+    """Tells whether the file holds raw values of the detector, not a picture for people (PS3.3 C.8.11.1.1.1)."""
     intent = text(ds, "PresentationIntentType")
     if intent:
         return intent == "FOR PROCESSING"
@@ -102,7 +108,7 @@ def for_processing(ds: Dataset) -> bool:
 def age_in_years(ds: Dataset) -> float | None:
     """Returns the patient's age when the film was taken, None if it is not stated.
 
-    Where it comes from the dates of birth and study, or is stated in years, it is whole years.
+    It is in whole years where the file states years, or where it follows from the dates of birth and study.
     """
     stated = re.fullmatch(r"(\d{1,3}) ?([DWMY]?)", text(ds, "PatientAge"))
     if stated:

@@ -1,7 +1,7 @@
-"""The elements of a DICOM file, read so that no odd one spoils the others.
+"""Reads the elements of a DICOM file, so that no odd one spoils the others.
 
-Values are taken from the bytes in the file wherever that is possible. What pydicom makes of them depends on the type
-that the file states or, with implicit VR, on a guess; and of a number that is none it makes an exception.
+Values come from the bytes in the file wherever that is possible. pydicom converts them by the type that the file states
+or, with implicit VR, by a guess; and it raises an exception where a number is none.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 MAX_PIXELS = 64_000_000
-"""Of any film, DICOM or not. The largest detectors in use give about 20 million; a header that claims more than this is
-refused unread."""
+"""Most pixels of any film, DICOM or not. The largest detectors in use give about 20 million. A header that claims more
+than this is refused unread."""
 
 TAGS = (
     "SOPClassUID",
@@ -59,11 +59,11 @@ TAGS = (
     "DoubleFloatPixelData",
     "PixelData",
 )
-"""All that is read: names and numbers of patients never enter the process's objects."""
+"""All elements that are read: no name and no number of a patient ever becomes an object of the process."""
 
 _MAX_READS = 50_000
-"""A film has a few thousand elements, each one or two reads. pydicom makes an object of every sequence item, and a
-megabyte of zeros can pose as 130,000 items: the count of reads bounds both the time and the memory that costs."""
+"""Most reads of a file. A film has a few thousand elements of one or two reads each. pydicom makes an object of every
+sequence item, and a megabyte of zeros can pass for 130,000 items: this limit bounds the time and the memory."""
 
 _MAX_SEQUENCE = 1 << 20
 """Bytes of a look-up table sequence: several tables of 65,536 entries."""
@@ -112,7 +112,7 @@ def read_tags(data: bytes, keywords: Sequence[str], name: str) -> Dataset:
     Args:
         data: The whole file.
         keywords: DICOM's names of the elements. Without "PixelData" among them, nothing from there on is read.
-        name: What errors call the file.
+        name: Name of the file in errors.
 
     Returns:
         The elements as they stand in the file: their values are parsed when they are asked for.
@@ -120,7 +120,7 @@ def read_tags(data: bytes, keywords: Sequence[str], name: str) -> Dataset:
     Raises:
         MissingExtraError: pydicom is not installed.
         ImageError: pydicom is installed and cannot be imported, or the file unpacks to more than any film has.
-        Exception: Of nearly any kind, where the file is damaged.
+        Exception: Nearly any, where the file is damaged.
     """
     # In front of all other filters, and added only if it is not there yet: a list that is left alone is never found
     # half shuffled by another thread.
@@ -133,8 +133,8 @@ def read_tags(data: bytes, keywords: Sequence[str], name: str) -> Dataset:
             raise MissingExtraError("pydicom", "dicom", f"{name} is a DICOM file: reading it") from error
         # pydicom imports decoders, and one of them asks for a module `dl`: any folder of that name will do.
         raise ImageError(
-            f"{name} is a DICOM file, and the package pydicom cannot be imported here ({one_line(error)}): look for a "
-            "file or folder beside the script that is called as a module is, or install pneumo[dicom] again"
+            f"{name} is a DICOM file, and the package pydicom cannot be imported here ({one_line(error)}): look "
+            "beside the script for a file or folder with the name of a module, or install pneumo[dicom] again"
         ) from error
     pixels = "PixelData" in keywords
     file = _Bounded(_inflated(data, name))
@@ -160,7 +160,7 @@ def _inflated(data: bytes, name: str) -> bytes:
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     rest = unpacker.decompress(data[at:], _MAX_INFLATED)
     if unpacker.unconsumed_tail:
-        raise ImageError(f"{name} is deflated and unpacks to more than any film has: export it without that")
+        raise ImageError(f"{name} is deflated and unpacks to more than any film has: export it without compression")
     return b"".join((data[:deflated], _EXPLICIT, data[deflated + len(_EXPLICIT) : at], rest))
 
 
@@ -223,7 +223,7 @@ def items(ds: Dataset, keyword: str) -> Iterator[Dataset]:
     """Yields the items of a sequence.
 
     Raises:
-        Exception: Of nearly any kind, where the sequence is damaged.
+        Exception: Nearly any, where the sequence is damaged.
     """
     if keyword not in ds:
         return

@@ -255,7 +255,7 @@ class DicomLink:
         """See `Link`."""
         association, self._association = self._association, None
         # One that is cut has said good-bye in its way; a second one would be waited for.
-        if association is not None and association.is_established and not association._sent_abort:
+        if association is not None and association.is_established and not association._sent_abort:  # noqa: SLF001
             association.release()
 
     def cut(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from pneumo_edge.dicom.remarks import _CHEST, _MODALITIES
+from pneumo_edge.dicom.remarks import MODALITIES, is_chest
 from pneumo_edge.dicom.tags import is_dicom
 from pneumo_edge.errors import UsageError
 from pneumo_edge.serve.film import age_in_years, read_header
@@ -103,10 +103,10 @@ def withhold(prediction: Prediction, ruling: Ruling | None) -> Prediction:
 def _is_chest(header: Dataset) -> bool:
     """What does not say what it is of counts as a chest."""
     modality = str(header.get("Modality") or "").strip().upper()
-    return (not modality or modality in _MODALITIES) and says_chest(header) is not False
+    return (not modality or modality in MODALITIES) and says_chest(header) is not False
 
 
 def says_chest(header: Dataset) -> bool | None:
     """Tells whether a film says that it is of the chest; None where it does not say what it is of."""
     part = str(header.get("BodyPartExamined") or "").strip().upper()
-    return any(word in part for word in _CHEST) if part else None
+    return is_chest(part) if part else None

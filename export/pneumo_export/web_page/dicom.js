@@ -159,7 +159,7 @@ function check(ds, name, { max_pixels: most }) {
     );
   }
   const frames = ds.numbers("NumberOfFrames")[0] || 1;
-  if (frames > 1) throw refuse(`${name} has ${frames.toFixed(0)} frames, a film has one: export the frame in question`);
+  if (frames > 1) throw refuse(`${name} has ${frames.toFixed(0)} frames, a film has one: export the frame that you want`);
   const photometric = ds.text("PhotometricInterpretation");
   if (ds.integer("SamplesPerPixel", 1) !== 1 || (photometric && !photometric.startsWith("MONOCHROME"))) {
     throw refuse(`${name} is a DICOM picture in colour, an X-ray is grey: give the film itself`);
@@ -181,7 +181,7 @@ function check(ds, name, { max_pixels: most }) {
 function remarksOn(ds) {
   const found = [];
   if (ds.text("NumberOfFrames") && ds.numbers("NumberOfFrames")[0] === null) {
-    found.push("the file's number of frames is no number; it was taken for a single film");
+    found.push("the file's number of frames is not a number; it was read as a single film");
   }
   if (!ds.text("Modality")) found.push("the file does not name its modality; the model has seen X-rays only");
   const part = ds.text("BodyPartExamined");
@@ -417,7 +417,7 @@ function modality(values, signed, ds, remarks) {
   if (!ds.text("RescaleSlope") && !ds.text("RescaleIntercept")) return values;
   const [slope, intercept] = ["RescaleSlope", "RescaleIntercept"].map((each) => ds.numbers(each)[0] ?? null);
   if (slope === null || intercept === null || slope === 0) {
-    const why = slope === 0 ? "slope is 0" : "slope or intercept is missing or no number";
+    const why = slope === 0 ? "slope is 0" : "slope or intercept is missing or not a number";
     remarks.push(`the file's rescale ${why}; both were ignored`);
     return values;
   }

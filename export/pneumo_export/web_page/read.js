@@ -28,7 +28,7 @@ export async function readFilm(data, name, size, limits) {
 
 async function read(data, name, size, limits) {
   if (data.length > limits.max_bytes) {
-    throw refuse(`${name} is larger than ${limits.max_bytes >> 20} MB, no film is: give the picture itself`);
+    throw refuse(`${name} is larger than ${limits.max_bytes >> 20} MB, which no film is: give the film itself`);
   }
   return readerOf(data, name)(data, name, size, limits);
 }
@@ -269,7 +269,7 @@ async function readJpeg(data, name, size, limits) {
     );
   }
   if (width * height * scans > limits.max_scanned_pixels) {
-    throw refuse(`${name} is a JPEG of too many scans: save it again as a plain one`);
+    throw refuse(`${name} is a JPEG with too many scans: save it again as a baseline JPEG`);
   }
   const rgba = await decoded(new Blob(plain, { type: "image/jpeg" }), width, height);
   const full = { width, height, values: new Uint8Array(width * height) };

@@ -15,7 +15,7 @@ export function objections({ pixels, width, height, chroma, doubts: said }, limi
   if (contrast(pixels) < limits.min_contrast) found.push("the picture is almost blank");
   if (Math.min(width, height) < limits.min_side) found.push(`the picture is tiny (${width} x ${height} pixels)`);
   if (Math.max(width, height) > limits.max_aspect * Math.min(width, height)) {
-    found.push(`the picture is ${width} x ${height} pixels, no shape that a chest film has`);
+    found.push(`the picture is ${width} x ${height} pixels, which is not the shape of a chest film`);
   }
   return found;
 }
