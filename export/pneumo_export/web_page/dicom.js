@@ -10,10 +10,9 @@ import { viewNamed } from "./unseen.js";
 const [EXPLICIT, IMPLICIT, BIG] = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"];
 const RLE = "1.2.840.10008.1.2.5";
 const KINDS = {
-  "1.2.840.10008.1.2.1.99": "Deflated Explicit VR Little Endian",
   "1.2.840.10008.1.2.4.51": "JPEG of 12 bits",
-  "1.2.840.10008.1.2.4.80": "JPEG-LS Lossless",
-  "1.2.840.10008.1.2.4.81": "JPEG-LS Lossy",
+  "1.2.840.10008.1.2.4.80": "JPEG-LS",
+  "1.2.840.10008.1.2.4.81": "JPEG-LS",
   "1.2.840.10008.1.2.4.90": "JPEG 2000 Lossless",
   "1.2.840.10008.1.2.4.91": "JPEG 2000",
 };
@@ -66,6 +65,7 @@ export async function readDicom(data, name, limits, { decodeJpeg, jpegHeader }) 
     return shown(ds, stored, limits);
   } catch (error) {
     if ((error instanceof Unreadable && error.whole) || error instanceof RangeError) throw error;
+    if (String(error).includes("deflate")) throw packedAs("Deflate", name);
     throw refuse(`${name} is a damaged DICOM file, its tags and its pixels do not fit: copy it again from where it came`);
   }
 }
@@ -279,15 +279,17 @@ function frame(ds, { dataOffset }) {
   return whole;
 }
 
+const packedAs = (kind, name) =>
+  refuse(`${name} is compressed as ${kind}, which is not read here: export it without compression`);
+
 async function unpacked(ds, packed, width, height, name, decodeJpeg, jpegHeader) {
-  const refused = (kind) => refuse(`${name} is compressed as ${kind}, which is not read here: export it without compression`);
   if (packed[0] === 0xff && packed[1] === 0xd8) {
     const { kind, precision, width: w, height: h, components } = jpegHeader(packed);
     if (w !== width || h !== height || components !== 1) throw new Unreadable("another size than the tags say");
     if (precision === 8 && ["baseline", "extended", "progressive"].includes(kind)) {
       return { words: await decodeJpeg(packed, width, height), holds: 8 };
     }
-    if (kind !== "lossless") throw refused(kind === "LS" ? "JPEG-LS" : `JPEG of ${precision} bits`);
+    if (kind !== "lossless") throw packedAs(kind === "LS" ? "JPEG-LS" : `JPEG of ${precision} bits`, name);
     const words = new Decoder().decode(packed.buffer, packed.byteOffset, packed.byteLength);
     if (words?.length !== width * height) throw new Unreadable("another size than the tags say");
     return { words, holds: precision };
@@ -296,7 +298,7 @@ async function unpacked(ds, packed, width, height, name, decodeJpeg, jpegHeader)
   if (["", EXPLICIT, IMPLICIT, BIG].includes(ds.syntax)) {
     throw refuse(`${name} does not say how it is compressed: export it again, with file meta information`);
   }
-  throw refused(KINDS[ds.syntax] ?? "an unknown syntax");
+  throw packedAs(KINDS[ds.syntax] ?? "an unknown syntax", name);
 }
 
 /** RLE: a segment for each byte of a word, the highest first, in PackBits (PS3.5 G). */
