@@ -23,15 +23,12 @@ from pneumo_train.phantom import draw_phantoms
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 COMMANDS = {
-    "pneumo-train": "train",
-    "pneumo-export": "export",
-    "pneumo-infer": "edge",
-    "pneumo-serve": "edge.serve",
-    "pneumo-archive": "edge.archive",
-    "pneumo-calibrate": "edge.calibrate",
-    "pneumo-web": "export.web",
-    "pneumo-bench": "bench",
+    name: entry.removesuffix(":main")
+    for name, entry in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "scripts"
+    ].items()
 }
+"""The module of each installed command."""
 
 
 # ----------------------------------------------------------------------------------------------------- tables
@@ -224,8 +221,7 @@ def command_lines(page: Path) -> list[list[str]]:
 def commands() -> dict[str, Any]:
     from importlib import import_module
 
-    packages = {name: f"pneumo_{package}.cli" for name, package in COMMANDS.items()}
-    return {name: typer.main.get_command(import_module(module).app) for name, module in packages.items()}
+    return {name: typer.main.get_command(import_module(module).app) for name, module in COMMANDS.items()}
 
 
 def parse(name: str, arguments: list[str]) -> None:
@@ -342,7 +338,7 @@ def run(line: list[str], home: Path) -> subprocess.CompletedProcess[str]:
     name, *arguments = line
     sources = os.pathsep.join(str(ROOT / part) for part in ("train", "export", "edge_runtime", "benchmarks"))
     environment = os.environ | {"XDG_CACHE_HOME": str(home / "cache"), "PYTHONPATH": sources}
-    entry = f"from pneumo_{COMMANDS[name]}.cli import main; main()" if name in COMMANDS else arguments.pop(0)
+    entry = f"from {COMMANDS[name]} import main; main()" if name in COMMANDS else arguments.pop(0)
     return subprocess.run(
         [sys.executable, "-c", entry, *arguments],
         cwd=home,
