@@ -13,7 +13,6 @@ import ssl
 import threading
 from collections.abc import AsyncGenerator
 from socketserver import TCPServer
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -221,20 +220,6 @@ def test_pynetdicom_measures_by_a_clock_that_can_be_replaced() -> None:
         running = timer.Timer(60)
         running.start()
         assert running.remaining == 60.0, "pynetdicom: pneumo_edge/serve/steady.py"
-
-
-def test_the_timers_of_pynetdicom_ask_its_module_for_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pneumo_edge/serve/steady.py gives them a clock that nobody can set."""
-    pytest.importorskip("pynetdicom", reason="needs the extra serve")
-    from pynetdicom import timer
-
-    now = [100.0]
-    monkeypatch.setattr(timer, "time", SimpleNamespace(time=lambda: now[0]))
-    waiting = timer.Timer(10)
-    waiting.start()
-    assert not waiting.expired, "pynetdicom: pneumo_edge/serve/steady.py"
-    now[0] = 111.0
-    assert waiting.expired, "pynetdicom: pneumo_edge/serve/steady.py"
 
 
 def test_pydicom_says_how_a_file_was_written() -> None:
