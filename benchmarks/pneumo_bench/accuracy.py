@@ -27,10 +27,10 @@ from pneumo_edge.preprocess import Pixels, read_film
 from pneumo_export.gate import mcnemar, run_backend
 from pneumo_train.films import FilmFile, labels_of
 from pneumo_train.pointing import SIZES, TOUCHED, measure_pointing
-from pneumo_train.run import Films, find_roots, read_config
+from pneumo_train.run import Films, Run
 from pneumo_train.sites import measure_mean_of_sites, measure_sites, site_weights
 from pneumo_train.sources import gather
-from pneumo_train.split import TEST, VALIDATION, read_split
+from pneumo_train.split import TEST, VALIDATION
 
 Flags = npt.NDArray[np.bool_]
 
@@ -86,10 +86,9 @@ def validation_split(run: Path, data: Sequence[str]) -> Split:
     Raises:
         RunError: The folder is no run, or its films are gone.
     """
-    config = read_config(run)
-    files, parts = read_split(run / "split.csv")
-    held = tuple(film for film, part in zip(files, parts, strict=True) if part == VALIDATION)
-    return Split(VALIDATION, find_roots(run, config, data), held)
+    opened = Run(run, data)
+    held = tuple(film for film, part in zip(*opened.split, strict=True) if part == VALIDATION)
+    return Split(VALIDATION, opened.roots, held)
 
 
 def decode(split: Split, sizes: Sequence[int]) -> Decoded:

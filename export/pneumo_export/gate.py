@@ -1,4 +1,4 @@
-"""The gate: a file that is not as good as the Keras model does not leave.
+"""The gate: a file that is not as good as the Keras model is refused.
 
 Candidates are run through the very backends that ship in `pneumo_edge`: what is gated is what runs. All failures are
 collected, then reported at once.
@@ -49,12 +49,12 @@ FREE_FLIPS = 2
 
 _NO_NUMBER = 1e30
 ENOUGH_FILMS = 100
-"""Per class; with fewer the gate asks for a loss of AUC beyond doubt, and says how little it can see."""
+"""Films of a class. With fewer, the gate refuses a loss of AUC only beyond doubt, and says how little it can see."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What a model puts out for the validation films, as they are and under the site perturbation."""
+    """Outputs of a model for the validation films, as they are and under the site perturbation."""
 
     logit: npt.NDArray[np.float32]
     """(2 N,): the clean films, then the perturbed."""
@@ -66,7 +66,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that wants to leave, and what has been measured of it apart from its answers."""
+    """A file to judge, and its properties apart from its outputs."""
 
     precision: str
     """"fp32" or "int8"."""
@@ -75,12 +75,12 @@ class Candidate:
     fp32_size: int
     """Bytes of the float file of its format."""
     float_share: float
-    """Of the convolution weights, how much is not int8; 0 to 1."""
+    """Share of the convolution weights that is not int8, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What all files of one export are judged by."""
+    """Judge of all files of one export."""
 
     validation: Films
     """N films."""
@@ -91,9 +91,9 @@ class Gate:
     heatmap: npt.NDArray[np.float32]
     """(2 N, h, w), likewise."""
     calibration: Calibration
-    """Of the run."""
+    """Calibration of the run."""
     threshold: float
-    """Of the default operating point, on the calibrated probability."""
+    """Threshold of the default operating point, on the calibrated probability."""
     head: str
     size: int
     """Side of the films in pixels."""
@@ -110,11 +110,11 @@ class Gate:
         """Runs all films through a file; returns its entry in `parity.json`, and what it put out.
 
         Args:
-            name: Of the file.
+            name: Name of the file.
             precision: "fp32" or "int8".
-            content: Its bytes.
-            fp32: What the float file of the same format puts out; None where this is it.
-            fp32_size: Bytes of that float file.
+            content: Bytes of the file.
+            fp32: Outputs of the float file of the same format; None if this is that file.
+            fp32_size: Size in bytes of that float file.
         """
         films = np.concatenate([self.validation.pixels, self.perturbed])
         outputs, milliseconds = run_timed(self.open(name, content), films, f"judging {name}")
@@ -133,8 +133,8 @@ class Gate:
 
         Args:
             candidate: The file.
-            found: What it puts out.
-            fp32: What the float file of the same format puts out.
+            found: Outputs of the file.
+            fp32: Outputs of the float file of the same format.
 
         Returns:
             The file's entry in `parity.json`; `failures` is empty where it passed.
@@ -236,7 +236,7 @@ def run_timed(backend: Backend, films: Pixels, what: str) -> tuple[Outputs, floa
     Args:
         backend: The file, loaded.
         films: At least one.
-        what: What the progress bar says.
+        what: Title of the progress bar.
     """
     answers, times = [], []
     for film in tracked(films, what, len(films)):
@@ -289,8 +289,8 @@ def accuracy_failures(record: Mapping[str, Any], max_drop: float) -> list[str]:
     """Returns the failures of an int8 file that layers moved back to float may mend.
 
     Args:
-        record: What `judge` gave.
-        max_drop: As there.
+        record: Result of `Gate.judge`.
+        max_drop: Allowed loss of right verdicts, as in `Gate`.
     """
     failures = []
     for part in ("clean", "perturbed"):
@@ -336,7 +336,7 @@ def _difference(a: Floats, b: Floats) -> dict[str, float]:
 
 
 def _auc_drop(logit: Floats, reference: Floats, labels: Labels) -> dict[str, float]:
-    """How much AUC is lost, with its 95 % interval: the same films are drawn for both (paired bootstrap)."""
+    """Returns the loss of AUC with its 95 % interval. The same films are drawn for both models (paired bootstrap)."""
     n = len(labels)
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=1000).astype(np.float64)
     weights = np.concatenate([np.ones((1, n)), drawn])
@@ -360,7 +360,7 @@ def too_few(labels: Labels, auc: Mapping[str, float]) -> str | None:
 
     Args:
         labels: (N,), of the validation films.
-        auc: Of the Keras model on them: value, low, high.
+        auc: AUC of the Keras model on them: value, low, high.
     """
     counts = np.bincount(labels, minlength=2)
     if counts.min() >= ENOUGH_FILMS:

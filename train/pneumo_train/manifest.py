@@ -163,7 +163,7 @@ def with_boxes(films: Sequence[FilmFile], boxes: Path, lines: Mapping[str, int])
     """Gives the films their boxes, and says in a sentence what is not used.
 
     Args:
-        films: Of one data set.
+        films: Films of one data set.
         boxes: CSV with a row a box: `path` (relative to it) and the sides x0, y0, x1, y1, shares of width and height.
         lines: Path of a film -> its line in the manifest; empty where there is none.
 

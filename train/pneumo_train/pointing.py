@@ -1,4 +1,4 @@
-"""Whether a heatmap points at the disease: judged against boxes that radiologists drew around opacities.
+"""Measures whether a heatmap points at the disease, against boxes that radiologists drew around opacities.
 
 numpy alone, so that an export and a benchmark can judge each file by the maps that it gives itself. A map of h x w
 cells lies over the whole film; between the cells' centres it is bilinear. For the head `local` a map holds local

@@ -1,4 +1,4 @@
-"""How good a model is at each site, and in the mean over sites; who the films of each site show."""
+"""Measures of a model at each site and in the mean over sites; descriptions of the patients of each site."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def measure_sites(
     """Measures films all together, at each site, and in the mean over the sites.
 
     Args:
-        films: Of one class or both.
+        films: Films of one class or of both.
         logits: (N,)
         calibration: The one of all sites.
         thresholds: Operating point -> threshold on the calibrated probability, the same for all sites.
@@ -188,7 +188,7 @@ def _own_would_give(sample: Sample, logits: Floats) -> dict[str, Any] | None:
 
 
 def describe_sites(films: RunFilms) -> dict[str, Any]:
-    """Returns who the training films of each site show: what the bundle says of whom its model knows."""
+    """Returns who the training films of each site show. The bundle states it as the people that its model knows."""
     described = {}
     for site in dict.fromkeys(film.site for film in films.files):
         pairs = [(f, part) for f, part in zip(films.files, films.split, strict=True) if f.site == site]
@@ -239,7 +239,7 @@ def probe_sites(
     Args:
         learned: Films of training.
         files: Films that were not learned from.
-        labels, patients: Theirs.
+        labels, patients: Their labels and patients.
         features: Makes (N, F), what the last layer of the network's body knows of each film.
 
     Returns:
