@@ -9,7 +9,8 @@ CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast docs test-arm default-model results tables results-serve results-archive picture constraints
+.PHONY: demo test test-fast docs test-arm default-model results tables results-serve results-archive results-web picture
+.PHONY: constraints
 .PHONY: format clean
 .DELETE_ON_ERROR:
 
@@ -102,6 +103,10 @@ results-serve: $(VENV)/installed
 
 results-archive: $(VENV)/installed
 	$(BENCH) archive --output $(RESULTS)/archive
+
+# docs/results/web, on a quiet machine with Chromium. FILMS=folder of films; phantoms otherwise.
+results-web: $(VENV)/installed
+	$(BENCH) web $(if $(FILMS),--films $(FILMS)) --output $(RESULTS)/web
 
 # The pictures of the README: a phantom, judged by the model that comes with pneumo. The second one needs Chromium.
 picture: $(VENV)/installed

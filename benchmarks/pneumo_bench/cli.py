@@ -408,6 +408,26 @@ def http(
         raise typer.Exit(FAILED)
 
 
+@app.command()
+def web(
+    model: Judge = None,
+    films: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of X-ray images; phantoms where none is given.")
+    ] = None,
+    number: Annotated[int, typer.Option(min=1, help="Films that are judged in each round.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Cold loads of the page.")] = 5,
+    output: Output = None,
+) -> None:
+    """Times the page of pneumo-web in Chromium against the native runtime with one thread."""
+    from pneumo_bench.output import make_folder
+    from pneumo_bench.web import measure_web, web_tables
+
+    if output is not None:
+        make_folder(output)
+    record = measure_web(bundle=model, folder=films, films=number, rounds=rounds)
+    _publish(output, "web", record, web_tables(record))
+
+
 def _films_named(run_folder: Path | None, data: list[str] | None) -> Split:
     """Returns the validation films of a run, or the films of test splits."""
     from pneumo_bench.accuracy import test_split, validation_split

@@ -23,13 +23,13 @@ class DeepFilm:
     """Upper end of that window: this value and all above are white. May lie above `levels`."""
 
 
-_TAIL = 0.02
+TAIL = 0.02
 """Share of the pixels, at either end of the range, that may not be film: dead pixels, burnt-in letters."""
 
-_REACH = 1.0
+REACH = 1.0
 """How far beyond the other pixels such a tail may belong to the film, as a multiple of their range."""
 
-_GAP = 0.25
+GAP = 0.25
 """A gap without any value, as a share of the range of the other pixels, that ends the film."""
 
 # All three were chosen on 8-bit films that stand in for deep ones: 20 originals and 870 small copies of children's
@@ -49,7 +49,7 @@ def film_range(values: npt.NDArray[Any]) -> tuple[float, float]:
     Args:
         values: Any shape and number type, not empty, finite. The search takes as much memory again.
     """
-    tail = int(_TAIL * values.size)
+    tail = int(TAIL * values.size)
     ordered = np.partition(values, (tail, values.size - 1 - tail), axis=None)
     # Sorted outwards. float64 holds every value of up to 32 bits, and differences do not wrap.
     darkest = np.sort(ordered[: tail + 1])[::-1].astype(np.float64)
@@ -61,5 +61,5 @@ def film_range(values: npt.NDArray[Any]) -> tuple[float, float]:
 
 
 def _follow(tail: npt.NDArray[np.float64], span: float) -> float:
-    film = (np.abs(np.diff(tail)) <= _GAP * span) & (np.abs(tail[1:] - tail[0]) <= _REACH * span)
+    film = (np.abs(np.diff(tail)) <= GAP * span) & (np.abs(tail[1:] - tail[0]) <= REACH * span)
     return float(tail[np.argmin(np.append(film, False))])

@@ -28,17 +28,17 @@ _STOPS = np.array([(0, 0, 0), (120, 28, 109), (214, 66, 44), (251, 155, 6), (252
 """Dark violet to light yellow, perceptually even, also for colour-blind eyes (five stops of the map "inferno")."""
 
 _LEVELS = np.arange(256)
-_COLOURS = np.stack([np.interp(_LEVELS, np.linspace(0, 255, len(_STOPS)), c) for c in _STOPS.T], axis=-1).astype(
+COLOURS = np.stack([np.interp(_LEVELS, np.linspace(0, 255, len(_STOPS)), c) for c in _STOPS.T], axis=-1).astype(
     np.uint8
 )
-_OPACITY = np.rint(255 * 0.4 * (_LEVELS / 255) ** 0.7).astype(np.uint8)
+OPACITY = np.rint(255 * 0.4 * (_LEVELS / 255) ** 0.7).astype(np.uint8)
 """Colour and its opacity for 256 degrees of evidence. The film stays visible under the strongest colour."""
 
 FULL_EVIDENCE = 6.0
 """Evidence that has the full colour, in logits. A heatmap with a weaker peak is drawn weaker, so that normal films do
 not glow. One with a stronger peak is scaled to that peak."""
 
-_LINE_FROM = 64
+LINE_FROM = 64
 """Level, of 255, that the peak must exceed for a line around the strongest part: a line around less would mislead."""
 
 LINE = (255, 176, 0)
@@ -129,7 +129,7 @@ def _glow(size: tuple[int, int], logits: npt.NDArray[np.float32]) -> Image.Image
     with np.errstate(over="ignore"):
         probability = 1 / (1 + np.exp(-local_logits(logits, height, width)))
     levels = np.rint(255 * probability).astype(np.uint8)
-    return Image.fromarray(np.dstack([_COLOURS[levels], _OPACITY[levels]]))
+    return Image.fromarray(np.dstack([COLOURS[levels], OPACITY[levels]]))
 
 
 def _laid_over(grey: Image.Image, layer: Image.Image) -> Image.Image:
@@ -147,8 +147,8 @@ def heatmap_layer(size: tuple[int, int], heatmap: npt.NDArray[np.float32]) -> Im
     peak = max(float(positive.max()), FULL_EVIDENCE)
     smooth = Image.fromarray((positive / peak).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
     levels = np.rint(255 * np.asarray(smooth).clip(0, 1)).astype(np.uint8)
-    layer = np.dstack([_COLOURS[levels], _OPACITY[levels]])
-    if levels.max() > _LINE_FROM:
+    layer = np.dstack([COLOURS[levels], OPACITY[levels]])
+    if levels.max() > LINE_FROM:
         inside = Image.fromarray(((levels >= levels.max() / 2) * 255).astype(np.uint8))
         edge = np.asarray(inside.filter(ImageFilter.MaxFilter(3))) != np.asarray(inside)
         layer[edge] = 255
@@ -157,12 +157,12 @@ def heatmap_layer(size: tuple[int, int], heatmap: npt.NDArray[np.float32]) -> Im
 
 def legend_layer() -> Image.Image:
     """Returns the colours of `glow_layer`, RGBA, 256 x 1, from no evidence (left) to the strongest (right)."""
-    return Image.fromarray(np.column_stack([_COLOURS, _OPACITY])[np.newaxis])
+    return Image.fromarray(np.column_stack([COLOURS, OPACITY])[np.newaxis])
 
 
 def _tinted(grey: Image.Image, levels: npt.NDArray[np.uint8]) -> Image.Image:
-    opacity = Image.fromarray(_OPACITY[levels])
-    return Image.composite(Image.fromarray(_COLOURS[levels]), grey.convert("RGB"), opacity)
+    opacity = Image.fromarray(OPACITY[levels])
+    return Image.composite(Image.fromarray(COLOURS[levels]), grey.convert("RGB"), opacity)
 
 
 def region_words(prediction: Prediction) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ VERSION = 2
 MAX_BYTES = 512 * 1024 * 1024
 """Largest size of a file: `MAX_PIXELS` in 16-bit RGB take 384 MB. What goes on after that (/dev/zero) is no picture."""
 
-_MAX_SCANNED_PIXELS = 20_000_000_000
+MAX_SCANNED_PIXELS = 20_000_000_000
 """Most pixels in all scans of a progressive JPEG, which take about 5 seconds. libjpeg goes over the whole picture for
 each scan, and a scan can be 11 bytes long: a file of one megabyte could take half an hour. A film of 20 million pixels
 in 10 scans is a hundredth of the limit."""
@@ -234,7 +234,7 @@ def _decode(
         with _open(data, name) as picture:
             width, height = picture.size
             _check_size(width, height, name)
-            if picture.format in _JPEGS and width * height * data.count(b"\xff\xda") > _MAX_SCANNED_PIXELS:
+            if picture.format in _JPEGS and width * height * data.count(b"\xff\xda") > MAX_SCANNED_PIXELS:
                 raise ImageError(f"{name} is a JPEG with too many scans: save it again as a baseline JPEG")
             return of_picture(picture)
     except ImageError:

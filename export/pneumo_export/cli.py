@@ -11,8 +11,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pneumo_edge.bundle import read_bundle
 from pneumo_edge.command_line import FAILED, NOT_A_DIAGNOSIS, print_table, print_version, run, say
 from pneumo_edge.errors import MissingExtraError, UsageError
+from pneumo_export.web import build, check_output
 from pneumo_train.sources import absolute
 from pneumo_train.surroundings import check_keras, check_path
 
@@ -58,6 +60,9 @@ def export(
         Path | None,
         typer.Option(metavar="FILE", help="sites.json of pneumo-bench sites: its table goes into the model card."),
     ] = None,
+    web: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write the page that judges in the browser, as pneumo-web.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and stop.")
@@ -79,6 +84,10 @@ def export(
     check_path(bundle, "--output")
     for each in data or ():
         check_path(absolute(each), "--data")
+    if web is not None:
+        if "tflite" not in wanted:
+            raise UsageError("--web needs the TFLite file: leave out --formats, or name tflite too")
+        check_output(web)
     check_keras(("tensorflow",), "exporting")  # which loads what JAX has trained
     from pneumo_export.export import export_run
 
@@ -102,6 +111,8 @@ def export(
         say(f"the refused files and their report are in {exported.refused}")
     if exported.bundle is not None:
         print(exported.bundle)
+        if web is not None:
+            build(read_bundle(exported.bundle), web)
     if exported.refused is not None:
         raise typer.Exit(FAILED)
 

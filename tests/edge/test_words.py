@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from places import ROOT
 from pneumo_edge import Prediction, overlay
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.errors import UsageError
@@ -192,6 +193,7 @@ def test_captions_in_every_language() -> None:
 
 
 PAGE = EDGE / "serve" / "page"
+WEB = ROOT / "export" / "pneumo_export" / "web_page"
 
 
 def test_the_page_has_no_words_of_its_own() -> None:
@@ -200,7 +202,8 @@ def test_the_page_has_no_words_of_its_own() -> None:
     assert {text.strip() for text in visible} <= {"pneumo", "0 %", "100 %", "&nbsp;"}
     assert re.findall(r'(?:aria-label|title|placeholder|alt)="([^"]+)"', html) == []
     named = set(re.findall(r'data-(?:word|label|hint)="([^"]+)"', html))
-    scripts = {path.name: path.read_text(encoding="utf-8") for path in PAGE.glob("*.js")}
+    scripts = {str(path): path.read_text(encoding="utf-8") for place in (PAGE, WEB) for path in place.glob("*.js")}
+    assert len(scripts) > 12
     for name, script in scripts.items():
         code = re.sub(r"^\s*(//|/?\*).*$|\s// .*$", "", script, flags=re.MULTILINE)
         named |= set(re.findall(r'\bt\("([^"]+)"', code))

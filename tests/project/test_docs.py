@@ -29,6 +29,7 @@ COMMANDS = {
     "pneumo-serve": "edge.serve",
     "pneumo-archive": "edge.archive",
     "pneumo-calibrate": "edge.calibrate",
+    "pneumo-web": "export.web",
     "pneumo-bench": "bench",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import json
 import os
@@ -22,18 +21,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chromium import CHROMIUM, QUIET, need_chromium, violations
 from pneumo_edge import Classifier, Prediction
 from pneumo_edge.bundle import DEFAULT_BUNDLE
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.serve.spool import PICTURE
 from pneumo_edge.words import CATALOGUE, Words
 
-CHROMIUM = shutil.which("chromium")
-if os.environ.get("CI") != "true":
-    if CHROMIUM is None:
-        pytest.skip("the page is tested in Chromium: apt-get install chromium", allow_module_level=True)
-    pytest.importorskip("playwright", reason="the page is tested with Playwright, of the extra dev")
-    pytest.importorskip("fastapi", reason="pneumo-serve needs the extra serve")
+need_chromium("fastapi")
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
 
@@ -43,11 +38,6 @@ Serve = Callable[..., Any]
 Open = Callable[..., Page]
 
 TOKEN = "0123456789abcdef"  # noqa: S105 - of the tests
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--no-first-run",
-)  # fmt: skip
-"""Chromium as root, and without a word to anybody."""
 
 
 @pytest.fixture(scope="module")
@@ -976,21 +966,6 @@ def test_whose_film_it_is_where_the_clinic_wants_that(serve: Serve, visit: Open,
 # ----------------------------------------------------------------------------------------------------- languages
 
 LANGUAGES = {"en-US": "en", "es-MX": "es", "fr-FR": "fr", "pt-BR": "pt"}
-
-AXE = "axe.run(document, {resultTypes: ['violations']})"
-
-
-def violations(page: Page) -> list[str]:
-    """What axe has to say of the page as it is."""
-    package = importlib.util.find_spec("axe_playwright_python")
-    assert package
-    assert package.origin
-    # Not as a script of the page: its content security policy allows none but its own.
-    source = (Path(package.origin).parent / "axe.min.js").read_text(encoding="utf-8")
-    page.context.new_cdp_session(page).send("Runtime.evaluate", {"expression": source})
-    found = page.evaluate(AXE)
-    assert len(page.evaluate("axe.getRules()")) > 50
-    return [f"{each['id']}: {node['html']}" for each in found["violations"] for node in each["nodes"]]
 
 
 @pytest.mark.parametrize(("locale", "language"), LANGUAGES.items())

@@ -772,6 +772,38 @@ def test_a_film_is_deleted_judged_again_and_sent_again(parts: Any) -> None:
     asyncio.run(ask())
 
 
+def test_metrics_tell_of_what_waits_and_of_what_failed_by_destination(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, inbox = parts
+    journal = inbox.journal
+
+    async def ask() -> list[str]:
+        async with client(make_app(*parts)) as asking:
+            lines: list[str] = (await asking.get("/metrics")).text.splitlines()
+            return lines
+
+    entry, _ = journal.add("a" * 32, "dicom")
+    monkeypatch.setattr(journal, "clock", lambda: entry.since + 700.0)
+    told = asyncio.run(ask())
+    assert "pneumo_oldest_unanswered_seconds 700.0" in told
+    assert 'pneumo_films{state="received"} 1.0' in told
+    journal.answered(entry, RECORD, [("PACS@h:1", "sc"), ("PACS@h:1", "sr"), ("https://pacs.example", "sr")])
+    first, second = journal.waiting("PACS@h:1", 2)
+    journal.not_sent(first, "it is away")
+    journal.not_sent(first, "it is away")
+    journal.refused(second, "it takes none")
+    told = asyncio.run(ask())
+    assert "pneumo_oldest_unanswered_seconds 0.0" in told
+    assert 'pneumo_sendings{destination="PACS@h:1",state="waiting"} 1.0' in told
+    assert 'pneumo_sendings{destination="PACS@h:1",state="refused"} 1.0' in told
+    assert 'pneumo_sendings{destination="https://pacs.example",state="waiting"} 1.0' in told
+    (failed,) = [line for line in told if line.startswith("pneumo_failed_sends_total{")]
+    assert failed == 'pneumo_failed_sends_total{destination="PACS@h:1"} 3.0'
+    (free,) = [line for line in told if line.startswith("pneumo_disk_free_bytes ")]
+    assert float(free.split()[1]) > 0
+
+
 def test_the_list_is_sorted_filtered_searched_and_turned_over(parts: Any) -> None:
     _, inbox = parts
 

@@ -16,8 +16,12 @@ export class Refusal extends Error {
   }
 }
 
-/** What the page is told while it waits: the device is reached or not, and asks for a token. */
-export const hooks = { reached: (_there) => {}, askForToken: async (_wrong) => "" };
+/** What the page is told while it waits: the device is reached or not (and why, where that is known), it asks for a token,
+ * what is told of the model has changed. */
+export const hooks = { reached: (_there, _why = "") => {}, askForToken: async (_wrong) => "", modelChanged: () => {} };
+
+/** What can be chosen on the page: nothing, at a device that somebody has set up. */
+export const settings = null;
 
 // ------------------------------------------------------------------------------------------------- questions
 

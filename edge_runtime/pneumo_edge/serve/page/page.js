@@ -1,4 +1,4 @@
-// The page of pneumo-serve: what stands where the film is, films that are handed in, and what follows from a click.
+// The page of pneumo-serve and pneumo-web: what stands where the film is, films that are handed in, and what follows from a click.
 
 import { $, announce, element, pairs, pause } from "./dom.js";
 import * as api from "./api.js";
@@ -353,7 +353,12 @@ const unreached = (error) => {
   if (!(error instanceof Refusal)) throw error;
 };
 
-api.hooks.reached = (there) => ($("banner").hidden = there);
+api.hooks.reached = (there, why = "") => {
+  $("banner").hidden = there;
+  $("banner").dataset.why = why;
+  $("banner").textContent = why ? sentence(why) : t("offline");
+};
+api.hooks.modelChanged = () => learnOfModel().catch(unreached);
 
 api.hooks.askForToken = (wrong) =>
   new Promise((done) => {
@@ -420,9 +425,32 @@ function tellOfModel() {
       [t("prevalence"), percent(model.prevalence), t("prevalence.means")],
       ...watching(),
       [t("version"), `pneumo ${model.version}, ${model.file}`],
+      ...(model.offline ? [[t("offline.use"), sentence(model.offline)]] : []),
     ]),
   );
+  if (api.settings) offer(model);
 }
+
+/** Offers what can be chosen. */
+function offer({ operating_points: points, operating_point: point, prevalence }) {
+  $("settings").hidden = false;
+  $("point-choice").replaceChildren(
+    ...Object.keys(points).map((name) => element("option", words.point(name), { value: name })),
+  );
+  $("point-choice").value = point;
+  if (document.activeElement !== $("prevalence")) $("prevalence").value = Number((100 * prevalence).toFixed(1));
+}
+
+async function chooseSetting(what) {
+  await api.settings.set(what);
+  await learnOfModel();
+  await list.renew();
+  if (shown) await open(shown.key);
+}
+$("point-choice").addEventListener("change", () => chooseSetting({ point: $("point-choice").value }));
+$("prevalence").addEventListener("change", () => {
+  if ($("prevalence").reportValidity()) chooseSetting({ prevalence: $("prevalence").valueAsNumber / 100 });
+});
 
 function follow() {
   const key = location.hash.slice(1);
@@ -437,6 +465,7 @@ addEventListener("popstate", follow);
 
 words.whenSpoken(() => {
   saying();
+  if ($("banner").dataset.why) $("banner").textContent = sentence($("banner").dataset.why);
   tell();
   tellOfModel();
   if (shown) blend(viewer.mix);

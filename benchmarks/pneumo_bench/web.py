@@ -1,0 +1,217 @@
+"""The page of pneumo-web in Chromium: how soon it answers, against the native runtime in the same run."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import http.server
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pneumo_bench.inputs import open_bundles, sample_films
+from pneumo_bench.machine import Watch, describe_machine
+from pneumo_bench.output import Table, header, machine_notes
+from pneumo_edge.classifier import Classifier
+from pneumo_edge.errors import MissingExtraError, PneumoError
+from pneumo_edge.overlay import glow_layer
+from pneumo_export.npm import PACKAGES
+from pneumo_export.web import write_web
+
+_WARM_UP = 3
+"""Films of each kind before anything is measured."""
+
+_PATIENCE = 120.0
+"""Seconds for one answer, on a machine of any speed."""
+
+_JUDGE = """async ({ bytes, name }) => {
+  const api = await import(new URL("api.js", location.href).href);
+  const blob = await (await fetch(bytes)).blob();
+  const file = new File([await blob.arrayBuffer()], name);
+  const start = performance.now();
+  const { key } = await api.hand(file, () => {});
+  const { record, error } = await api.film(key);
+  if (error) throw new Error(error);
+  (await api.heatmap(key)).close();
+  const whole = performance.now() - start;
+  await api.remove(key);
+  return { whole, ...record.milliseconds, probability: record.probability };
+}"""
+
+
+class _Films(http.server.SimpleHTTPRequestHandler):
+    """A folder as a plain file server has it, without headers that would allow threads."""
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Films, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://localhost:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _largest_renderer(process: Any) -> int:
+    """Returns the memory that is the tab's alone, in bytes: of Chromium's processes that draw pages the largest."""
+    psutil = import_module("psutil")
+    found = [0]
+    for child in process.children(recursive=True):
+        try:
+            if "--type=renderer" in child.cmdline():
+                found.append(child.memory_full_info().uss)
+        except psutil.Error:
+            continue
+    return max(found)
+
+
+def measure_web(*, bundle: Path | None, folder: Path | None, films: int, rounds: int) -> dict[str, Any]:
+    """Builds the page, opens it and has it judge films; returns what `web.json` holds.
+
+    Args:
+        bundle: The model; the one that comes with pneumo by default.
+        folder: Films; phantoms by default.
+        films: How many of them.
+        rounds: Cold loads, and turns over the films.
+
+    Raises:
+        MissingExtraError: Playwright is not installed.
+        PneumoError: There is no Chromium, or the page gives no verdict.
+    """
+    if find_spec("playwright") is None:
+        raise MissingExtraError("playwright", "dev", "driving a browser")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise PneumoError("there is no Chromium here: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    watch = Watch()
+    [(_, found)] = open_bundles([] if bundle is None else [bundle]).items()
+    with (
+        TemporaryDirectory(prefix="pneumo-bench-") as scratch,
+        sample_films(folder, films) as (paths, what),
+        Classifier.load(bundle, engine="tflite", threads=1) as classifier,
+        sync_playwright() as playwright,
+    ):
+        site = Path(scratch) / "site"
+        files = write_web(found, site)
+        for n, path in enumerate(paths):
+            shutil.copy(path, site / f"film{n}")
+        own = import_module("psutil").Process()
+        cold, native, web, memory = [], [], [], [0]
+        with _served(site) as address:
+            for _ in range(rounds):
+                browser = playwright.chromium.launch(
+                    executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
+                )
+                page = browser.new_page()
+                page.set_default_timeout(1e3 * _PATIENCE)
+                start = time.perf_counter()
+                page.goto(address, wait_until="commit")
+                page.set_input_files("#file", str(paths[0]))
+                page.locator("#verdict").wait_for()
+                cold.append(time.perf_counter() - start)
+                for turn in range(_WARM_UP + len(paths)):
+                    n = turn % len(paths)
+                    timed = page.evaluate(_JUDGE, {"bytes": f"film{n}", "name": paths[n].name})
+                    begin = time.perf_counter()
+                    prediction = classifier.predict(paths[n])
+                    # As large as the page draws it.
+                    scale = 720 / max(prediction.region.width, prediction.region.height) if prediction.region else 1.0
+                    region = prediction.region
+                    size = (720, 720) if region is None else (round(region.width * scale), round(region.height * scale))
+                    glow_layer(size, prediction)
+                    whole = 1e3 * (time.perf_counter() - begin)
+                    if turn >= _WARM_UP:
+                        web.append(timed | {"film": paths[n].name})
+                        native.append(prediction.milliseconds | {"whole": whole, "probability": prediction.probability})
+                    memory.append(_largest_renderer(own))
+                browser.close()
+    sizes = {
+        "files": len(files),
+        "bytes": sum(map(len, files.values())),
+        "bytes_packed": sum(len(gzip.compress(data, 6)) for data in files.values()),
+        "model_bytes_packed": len(gzip.compress(files[classifier.file], 6)),
+    }
+    middle = {
+        side: {part: median(row[part] for row in rows) for part in ("read", "infer", "whole")}
+        for side, rows in (("web", web), ("native", native))
+    }
+    runtime = {package.name: package.version for package in PACKAGES}
+    settings = {"films": what, "number": len(paths), "rounds": rounds, "threads": 1, "runtime": runtime}
+    settings |= {"model": found.description.name, "file": classifier.file}
+    return header("web", describe_machine(), watch.finish()) | {
+        "settings": settings,
+        "sizes": sizes,
+        "cold_seconds": {"median": median(cold), "slowest": max(cold)},
+        "milliseconds": middle,
+        "ratio": {part: middle["web"][part] / middle["native"][part] for part in ("infer", "whole")},
+        "largest_difference": max(abs(a["probability"] - b["probability"]) for a, b in zip(web, native, strict=True)),
+        "tab_bytes": max(memory),
+    }
+
+
+def web_tables(record: dict[str, Any]) -> list[Table]:
+    """Returns the times of both runtimes, and what the page costs."""
+    settings, times = record["settings"], record["milliseconds"]
+    sizes, cold = record["sizes"], record["cold_seconds"]
+    parts = {"read": "reading the film", "infer": "the model", "whole": "film to verdict and heatmap"}
+    return [
+        Table(
+            title="One film in the browser and in the native runtime, one thread each",
+            columns=("part", "browser", "native", "ratio"),
+            rows=[
+                (
+                    name,
+                    f"{times['web'][part]:.1f} ms",
+                    f"{times['native'][part]:.1f} ms",
+                    f"{times['web'][part] / times['native'][part]:.2f}",
+                )
+                for part, name in parts.items()
+            ],
+            notes=(
+                f"medians of {settings['rounds']} turns over {settings['number']} of the {settings['films']}, "
+                f"judged in turn; {settings['model']}, {settings['file']}; largest difference of the probability "
+                f"{record['largest_difference']:.4f}",
+                *machine_notes(record["machine"], record["load"]),
+            ),
+        ),
+        Table(
+            title="The page",
+            columns=(
+                "first verdict, cold",
+                "slowest",
+                "tab, at most",
+                "files",
+                "over the wire, packed",
+                "the model of it",
+            ),
+            rows=[
+                (
+                    f"{cold['median']:.2f} s",
+                    f"{cold['slowest']:.2f} s",
+                    f"{record['tab_bytes'] / 1e6:.0f} MB",
+                    f"{sizes['bytes'] / 1e6:.1f} MB",
+                    f"{sizes['bytes_packed'] / 1e6:.1f} MB",
+                    f"{sizes['model_bytes_packed'] / 1e6:.1f} MB",
+                )
+            ],
+            notes=(
+                "from a browser that has nothing of it, over localhost and without compression, the film handed in at "
+                "once; memory is what the tab's process has to itself (USS); packed with gzip",
+            ),
+        ),
+    ]
