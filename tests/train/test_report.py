@@ -405,7 +405,7 @@ def test_groups_and_weights_stand_in_the_report(two_sites: Path) -> None:
         assert cells(weights, words)[2] == "50.0 %"
     page = page_of(two_sites)
     assert "with an AUC of 0.612; with films weighed as in training, of 0.500" in page.text
-    assert "finds the site from its features in 98.7 % of films" in page.text
+    assert "finds the site of 98.7 % of the films that it has not seen" in page.text
 
 
 def test_heatmaps_stand_in_the_report_beside_their_baseline(two_sites: Path) -> None:
