@@ -10,7 +10,7 @@ import { viewNamed } from "./unseen.js";
 const [EXPLICIT, IMPLICIT, BIG] = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"];
 const RLE = "1.2.840.10008.1.2.5";
 const KINDS = {
-  "1.2.840.10008.1.2.4.51": "JPEG of 12 bits",
+  "1.2.840.10008.1.2.4.51": "JPEG (extended)",
   "1.2.840.10008.1.2.4.80": "JPEG-LS",
   "1.2.840.10008.1.2.4.81": "JPEG-LS",
   "1.2.840.10008.1.2.4.90": "JPEG 2000 Lossless",
@@ -289,7 +289,7 @@ async function unpacked(ds, packed, width, height, name, decodeJpeg, jpegHeader)
     if (precision === 8 && ["baseline", "extended", "progressive"].includes(kind)) {
       return { words: await decodeJpeg(packed, width, height), holds: 8 };
     }
-    if (kind !== "lossless") throw packedAs(kind === "LS" ? "JPEG-LS" : `JPEG of ${precision} bits`, name);
+    if (kind !== "lossless") throw packedAs(kind === "LS" ? "JPEG-LS" : `JPEG (${kind})`, name);
     const words = new Decoder().decode(packed.buffer, packed.byteOffset, packed.byteLength);
     if (words?.length !== width * height) throw new Unreadable("another size");
     return { words, holds: precision };
