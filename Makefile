@@ -7,7 +7,7 @@ DEMO := runs/demo
 CONSTRAINTS ?= constraints.txt
 # Processes that share the tests, file by file: what the tests of a file have in common is made once. 0 for one alone.
 WORKERS ?= 2
-PARALLEL = -n $(WORKERS) --dist loadfile
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast docs test-arm default-model results tables results-serve results-archive results-web picture
 .PHONY: constraints

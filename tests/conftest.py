@@ -39,9 +39,20 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+SLOW = (
+    "archive/test_archive_cli.py", "bench/test_bench.py", "export/test_export.py", "project/test_docs.py",
+    "serve/test_orthanc.py", "serve/test_page.py", "train/test_backbones.py", "train/test_fit.py",
+    "train/test_keras_backends.py", "train/test_train_cli.py",
+)  # fmt: skip
+"""Files that take half a minute or more each: at the end, processes that share the tests would wait for one of them."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts canaries first: they say why much of the rest is red."""
-    items.sort(key=lambda item: item.get_closest_marker("canary") is None)
+    """Puts canaries first, since they say why much of the rest is red, and then what is slow."""
+    for item in items:
+        if item.path.as_posix().endswith(SLOW):
+            item.add_marker("slow")
+    items.sort(key=lambda item: 0 if "canary" in item.keywords else 1 if "slow" in item.keywords else 2)
 
 
 Infer: TypeAlias = Callable[..., "subprocess.CompletedProcess[Any]"]
@@ -198,7 +209,7 @@ def infer(infer_command: Callable[..., list[str | Path]]) -> Infer:
     """Runs `pneumo-infer` and returns what came of it; Python's warnings are errors in there too."""
 
     def run(*arguments: str | Path, env: dict[str, str] | None = None, **options: Any) -> Any:
-        options = {"capture_output": True, "text": True, "timeout": 120} | options
+        options = {"capture_output": True, "text": True, "timeout": 600} | options
         environment = os.environ | {"PYTHONWARNINGS": "error"} | (env or {})
         return subprocess.run(infer_command(*arguments), env=environment, check=False, **options)
 

@@ -17,20 +17,20 @@ from pneumo_bench.output import Table, header, machine_notes, percent_text, shar
 from pneumo_bench.robustness import DISTURBANCES, disturb
 from pneumo_edge.backends import Outputs, open_backend
 from pneumo_edge.bundle import ENGINE_OF_SUFFIX, LABELS, Bundle
+from pneumo_edge.calibrate.measure import weighted_auc
+from pneumo_edge.calibrate.platt import Labels, probabilities
 from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
 from pneumo_edge.errors import BundleError, DataError, ImageError, MissingExtraError
 from pneumo_edge.plausibility import objections
 from pneumo_edge.preprocess import Pixels, read_film
 from pneumo_export.gate import mcnemar, run_backend
-from pneumo_train.calibrate import Labels, probabilities
 from pneumo_train.films import FilmFile, labels_of
-from pneumo_train.measure import weighted_auc
 from pneumo_train.pointing import SIZES, TOUCHED, measure_pointing
-from pneumo_train.run import Films, find_roots, read_config
+from pneumo_train.run import Films, Run
 from pneumo_train.sites import measure_mean_of_sites, measure_sites, site_weights
 from pneumo_train.sources import gather
-from pneumo_train.split import TEST, VALIDATION, read_split
+from pneumo_train.split import TEST, VALIDATION
 
 Flags = npt.NDArray[np.bool_]
 
@@ -86,10 +86,9 @@ def validation_split(run: Path, data: Sequence[str]) -> Split:
     Raises:
         RunError: The folder is no run, or its films are gone.
     """
-    config = read_config(run)
-    files, parts = read_split(run / "split.csv")
-    held = tuple(film for film, part in zip(files, parts, strict=True) if part == VALIDATION)
-    return Split(VALIDATION, find_roots(run, config, data), held)
+    opened = Run(run, data)
+    held = tuple(film for film, part in zip(*opened.split, strict=True) if part == VALIDATION)
+    return Split(VALIDATION, opened.roots, held)
 
 
 def decode(split: Split, sizes: Sequence[int]) -> Decoded:

@@ -18,11 +18,11 @@ from pneumo_bench.machine import Watch, describe_machine
 from pneumo_bench.output import Table, header, machine_notes
 from pneumo_edge.backends import open_backend
 from pneumo_edge.bundle import Bundle
+from pneumo_edge.calibrate.platt import probabilities
 from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
 from pneumo_edge.errors import BundleError, MissingExtraError
 from pneumo_edge.preprocess import Pixels
-from pneumo_train.calibrate import probabilities
 
 NOTABLE = 0.02
 """Largest difference of a probability that gets no remark."""

@@ -241,6 +241,27 @@ def sites(
 
 
 @app.command(epilog=NOT_A_DIAGNOSIS)
+def calibration(
+    films: Annotated[
+        Path, typer.Argument(metavar="MANIFEST", help="CSV with path, label, patient, site and split: train and test.")
+    ],
+    model: Judge = None,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of each number of films.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    output: Output = None,
+) -> None:
+    """Calibrates a bundle on 20, 50, 100 and 300 training films of each site, and judges it on the test films."""
+    from pneumo_bench.calibration import calibration_tables, measure_places
+    from pneumo_bench.output import make_folder
+    from pneumo_edge.bundle import DEFAULT_BUNDLE, read_bundle
+
+    if output is not None:
+        make_folder(output)
+    record = measure_places(read_bundle(model or DEFAULT_BUNDLE), films, draws=draws, seed=seed)
+    _publish(output, "calibration", record, calibration_tables(record))
+
+
+@app.command(epilog=NOT_A_DIAGNOSIS)
 def agreement(
     model: Models = None,
     data: Data = None,
@@ -346,19 +367,22 @@ def serve(
     associations: Annotated[int, typer.Option(min=1, help="Senders at the same time.")] = 4,
     kills: Annotated[int, typer.Option(min=0, help="Times that pneumo-serve is killed, with kill -9.")] = 20,
     away: Annotated[float, typer.Option(min=0, help="Seconds without a PACS.")] = 60.0,
-    seed: Annotated[int, typer.Option(help="Seed that draws the moments of the kills.")] = 0,
+    jumps: Annotated[int, typer.Option(min=0, help="Times that its clock is set, up to 400 days off.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed that draws the moments of the kills and jumps.")] = 0,
     output: Output = None,
 ) -> None:
-    """Sends films to pneumo-serve, kills it, stops the PACS, and counts the answers that arrive; needs Orthanc."""
+    """Sends films to pneumo-serve, kills it, sets its clock, stops the PACS, and counts the answers that arrive; needs
+    Orthanc, DCMTK and a C compiler."""
     from pneumo_bench.output import make_folder
-    from pneumo_bench.serve import crash_table, measure_crashes
+    from pneumo_bench.serve import crash_table, is_whole, measure_crashes
 
     if output is not None:
         make_folder(output)
-    record = measure_crashes(films=films, kills=kills, away=away, associations=associations, seed=seed, bundle=model)
+    record = measure_crashes(
+        films=films, kills=kills, away=away, jumps=jumps, associations=associations, seed=seed, bundle=model
+    )
     _publish(output, "serve", record, [crash_table(record)])
-    crashes = record["crashes"]
-    if crashes["answered"] != crashes["films"] or crashes["twice"] or crashes["lost"]:
+    if not is_whole(record["crashes"]):
         raise typer.Exit(FAILED)
 
 

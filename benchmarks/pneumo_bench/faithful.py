@@ -18,12 +18,12 @@ from pneumo_bench.machine import Watch, describe_machine
 from pneumo_bench.output import Table, header, percent_text
 from pneumo_edge.backends import open_backend
 from pneumo_edge.bundle import ENGINE_OF_SUFFIX, Bundle
+from pneumo_edge.calibrate.measure import bootstrap_weights, mean_interval, mean_of
+from pneumo_edge.calibrate.platt import probabilities
 from pneumo_edge.classifier import usable_cores
 from pneumo_edge.errors import BundleError, DataError, MissingExtraError
 from pneumo_edge.preprocess import Pixels
 from pneumo_export.gate import run_backend
-from pneumo_train.calibrate import probabilities
-from pneumo_train.measure import bootstrap_weights, mean_interval, mean_of
 from pneumo_train.pointing import enlarge, regions_of, sigmoid
 
 WANTED = 3.0

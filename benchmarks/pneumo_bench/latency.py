@@ -21,7 +21,7 @@ from pneumo_bench.spread import percentile, ratio_text, ratios, spread
 from pneumo_edge.bundle import Bundle
 from pneumo_edge.command_line import progress
 from pneumo_edge.errors import MissingExtraError, UsageError
-from pneumo_train.run import model_path, read_config
+from pneumo_train.run import Run
 
 FOLDER_FILMS = 48
 
@@ -96,10 +96,11 @@ def enter(bundles: Mapping[str, Bundle], runs: Sequence[Path]) -> tuple[list[Con
         raise MissingExtraError("tensorflow", "train", "--run")
     taken = Counter(run.resolve().name for run in runs)
     for run in runs:
-        path, name = model_path(run), run.resolve().name
+        opened = Run(run)
+        path, name = opened.model_path, run.resolve().name
         for engine in KERAS_PEERS:
             called = f"{engine}:{name if taken[name] == 1 else run}"
-            size = read_config(run).size
+            size = opened.config.size
             contestants.append(
                 Contestant(called, engine, "keras", run, path.name, "fp32", size, path.stat().st_size, None)
             )

@@ -22,7 +22,7 @@ from pneumo_edge.atomic import replacing_folder, write_json, write_text
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.errors import PneumoError, RunError, UsageError
 from pneumo_train.report import FIGURES as FILM_FREE
-from pneumo_train.run import read_config, read_metrics
+from pneumo_train.run import Run
 
 FIGURES = tuple(f"{name}.png" for name in FILM_FREE)
 
@@ -57,7 +57,8 @@ def collect(run: Path, results: Path) -> Path:
     name = run.resolve().name
     if name in TAKEN:
         raise UsageError(f"{run} cannot be collected, since {results / name} holds other results: rename the run")
-    config, metrics = read_config(run), read_metrics(run)
+    opened = Run(run)
+    config, metrics = opened.config, opened.metrics
     settings = read_result(run / "config.json") | {"data": config.data_name}
     reports = (run / "bundle" / "parity.json", run / "bundle-refused" / "parity.json")
     parity = next((read_result(path) for path in reports if path.exists()), None)

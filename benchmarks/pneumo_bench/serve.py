@@ -1,4 +1,5 @@
-"""Tests pneumo-serve with real peers: counts the answers that arrive although it is killed and the PACS is stopped.
+"""Tests pneumo-serve with real peers: counts the answers that arrive although it is killed, its clock jumps and a PACS
+is stopped.
 
 The test suite runs the same code with fewer films.
 """
@@ -9,17 +10,20 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
+import sqlite3
+import struct
 import subprocess
 import sysconfig
 import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -39,6 +43,9 @@ SERVE_PACKAGES = (*PACKAGES, "pydicom", "pynetdicom", "highdicom", "fastapi", "u
 
 _BURST = 10
 """Films that a sender sends in one association."""
+
+_FARTHEST = 400
+"""Days that a clock jumps at most."""
 
 _PATIENCE = 600.0
 """Seconds that a program may take to start or to end. It is also the time without a new answer in the PACS after which
@@ -171,14 +178,11 @@ class Orthanc:
 
     def get(self, path: str) -> Any:
         """Returns the answer of its REST interface, parsed from JSON."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/{path}", timeout=60) as answer:
-            return json.load(answer)
+        return json.loads(self._ask(path))
 
     def post(self, path: str, data: bytes, method: str = "POST") -> Any:
         """Sends data to its REST interface, and returns the answer, parsed from JSON."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.http}/{path}", data, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-            return json.loads(answer.read() or b"null")
+        return json.loads(self._ask(path, data, method) or b"null")
 
     def put(self, path: str, value: Any) -> Any:
         """Sets a value at its REST interface."""
@@ -186,16 +190,21 @@ class Orthanc:
 
     def file(self, instance: str) -> bytes:
         """Returns an instance as a DICOM file."""
-        url = f"http://127.0.0.1:{self.http}/instances/{instance}/file"
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            data: bytes = answer.read()
-            return data
+        return self._ask(f"instances/{instance}/file")
+
+    def _ask(self, path: str, data: bytes | None = None, method: str = "GET") -> bytes:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}/{path}", data, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            told: bytes = answer.read()
+            return told
 
     def instances(self) -> dict[str, Counter[str]]:
         """Returns StudyInstanceUID -> modality -> number of instances."""
+        # In this order: a study that comes in between is one without series, and no series is without its study.
+        all_series = self.get("series?expand")
         studies = {s["ID"]: s["MainDicomTags"]["StudyInstanceUID"] for s in self.get("studies?expand")}
         found: dict[str, Counter[str]] = {uid: Counter() for uid in studies.values()}
-        for series in self.get("series?expand"):
+        for series in all_series:
             found[studies[series["ParentStudy"]]][series["MainDicomTags"]["Modality"]] += len(series["Instances"])
         return found
 
@@ -217,13 +226,169 @@ class Orthanc:
             self.stop()
 
 
+class PicturesOnly:
+    """A PACS that takes pictures and no reports, and has no C-ECHO: DCMTK's storescp, on a port that is its own while a
+    `with` block lasts."""
+
+    ae_title = "PICTURES"
+
+    _TAKES = """
+[[TransferSyntaxes]]
+[Plain]
+TransferSyntax1 = LittleEndianExplicit
+[[PresentationContexts]]
+[Pictures]
+PresentationContext1 = SecondaryCaptureImageStorage\\Plain
+[[Profiles]]
+[Default]
+PresentationContexts = Pictures
+"""
+
+    def __init__(self, folder: Path) -> None:
+        """Prepares it.
+
+        Args:
+            folder: New; gets its settings and what it stores.
+
+        Raises:
+            UsageError: storescp is not installed.
+        """
+        program = find_program("storescp")
+        if program is None:
+            raise UsageError("a PACS that takes no reports needs the program storescp: apt install dcmtk")
+        self.port, self._store = 0, folder / "store"
+        self._store.mkdir(parents=True)
+        profile = folder / "storescp.cfg"
+        profile.write_text(self._TAKES, encoding="ascii")
+        takes = ["-od", str(self._store), "-xf", str(profile), "Default"]
+        self._command = [program, "-aet", self.ae_title, *takes]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ports = ExitStack()
+
+    def count(self) -> int:
+        """Returns how many objects it has stored."""
+        return sum(1 for _ in self._store.iterdir())
+
+    def instances(self) -> dict[str, Counter[str]]:
+        """Returns StudyInstanceUID -> modality -> how many instances there are."""
+        import pydicom
+
+        found: dict[str, Counter[str]] = {}
+        for path in self._store.iterdir():
+            stored = pydicom.dcmread(path, stop_before_pixels=True)
+            found.setdefault(stored.StudyInstanceUID, Counter())[stored.Modality] += 1
+        return found
+
+    def __enter__(self) -> PicturesOnly:
+        self.port = self._ports.enter_context(reserved_port())
+        line = [*self._command, str(self.port)]
+        self._process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._ports:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait(_PATIENCE)
+
+
+_TELLS_TIME = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static const volatile long long *off; /* seconds */
+
+__attribute__((constructor)) static void begin(void)
+{
+    int file = open(getenv("PNEUMO_BENCH_CLOCK"), O_RDONLY);
+    void *page = mmap(NULL, sizeof *off, PROT_READ, MAP_SHARED, file, 0);
+    if (page == MAP_FAILED) abort();
+    off = page;
+    close(file);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int code = syscall(SYS_clock_gettime, clock, now);
+    if (code == 0 && off && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += *off;
+    return code;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone)
+{
+    int code = syscall(SYS_gettimeofday, now, zone);
+    if (code == 0 && now && off) now->tv_sec += *off;
+    return code;
+}
+
+time_t time(time_t *told)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (told) *told = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+class JumpingClock:
+    """The time of day as one process is told it; its monotonic clock goes on as it does in a machine.
+
+    libfaketime would do, but for its `clock_nanosleep`, which fails (0.9.10) where a moment of the monotonic clock has
+    passed: Python sleeps by it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Compiles what tells the time, and sets it right.
+
+        Args:
+            folder: Gets two files.
+
+        Raises:
+            UsageError: There is no C compiler.
+            PneumoError: It fails.
+        """
+        compiler = find_program("cc")
+        if compiler is None:
+            raise UsageError("a clock that jumps needs the program cc: apt install gcc libc6-dev")
+        source, library, self._off = folder / "clock.c", folder / "clock.so", folder / "clock"
+        source.write_text(_TELLS_TIME, encoding="ascii")
+        line = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode != 0:
+            raise PneumoError(f"cc cannot make a clock that jumps: {done.stderr.strip()}")
+        self._off.write_bytes(bytes(8))
+        self.environment = {"LD_PRELOAD": str(library), "PNEUMO_BENCH_CLOCK": str(self._off)}
+        """What a process needs to be told this time."""
+
+    def jump(self, days: int) -> None:
+        """Sets it so many days off the right time."""
+        with self._off.open("r+b") as file:
+            file.write(struct.pack("=q", days * 86400))
+
+
 class Service:
     """The installed command pneumo-serve, on ports that are its own while a `with` block lasts. It runs from the
     beginning of the block, and can be killed and started again."""
 
     ae_title = "PNEUMO"
 
-    def __init__(self, spool: Path, *options: str | Path, dicom: bool = True, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        spool: Path,
+        *options: str | Path,
+        dicom: bool = True,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Prepares it.
 
         Args:
@@ -231,6 +396,7 @@ class Service:
             options: Of the command.
             dicom: Whether it has a DICOM node.
             cwd: Folder that it runs in; this process's own by default.
+            environment: Variables that it gets beside those of this process.
 
         Raises:
             MissingExtraError: The command is not installed.
@@ -243,6 +409,7 @@ class Service:
         self.spool = spool
         self._command = [command, "--spool", str(spool), *map(str, options)]
         self._dicom, self._cwd = dicom, cwd
+        self._environment = os.environ | dict(environment or {})
         self._last_line = "DICOM: " if dicom else "page and HTTP: "
         self.said: list[str] = []
         """Lines that it has printed on stderr."""
@@ -264,7 +431,12 @@ class Service:
         """
         self._ready = threading.Event()
         self._process = subprocess.Popen(  # noqa: S603
-            self._command, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=self._cwd
+            self._command,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            cwd=self._cwd,
+            env=self._environment,
         )
         self._reader = threading.Thread(target=self._listen, args=(self._process, self._ready))
         self._reader.start()
@@ -362,29 +534,47 @@ class _Outbox:
 
 
 class _Fate:
-    """Kills pneumo-serve and stops the PACS, at moments that are drawn beforehand.
+    """Kills pneumo-serve, stops the PACS and sets the clock, at moments that are drawn beforehand.
 
-    A film makes three steps: it is accepted, and its picture and its report arrive. Kills come at numbers of steps, so
-    that they are spread over all films on a machine of any speed. Some come while the PACS is stopped.
+    A film makes three steps: it is accepted, and its picture and its report arrive in the PACS. Kills and jumps of the
+    clock come at numbers of steps, so that they are spread over all films on a machine of any speed. Some kills come
+    while the PACS is stopped.
     """
 
-    def __init__(self, service: Service, pacs: Orthanc, films: int, kills: int, away: float, seed: int) -> None:
+    def __init__(
+        self,
+        service: Service,
+        pacs: Orthanc,
+        clock: JumpingClock,
+        films: int,
+        *,
+        kills: int,
+        away: float,
+        jumps: int,
+        seed: int,
+    ) -> None:
         self._draw = random.Random(seed)  # noqa: S311
-        self._service, self._pacs = service, pacs
+        self._service, self._pacs, self._clock = service, pacs, clock
         meanwhile = min(kills, max(1, kills // 5))
         self._steps = sorted(self._draw.randrange(3 * films) for _ in range(kills - meanwhile))
         self._seconds = sorted(self._draw.uniform(0, away) for _ in range(meanwhile))
+        self._jumps = sorted(
+            (self._draw.randrange(3 * films), self._draw.randint(-_FARTHEST, _FARTHEST)) for _ in range(jumps)
+        )
         self._leaves_at, self._away = round(0.4 * films), away
         self._left: float | None = None
         self._start = time.perf_counter()
         self.pacs_is_there = True
         self.kills: list[float] = []
         """Seconds since the start."""
+        self.jumps: list[int] = []
+        """Days that the clock was off from then on."""
 
     @property
     def done(self) -> bool:
-        """Whether all kills are done and the PACS is back."""
-        return not self._steps and not self._seconds and self._left is not None and self.pacs_is_there
+        """Whether all kills and jumps are done and the PACS is back."""
+        drawn = self._steps or self._seconds or self._jumps
+        return not drawn and self._left is not None and self.pacs_is_there
 
     def strike(self, accepted: int, arrived: int) -> None:
         """Does what is due, by the number of accepted films and of objects that have arrived in the PACS."""
@@ -399,6 +589,10 @@ class _Fate:
             elif now - self._left >= self._away and not self._seconds:
                 self._pacs.start()
                 self.pacs_is_there = True
+        if self._jumps and accepted + arrived >= self._jumps[0][0]:
+            _, days = self._jumps.pop(0)
+            self._clock.jump(days)
+            self.jumps.append(days)
         if self._steps and accepted + arrived >= self._steps[0]:
             self._steps.pop(0)
             time.sleep(self._draw.random())
@@ -417,46 +611,52 @@ def survive(
     *,
     kills: int,
     away: float,
+    jumps: int,
     associations: int,
     seed: int,
     bundle: Path | None = None,
 ) -> dict[str, Any]:
-    """Sends films from several senders while pneumo-serve is killed again and again and the PACS is stopped.
+    """Sends films from several senders while pneumo-serve is killed again and again, its clock jumps and the PACS is
+    stopped; another PACS takes no reports. Films are kept for 30 days, fewer than the clock jumps.
 
     Args:
-        folder: New folder for the spool and the store of the PACS.
+        folder: New folder for the spool and the stores of both.
         films: DICOM files from `dicom_film`, each with its own study.
         kills: Times that `kill -9` ends pneumo-serve, at random moments.
-        away: Seconds without a PACS; longer if the kills of that time are not done.
+        away: Seconds without Orthanc; longer if the kills of that time are not done.
+        jumps: Times that the clock is set, up to 400 days off in either direction.
         associations: Senders that send bursts at the same time, and send again what was not accepted.
         seed: Seed of the moments.
         bundle: The model; the one that comes with pneumo by default.
 
     Returns:
-        Numbers of films that were sent, answered in the PACS (one picture and one report under the study of the film),
-        lost, and answered more than once.
+        Numbers of films that were sent and that are kept; for each destination those that were answered as it takes
+        them (one object of each kind under the study of the film), lost, and answered more than once.
 
     Raises:
-        UsageError, MissingExtraError: Orthanc or pneumo-serve is not there.
+        UsageError, MissingExtraError: Orthanc, storescp, a C compiler or pneumo-serve is not there.
         PneumoError: One of them does not start.
     """
     start, outbox = time.perf_counter(), _Outbox(films)
     options = [] if bundle is None else ["--model", str(bundle)]
-    with Orthanc(folder / "pacs") as pacs:
-        with Service(folder / "spool", "--send-to", f"{pacs.ae_title}@127.0.0.1:{pacs.port}", *options) as service:
-            fate = _Fate(service, pacs, len(films), kills, away, seed)
+    with Orthanc(folder / "pacs") as pacs, PicturesOnly(folder / "pictures") as pictures:
+        for each in (pacs, pictures):
+            options += ["--send-to", f"{each.ae_title}@127.0.0.1:{each.port}"]
+        clock = JumpingClock(folder)
+        with Service(folder / "spool", "--keep-days", "30", *options, environment=clock.environment) as service:
+            fate = _Fate(service, pacs, clock, len(films), kills=kills, away=away, jumps=jumps, seed=seed)
             senders = [threading.Thread(target=_send_bursts, args=(outbox, service.port)) for _ in range(associations)]
             for sender in senders:
                 sender.start()
             try:
-                with progress("answering", 2 * len(films)) as show:
-                    arrived, changed = 0, time.monotonic()
-                    while not (arrived >= 2 * len(films) and fate.done):
+                with progress("answering", 3 * len(films)) as show:
+                    arrived, shown, changed = 0, 0, time.monotonic()
+                    while not (shown >= 3 * len(films) and fate.done):
                         if fate.pacs_is_there:
-                            now = pacs.get("statistics")["CountInstances"]
-                            if now > arrived:
-                                arrived, changed = now, time.monotonic()
-                            show(arrived)
+                            arrived = max(arrived, pacs.get("statistics")["CountInstances"])
+                        if arrived + pictures.count() > shown:
+                            shown, changed = arrived + pictures.count(), time.monotonic()
+                            show(shown)
                         if time.monotonic() - changed > away + _PATIENCE:
                             break
                         fate.strike(outbox.accepted, arrived)
@@ -466,19 +666,46 @@ def survive(
                 for sender in senders:
                     sender.join()
             code = service.stop()
-        found = pacs.instances()
+        both = {"Orthanc": (pacs.instances(), {"OT": 1, "SR": 1}), "storescp": (pictures.instances(), {"OT": 1})}
+        days = {line[:10] for line in service.said if re.match(r"\d{4}-\d\d-\d\d \d\d:", line)}
+    with closing(sqlite3.connect(folder / "spool" / "journal.db")) as journal:
+        (kept,) = journal.execute("SELECT count(*) FROM films WHERE state = 'sent'").fetchone()
+        (refused,) = journal.execute("SELECT count(*) FROM sendings WHERE state = 'refused'").fetchone()
     return {
         "films": len(films),
         "accepted": outbox.accepted,
-        "answered": sum(counts == {"OT": 1, "SR": 1} for counts in found.values()),
-        "lost": len(films) - len(found),
-        "twice": sum(max(counts.values(), default=0) > 1 for counts in found.values()),
-        "objects": sum(sum(counts.values()) for counts in found.values()),
+        "kept": kept,
+        "reports_refused": refused,
+        "destinations": {
+            name: {
+                "gets": sorted(expected),
+                "answered": sum(counts == expected for counts in found.values()),
+                "lost": len(films) - len(found),
+                "twice": sum(max(counts.values(), default=0) > 1 for counts in found.values()),
+                "objects": sum(counts.total() for counts in found.values()),
+            }
+            for name, (found, expected) in both.items()
+        },
         "kills": fate.kills,
         "pacs_away_seconds": away,
+        "jumps_days": fate.jumps,
+        "days_in_log": len(days),
         "exit_code": code,
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def is_whole(found: Mapping[str, Any]) -> bool:
+    """Tells whether what `survive` returned is as it should be: every film answered once by each, and kept."""
+    films = found["films"]
+    return (
+        found["accepted"] == found["kept"] == found["reports_refused"] == films
+        and found["exit_code"] == 0
+        and all(
+            (each["answered"], each["lost"], each["twice"], each["objects"]) == (films, 0, 0, films * len(each["gets"]))
+            for each in found["destinations"].values()
+        )
+    )
 
 
 def _send_bursts(outbox: _Outbox, port: int) -> None:
@@ -510,7 +737,7 @@ def _send_bursts(outbox: _Outbox, port: int) -> None:
 
 
 def measure_crashes(
-    *, films: int, kills: int, away: float, associations: int, seed: int, bundle: Path | None
+    *, films: int, kills: int, away: float, jumps: int, associations: int, seed: int, bundle: Path | None
 ) -> dict[str, Any]:
     """Makes DICOM films of phantoms, lets `survive` send them, and returns the content of `serve.json`.
 
@@ -521,34 +748,49 @@ def measure_crashes(
     with TemporaryDirectory(prefix="pneumo-bench-") as scratch, sample_films(None, min(films, 40)) as (phantoms, _):
         grey = [np.asarray(Image.open(path).convert("L")) for path in phantoms]
         drawn = [dicom_film(grey[i % len(grey)], i) for i in range(films)]
-        run = Path(scratch) / "run"
-        result = survive(run, drawn, kills=kills, away=away, associations=associations, seed=seed, bundle=bundle)
-    settings = {"films": PHANTOMS, "associations": associations, "burst": _BURST, "seed": seed}
+        result = survive(
+            Path(scratch) / "run",
+            drawn,
+            kills=kills,
+            away=away,
+            jumps=jumps,
+            associations=associations,
+            seed=seed,
+            bundle=bundle,
+        )
+    settings = {"films": PHANTOMS, "associations": associations, "burst": _BURST, "seed": seed, "keep_days": 30}
     return header("serve", describe_machine(SERVE_PACKAGES), watch.finish()) | {"settings": settings, "crashes": result}
 
 
+_OBJECTS = {"OT": "picture", "SR": "report"}
+
+
 def crash_table(record: dict[str, Any]) -> Table:
-    """Returns the table of a record of `measure_crashes`."""
+    """Returns the table of a record of `measure_crashes`, one row for each destination."""
     found, settings = record["crashes"], record["settings"]
     return Table(
         title="pneumo-serve, killed and started again",
-        columns=("films", "accepted", "answered in the PACS", "lost", "answered twice", "kill -9", "PACS away", "time"),
+        columns=("destination", "takes", "films accepted", "answered there", "lost", "answered twice"),
         rows=[
             (
-                str(found["films"]),
+                name,
+                " and ".join(_OBJECTS[modality] for modality in there["gets"]),
                 str(found["accepted"]),
-                str(found["answered"]),
-                str(found["lost"]),
-                str(found["twice"]),
-                str(len(found["kills"])),
-                f"{found['pacs_away_seconds']:.0f} s",
-                f"{found['seconds']:.0f} s",
+                str(there["answered"]),
+                str(there["lost"]),
+                str(there["twice"]),
             )
+            for name, there in found["destinations"].items()
         ],
         notes=(
             f"{settings['films']}, in bursts of {settings['burst']} from {settings['associations']} associations at the"
-            f" same time, to Orthanc; moments of the kills drawn with seed {settings['seed']}",
-            "answered: one Secondary Capture and one structured report under the study of the film, counted in Orthanc",
+            f" same time; {len(found['kills'])} kill -9, and {len(found['jumps_days'])} jumps of the clock by up to"
+            f" {_FARTHEST} days, at moments drawn with seed {settings['seed']}; Orthanc away for"
+            f" {found['pacs_away_seconds']:.0f} s; storescp takes no reports; {found['seconds']:.0f} s in all",
+            "answered: one object of each kind that it takes under the study of the film, counted in its store",
+            f"{found['reports_refused']} reports for storescp stand in the journal as refused, with the reason;"
+            f" {found['kept']} films are kept, with --keep-days {settings['keep_days']}; the log has lines of"
+            f" {found['days_in_log']} different days",
             *machine_notes(record["machine"], record["load"]),
         ),
     )

@@ -17,14 +17,14 @@ import numpy as np
 from pneumo_bench.machine import Watch, describe_machine
 from pneumo_bench.output import Table, header, percent_text, share_text
 from pneumo_edge.bundle import LABELS, Calibration
+from pneumo_edge.calibrate.measure import Sample, measure_mean
 from pneumo_edge.command_line import say
 from pneumo_edge.errors import PneumoError, RunError, UsageError
 from pneumo_train.films import labels_of
-from pneumo_train.measure import Sample, measure_mean
-from pneumo_train.run import Films, read_config, read_metrics, read_rows
+from pneumo_train.run import Films, Run
 from pneumo_train.sites import measure_sites
 from pneumo_train.sources import gather
-from pneumo_train.split import LEFT_OUT, read_split
+from pneumo_train.split import LEFT_OUT
 
 POINT = "balanced"
 
@@ -114,14 +114,14 @@ def judge_left_out(runs: Sequence[Path]) -> dict[str, Any]:
         UsageError: Two runs have left out the same site.
     """
     watch = Watch()
-    configs = {run: read_config(run) for run in runs}
-    recipes = {run: {k: v for k, v in asdict(c).items() if k not in _OWN} for run, c in configs.items()}
+    opened = {run: Run(run) for run in runs}
+    recipes = {run: {k: v for k, v in asdict(each.config).items() if k not in _OWN} for run, each in opened.items()}
     first = runs[0]
     results: list[dict[str, Any]] = []
     samples, thresholds = [], {POINT: 0.5}
     seen: dict[str, Path] = {}
     for run in runs:
-        config, metrics = configs[run], read_metrics(run)
+        config, metrics = opened[run].config, opened[run].metrics
         if config.left_out is None:
             raise RunError(f"{run} has left out no site: train it with --leave-out SITE")
         if config.left_out in seen:
@@ -130,7 +130,7 @@ def judge_left_out(runs: Sequence[Path]) -> dict[str, Any]:
         unlike = [key for key in recipes[run] if recipes[run][key] != recipes[first][key]]
         if unlike:
             raise RunError(f"{run} and {first} differ in {', '.join(unlike)}: a table is of one recipe")
-        films, logits = _left_out_films(run)
+        films, logits = _left_out_films(opened[run])
         calibration = Calibration(**metrics["calibration"])
         point = metrics["operating_points"][POINT]["threshold"]
         measured = measure_sites(films, logits, calibration, {POINT: point})
@@ -154,7 +154,7 @@ def judge_left_out(runs: Sequence[Path]) -> dict[str, Any]:
     if samples:
         found = measure_mean(samples, thresholds)
         mean = {"sites": len(samples), "auc": found["auc"], **found["operating_points"][POINT]}
-    config = configs[first]
+    config = opened[first].config
     return header("sites", describe_machine(), watch.finish()) | {
         "settings": {
             key: getattr(config, key)
@@ -165,13 +165,13 @@ def judge_left_out(runs: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _left_out_films(run: Path) -> tuple[Films, np.ndarray[Any, np.dtype[np.float64]]]:
+def _left_out_films(run: Run) -> tuple[Films, np.ndarray[Any, np.dtype[np.float64]]]:
     """Returns the films that a run has left out, without their pixels, and their logits."""
-    files, parts = read_split(run / "split.csv")
+    files, parts = run.split
     chosen = tuple(film for film, part in zip(files, parts, strict=True) if part == LEFT_OUT)
-    rows = [row for row in read_rows(run / "predictions.csv") if row["split"] == LEFT_OUT]
+    rows = [row for row in run.predictions if row["split"] == LEFT_OUT]
     if not rows or [row["path"] for row in rows] != [film.path for film in chosen]:
-        raise RunError(f"{run / 'predictions.csv'} does not go with its split.csv: train the run again")
+        raise RunError(f"{run.folder / 'predictions.csv'} does not go with its split.csv: train the run again")
     logits = np.array([float(row["logit"]) for row in rows])
     return Films(chosen, np.zeros((len(chosen), 1, 1), np.uint8), labels_of(chosen)), logits
 

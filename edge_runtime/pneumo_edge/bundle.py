@@ -104,6 +104,8 @@ class Reference:
     """101 numbers, ascending."""
     novelty: tuple[float, ...]
     """101 numbers, ascending."""
+    contrast: tuple[float, ...] | None = None
+    """101 numbers, ascending: standard deviation of the grey levels, as the model sees them; None where unknown."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,7 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         if version == 1:
             _add_what_format_1_lacks(parsed)
+        _add_what_early_references_lack(parsed)
         description = replace(from_json(Description, parsed), format_version=FORMAT_VERSION)
         _check(description)
     except ValueError as error:
@@ -304,6 +307,14 @@ def _add_what_format_1_lacks(parsed: dict[str, Any]) -> None:
                 if key in place:
                     raise ValueError(f"unknown key {where}{key}")
                 place[key] = value
+
+
+def _add_what_early_references_lack(parsed: dict[str, Any]) -> None:
+    """A reference knew no contrast at first."""
+    files = parsed.get("files")
+    for file in files.values() if isinstance(files, dict) else ():
+        if isinstance(file, dict) and isinstance(file.get("reference"), dict):
+            file["reference"].setdefault("contrast", None)
 
 
 def write_description(folder: Path, description: Description) -> None:
@@ -355,8 +366,8 @@ def _check_probabilities(calibration: Calibration, points: Mapping[str, Operatin
 def _check_reference(reference: Reference, where: str) -> None:
     if reference.films < 1:
         raise ValueError(f"{where} needs films")
-    for quantiles in (reference.logit, reference.novelty):
-        if len(quantiles) != 101 or any(a > b for a, b in pairwise(quantiles)):
+    for quantiles in (reference.logit, reference.novelty, reference.contrast):
+        if quantiles is not None and (len(quantiles) != 101 or any(a > b for a, b in pairwise(quantiles))):
             raise ValueError(f"{where} must have 101 quantiles in ascending order")
 
 

@@ -38,7 +38,7 @@ Arm."""
 REGIONS = ("positive", "all")
 """Films in which regions are outlined: those that are called PNEUMONIA, or all."""
 
-_MODULE = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
+ENGINE_MODULES = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
 
 UNUSUAL = (
     "the picture is unlike the chest films that the model has learned from: an unusual film, or no frontal chest film"
@@ -68,6 +68,8 @@ class Prediction:
     """Probability from which the label is "PNEUMONIA", 0 to 1."""
     operating_point: str
     """Name of that threshold in the bundle, such as "balanced"."""
+    prevalence: float
+    """Share of films with pneumonia where `probability` and `threshold` hold."""
     novelty: float
     """Distance from the training films, 0 or more. The limit stands in the bundle, as `novelty_limit` of the file."""
     in_distribution: bool
@@ -78,6 +80,8 @@ class Prediction:
     """Name of the bundle."""
     file: str
     """Name of the model file in the bundle, such as "model.int8.onnx"."""
+    contrast: float
+    """Standard deviation of the film's grey levels, of 255, as the model sees them."""
     region: Region | None
     """Where the film shows what speaks for pneumonia; None where the model has no local map."""
     milliseconds: dict[str, float] = field(hash=False)
@@ -195,7 +199,7 @@ class Classifier:
         """
         found = read_bundle(Path(bundle) if bundle is not None else DEFAULT_BUNDLE)
         if file is None:
-            file = _choose_file(found, engine)
+            file = choose_file(found, engine)
         elif engine != "auto" and ENGINE_OF_SUFFIX.get(Path(file).suffix) != engine:
             raise UsageError(f"{file} is not a file of the engine {engine}: leave out one of the two")
         return cls(
@@ -277,7 +281,7 @@ class Classifier:
         return backends[threads]
 
     def _judge(self, source: Source, name: str, threads: int) -> Prediction:
-        from pneumo_edge.plausibility import objections
+        from pneumo_edge.plausibility import contrast, objections
         from pneumo_edge.preprocess import read_film
         from pneumo_edge.unseen import unseen
 
@@ -296,6 +300,7 @@ class Classifier:
             doubts += (UNUSUAL,)
         log_odds = self._scale * logit + self._offset
         verdict = LABELS[log_odds >= self._cut]
+        description = self.bundle.description
         label = verdict if not doubts or self._force else None
         return Prediction(
             path=name,
@@ -304,11 +309,13 @@ class Classifier:
             logit=logit,
             threshold=_sigmoid(self._cut),
             operating_point=self.operating_point,
+            prevalence=self.prevalence,
             novelty=novelty,
             in_distribution=not doubts,
-            warnings=doubts + film.warnings + unseen(film, self.bundle.description.provenance.sites),
-            model=self.bundle.description.name,
+            warnings=doubts + film.warnings + unseen(film.age_years, film.view, description.provenance.sites),
+            model=description.name,
             file=self.file,
+            contrast=contrast(film.pixels),
             milliseconds={"read": round(read_ms, 3), "infer": round(infer_ms, 3)},
             region=self._region(outputs.heatmap[0], label, film, name),
             heatmap=outputs.heatmap[0],
@@ -352,10 +359,16 @@ def _name(source: Source) -> str:
     return "-" if isinstance(source, bytes) else os.fspath(source)
 
 
-def _choose_file(bundle: Bundle, engine: str) -> str:
+def choose_file(bundle: Bundle, engine: str) -> str:
+    """Returns the best file of a bundle for an engine, or for "auto" the best whose engine is installed.
+
+    Raises:
+        BundleError: It has no file for the engine.
+        UsageError: There is no such engine.
+    """
     if engine == "auto":
         order = ENGINE_ORDER.get(platform.machine().lower(), ("onnx", "tflite"))
-        present = [file for e in order if find_spec(_MODULE[e]) for file in bundle.files_of_engine(e)]
+        present = [file for e in order if find_spec(ENGINE_MODULES[e]) for file in bundle.files_of_engine(e)]
         # The engine of all files is missing: the error names its extra when the file is opened.
         files = present or [file for e in order for file in bundle.files_of_engine(e)]
     elif engine in ENGINE_OF_SUFFIX.values():

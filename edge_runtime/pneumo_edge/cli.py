@@ -158,8 +158,9 @@ def infer(
 
 
 _CSV_COLUMNS = (
-    "path", "label", "probability", "logit", "threshold", "operating_point", "novelty", "in_distribution",
-    "warnings", "model", "file", "read_ms", "infer_ms", "region_outlines", "region_area", "region_strongest", "error",
+    "path", "label", "probability", "logit", "threshold", "operating_point", "prevalence", "novelty", "in_distribution",
+    "warnings", "model", "file", "contrast", "read_ms", "infer_ms", "region_outlines", "region_area",
+    "region_strongest", "error",
 )  # fmt: skip
 
 
@@ -175,7 +176,10 @@ def _show_text(answer: Prediction | Failure) -> None:
     if answer.label is None:
         verdict = f"no verdict ({'; '.join(answer.warnings)})"
     else:
-        point = f"threshold {answer.threshold:.1%}, operating point {answer.operating_point}"
+        point = (
+            f"at a prevalence of {answer.prevalence:.1%}, threshold {answer.threshold:.1%}, "
+            f"operating point {answer.operating_point}"
+        )
         verdict = f"{answer.label:<9}  probability of pneumonia {share:>6}  ({point})"
         if answer.label == LABELS[1] and answer.region is not None and not answer.region.polygons:
             verdict += f"; {NO_REGION}"
@@ -282,11 +286,20 @@ def _list(model: Path | None) -> None:
     description = bundle.description
     size = description.input.size
     print(f"{description.name}: {description.backbone}, {description.head} head, {size} x {size}, in {bundle.folder}")
+    tested = "local" if description.site else "validation"
     for name, point in description.operating_points.items():
         default = " (default)" if name == description.default_operating_point else ""
         print(
-            f"  operating point {name}{default}: pneumonia from {point.threshold:.1%}, on validation films "
+            f"  operating point {name}{default}: pneumonia from {point.threshold:.1%}, on {tested} films "
             f"sensitivity {point.sensitivity.value:.1%}, specificity {point.specificity.value:.1%}"
+        )
+    if description.site is not None:
+        site_films = ", ".join(f"{count} {label}" for label, count in description.site.films.items())
+        auc = description.site.auc
+        print(
+            f"  calibrated at {description.site.name} on {description.site.calibrated}: {site_films} films, "
+            f"{description.site.patients} patients, prevalence {description.site.prevalence:.1%}, AUC {auc.value:.2f} "
+            f"({auc.low:.2f} to {auc.high:.2f})"
         )
     for site in description.provenance.sites:
         films = sum(count for part, count in site.films.items() if part.startswith("train/"))

@@ -197,7 +197,8 @@ def with_captions(
         verdict, share = words(prediction.label).upper(), words.percent(prediction.probability)
         title = words("picture.says", verdict=verdict, share=share)
         point, threshold = words.point(prediction.operating_point), words.percent(prediction.threshold)
-        about = words("picture.cut", point=point, threshold=threshold, model=prediction.model)
+        prevalence = words.percent(prediction.prevalence)
+        about = words("picture.cut", point=point, threshold=threshold, model=prediction.model, prevalence=prevalence)
     said = region_words(prediction) if marked else ()
     remarks = map(words.sentence, (*said, *prediction.warnings))
     details = [line for text in (about, *remarks) for line in textwrap.wrap(text, 86)][:8]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pneumo_edge.bundle import Site
-    from pneumo_edge.preprocess import Film
 
 _SPELLINGS = {
     "AP": "AP",
@@ -38,25 +37,26 @@ def view_named(text: str) -> str:
     return _SPELLINGS.get(text.strip().upper(), "")
 
 
-def unseen(film: Film, sites: Sequence[Site]) -> tuple[str, ...]:
+def unseen(age_years: float | None, view: str, sites: Sequence[Site]) -> tuple[str, ...]:
     """Returns one sentence for an age and one for a view that no site has shown to the model; () where all is known.
 
     Args:
-        film: The film, with its patient's age and its view, if they are known.
+        age_years: Age of the patient; None if it is not known.
+        view: A name that `view_named` returns; "" if it is not known.
         sites: Sites of the bundle. An age is compared with the 1st and 99th percentile of each site that has ages.
     """
     said = []
     ages = [(site.name, site.ages) for site in sites if site.ages]
     # Ages count in whole years: a child of five years and eleven months is five.
-    if film.age_years is not None and ages:
-        age = film.age_years
-        if all(age < known.low or floor(age) > known.high for _, known in ages):
+    if age_years is not None and ages:
+        covered = any(known.low <= age_years and floor(age_years) <= known.high for _, known in ages)
+        if not covered:
             seen = [f"{floor(known.low)} to {floor(known.high)} years ({name})" for name, known in ages]
-            said.append(f"the patient is {_in_words(age)} old; the model has seen {_listed(seen)}")
-    views = {view_named(view) for site in sites for view, films in site.views.items() if films} - {""}
-    if film.view and film.view not in (views or _FRONTAL):
+            said.append(f"the patient is {_in_words(age_years)} old; the model has seen {_listed(seen)}")
+    views = {view_named(name) for site in sites for name, films in site.views.items() if films} - {""}
+    if view and view not in (views or _FRONTAL):
         seen_views = f"{_listed(sorted(views))} views" if views else "frontal films"
-        said.append(f"{_WORDS[film.view]}; the model has seen {seen_views} only")
+        said.append(f"{_WORDS[view]}; the model has seen {seen_views} only")
     return tuple(said)
 
 

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md of a bundle: what it is for, what it is not for, whom it knows, and how good each file is."""
+"""MODEL_CARD.md of a bundle: its purpose, its limits, the people in its training films, and how good each file is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model_card(
     """Returns the card as Markdown.
 
     Args:
-        description: Of the bundle.
+        description: Description of the bundle.
         config: `config.json` of the run.
         metrics: `metrics.json` of the run.
         parity: `parity.json` of the export.

@@ -39,30 +39,36 @@ def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that pneumo-train wrote.")],
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="[SITE=]PATH", help="Where each data set is, if the films have moved since the run."),
+        typer.Option(
+            metavar="[SITE=]PATH",
+            help="Where each data set is now, if films have moved. Repeatable, in the order of the run.",
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Bundle to make; by default RUN/bundle.")] = None,
-    int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Make int8 files beside the float ones.")] = True,
-    formats: Annotated[str, typer.Option(help="onnx, tflite or both, with a comma.")] = "onnx,tflite",
+    output: Annotated[Path | None, typer.Option(help="Bundle folder to make. Default: RUN/bundle.")] = None,
+    int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Make int8 files as well as float ones.")] = True,
+    formats: Annotated[str, typer.Option(help="Formats to make: onnx, tflite, or onnx,tflite.")] = "onnx,tflite",
     max_drop: Annotated[
-        float, typer.Option(min=0.0, help="Points of right verdicts that int8 may lose in a class, beyond two films.")
+        float,
+        typer.Option(
+            min=0.0, help="Right verdicts that int8 may lose in a class, in percentage points; two films are allowed."
+        ),
     ] = 0.5,
     calibration_films: Annotated[
-        int, typer.Option(min=2, help="Training films that give the ranges of int8, half of each class.")
+        int, typer.Option(min=2, help="Number of training films that set the int8 ranges, half of each class.")
     ] = 256,
     sites_results: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A sites.json of pneumo-bench sites, whose table goes into the model card."),
+        typer.Option(metavar="FILE", help="sites.json of pneumo-bench sites: its table goes into the model card."),
     ] = None,
     web: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write the page that judges in the browser, as pneumo-web.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and stop.")
     ] = False,
 ) -> None:
-    """Turns a run into ONNX and TFLite files, and refuses what is not as accurate as the Keras model."""
+    """Turns a run into ONNX and TFLite files, and refuses a file that is less accurate than the Keras model."""
     # TensorFlow's chatter is for its developers. It must be silenced before the first import.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -141,7 +147,7 @@ def _show(parity: dict[str, Any]) -> None:
     columns = ("file", "size", "AUC", "perturbed", "sensitivity", "specificity", "flips", "ms/film", "gate")
     title = (
         f"{parity['validation_films']} validation films; flips: right verdicts lost/won against Keras, perturbed films "
-        "too\nms/film: median of this pass, indicative only; pneumo-bench latency measures"
+        "too\nms/film: median of this pass, a rough figure; pneumo-bench latency measures it"
     )
     print_table(title, columns, rows)
 

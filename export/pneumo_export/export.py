@@ -39,7 +39,7 @@ from pneumo_export.quantise import Block, onnx_quantiser, tflite_quantiser
 from pneumo_export.repair import JudgedFile, layers_of, repair
 from pneumo_export.standard import standard_failures
 from pneumo_train.perturb import perturb_all
-from pneumo_train.run import Config, Films, RunFilms, load_films, load_model, model_path, read_config, read_metrics
+from pneumo_train.run import Config, Films, Run, RunFilms
 from pneumo_train.split import TEST, TRAIN, VALIDATION
 from pneumo_train.train import versions
 
@@ -54,7 +54,7 @@ DEFAULT_POINT = "balanced"
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export left behind."""
+    """Result of an export."""
 
     bundle: Path | None
     """None where no file passed the gate."""
@@ -64,7 +64,7 @@ class Exported:
 
 
 def export_run(
-    run: Path,
+    folder: Path,
     output: Path,
     *,
     data: Sequence[str] = (),
@@ -78,29 +78,31 @@ def export_run(
     """Converts, quantises, judges and packs.
 
     Args:
-        run: Folder of a finished run.
+        folder: Folder of a finished run.
         output: Bundle folder to make.
-        data: Where the data sets are now, in the order of the run; where they were at training by default.
+        data: Places of the data sets, in the order of the run; by default where they were at training.
         int8: Make int8 files too.
         formats: "onnx", "tflite" or both.
-        max_drop: See `pneumo_export.gate.judge`.
+        max_drop: See `pneumo_export.gate.Gate.max_drop`.
         calibration_films: Training films that give the ranges of int8, half of each class.
         force: Replace a bundle that is there.
         elsewhere: `sites.json` of pneumo-bench sites, for the card.
 
     Raises:
-        RunError, UsageError, MissingExtraError: One sentence each; nothing is written.
+        RunError, UsageError, MissingExtraError: The message is one sentence, and nothing is written.
     """
-    from pneumo_export.graph import outputs_of, quantisable_blocks
+    from pneumo_export.graph import quantisable_blocks
     from pneumo_train.explain import explained
+    from pneumo_train.inference import outputs_of
 
-    config, metrics = read_config(run), read_metrics(run)
+    run = Run(folder, data)
+    config, metrics = run.config, run.metrics
     if output.exists() and not force:
         raise UsageError(f"{output} exists already: replace it with --force, or give another --output")
-    path = model_path(run)
+    _ = run.model_path
     say("reading the films")
-    films = load_films(run, config, data)
-    check_apart(films, run)
+    films = run.films
+    check_apart(films, folder)
     train, validation = films.part(TRAIN), films.part(VALIDATION)
     chosen = calibration_choice(train, calibration_films, config.seed) if int8 else []
     warning = too_few(validation.labels, metrics["validation"]["auc"])
@@ -110,9 +112,9 @@ def export_run(
         say(f"warning: there are only {len(chosen)} training films, half of each class, for the ranges of int8")
 
     say("building the graph")
-    reference, model = _build(path, config, train)
+    reference, model = _build(run, train)
     perturbed = perturb_all(validation.pixels, validation.paths)
-    answers = outputs_of(explained(reference), np.concatenate([validation.pixels, perturbed]), what="judging Keras")
+    answers = outputs_of(explained(reference), np.concatenate([validation.pixels, perturbed]), "judging Keras")
     gate = Gate(
         validation,
         perturbed,
@@ -137,9 +139,9 @@ def export_run(
     refused = [name for name, record in records.items() if record["failures"]]
     parity = {
         "format_version": 1,
-        "data": _describe_data(films, config),
+        "data": _describe_data(run),
         "verdict": "refused" if refused else "passed",
-        "run": run.name,
+        "run": folder.name,
         "data_hash": config.data_hash,
         "warning": warning,
         "validation_films": len(validation.labels),
@@ -150,35 +152,36 @@ def export_run(
         "files": records,
     }
     try:
-        return _write(output, config, metrics, parity, files, refused, elsewhere)
+        return _write(output, run, parity, files, refused, elsewhere)
     except OSError as error:
         # A full disk names no file.
         reason = f"{error.strerror or error}: nothing was exported, make room or give another --output"
         raise OSError(error.errno, reason, str(output)) from error
 
 
-def _describe_data(films: RunFilms, config: Config) -> str:
+def _describe_data(run: Run) -> str:
     """Names the data set and the size of its films: a copy scaled down is not what it was copied from."""
+    films, name = run.films, run.config.data_name
     readable = [f for f, part in zip(films.files, films.split, strict=True) if part in {TRAIN, VALIDATION, TEST}]
     sizes = []
     for film in readable[:: max(1, len(readable) // 200)]:
         with contextlib.suppress(OSError), Image.open(films.path_of(film)) as picture:
             sizes.append(picture.size)
-    name = config.data_name
     if not sizes:
         return name
     width, height = np.median(sizes, axis=0).astype(int)
     return f"{name}, films of {width} x {height} pixels in the median"
 
 
-def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
+def _build(run: Run, train: Films) -> tuple[Any, Any]:
     """Returns the Keras model as trained, and the same as it will run on devices."""
-    from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of
+    from pneumo_export.graph import deployed, feature_model, fit_novelty, fold
+    from pneumo_train.inference import outputs_of
 
-    reference = load_model(path)
+    config, reference = run.config, run.model
     shapes = [tuple(tensor.shape[1:]) for tensor in (*reference.inputs, *reference.outputs)]
     if shapes != [(config.size, config.size, 1), (1,)]:
-        raise RunError(f"{path} has other inputs or outputs than config.json says: train the run again")
+        raise RunError(f"{run.model_path} has other inputs or outputs than config.json says: train the run again")
     plain = fold(reference, config.backbone)
     features = feature_model(plain, config.backbone)
     # A Gaussian for each site: one around all of them would hold whatever lies between children and adults.
@@ -188,7 +191,7 @@ def _build(path: Path, config: Config, train: Films) -> tuple[Any, Any]:
         films = train.pixels[some]
         # Another scanner's exposure is no other kind of picture: perturbed films belong to what is known.
         films = np.concatenate([films, perturb_all(films, [train.paths[i] for i in some])])
-        novelty.append(fit_novelty(outputs_of(features, films)["features"]))
+        novelty.append(fit_novelty(outputs_of(features, films, "running Keras")["features"]))
     return reference, deployed(plain, config.backbone, novelty)
 
 
@@ -240,10 +243,10 @@ def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: G
 
     Args:
         form: "onnx" or "tflite".
-        model: What `_build` gave.
-        blocks: To quantise; empty for no int8 file.
+        model: The graph from `_build`.
+        blocks: Blocks to quantise; empty for no int8 file.
         films: Calibration films.
-        gate: Of this export.
+        gate: The gate of this export.
 
     Returns:
         File name -> file; fp32 comes before int8.
@@ -286,8 +289,7 @@ def _make(form: str, model: Any, blocks: Sequence[Block], films: Pixels, gate: G
 
 def _write(
     output: Path,
-    config: Config,
-    metrics: dict[str, Any],
+    run: Run,
     parity: dict[str, Any],
     files: dict[str, bytes],
     refused: list[str],
@@ -304,13 +306,13 @@ def _write(
         # Of an earlier export that this one replaces.
         shutil.rmtree(aside)
     if passed:
-        description = _describe(config, metrics, parity, passed)
+        description = _describe(run, parity, passed)
         with replacing_folder(output) as folder:
             for name, content in passed.items():
                 (folder / name).write_bytes(content)
             write_description(folder, description)
             write_json(folder / "parity.json", parity)
-            write_text(folder / "MODEL_CARD.md", model_card(description, config, metrics, parity, elsewhere))
+            write_text(folder / "MODEL_CARD.md", model_card(description, run.config, run.metrics, parity, elsewhere))
     return Exported(output if passed else None, aside if refused else None, parity)
 
 
@@ -335,7 +337,8 @@ def _stated(low: float, high: float) -> dict[str, float | None]:
     return {"low": low, "median": None, "high": high, "known": 0}
 
 
-def _describe(config: Config, metrics: dict[str, Any], parity: dict[str, Any], files: dict[str, bytes]) -> Description:
+def _describe(run: Run, parity: dict[str, Any], files: dict[str, bytes]) -> Description:
+    config, metrics = run.config, run.metrics
     return Description(
         format_version=FORMAT_VERSION,
         name=f"{config.backbone}-{config.head}-{config.size}",

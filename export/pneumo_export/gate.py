@@ -1,4 +1,4 @@
-"""The gate: a file that is not as good as the Keras model does not leave.
+"""The gate: a file that is not as good as the Keras model is refused.
 
 Candidates are run through the very backends that ship in `pneumo_edge`: what is gated is what runs. All failures are
 collected, then reported at once.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -20,12 +20,14 @@ import numpy.typing as npt
 
 from pneumo_edge.backends import Backend, Outputs, open_backend
 from pneumo_edge.bundle import ENGINE_OF_SUFFIX, LABELS, Calibration
+from pneumo_edge.calibrate.measure import measure, weighted_auc
+from pneumo_edge.calibrate.platt import Floats, Labels, probabilities
 from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
+from pneumo_edge.plausibility import contrast
 from pneumo_edge.preprocess import Pixels
+from pneumo_edge.reference import make_reference
 from pneumo_export.quantise import float_share
-from pneumo_train.calibrate import Floats, Labels, probabilities
-from pneumo_train.measure import measure, weighted_auc
 from pneumo_train.pointing import choose_region_threshold, points_into_a_box
 from pneumo_train.run import Films
 
@@ -47,12 +49,12 @@ FREE_FLIPS = 2
 
 _NO_NUMBER = 1e30
 ENOUGH_FILMS = 100
-"""Per class; with fewer the gate asks for a loss of AUC beyond doubt, and says how little it can see."""
+"""Films of a class. With fewer, the gate refuses a loss of AUC only beyond doubt, and says how little it can see."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What a model puts out for the validation films, as they are and under the site perturbation."""
+    """Outputs of a model for the validation films, as they are and under the site perturbation."""
 
     logit: npt.NDArray[np.float32]
     """(2 N,): the clean films, then the perturbed."""
@@ -64,7 +66,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that wants to leave, and what has been measured of it apart from its answers."""
+    """A file to judge, and its properties apart from its outputs."""
 
     precision: str
     """"fp32" or "int8"."""
@@ -73,12 +75,12 @@ class Candidate:
     fp32_size: int
     """Bytes of the float file of its format."""
     float_share: float
-    """Of the convolution weights, how much is not int8; 0 to 1."""
+    """Share of the convolution weights that is not int8, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What all files of one export are judged by."""
+    """Judge of all files of one export."""
 
     validation: Films
     """N films."""
@@ -89,9 +91,9 @@ class Gate:
     heatmap: npt.NDArray[np.float32]
     """(2 N, h, w), likewise."""
     calibration: Calibration
-    """Of the run."""
+    """Calibration of the run."""
     threshold: float
-    """Of the default operating point, on the calibrated probability."""
+    """Threshold of the default operating point, on the calibrated probability."""
     head: str
     size: int
     """Side of the films in pixels."""
@@ -108,11 +110,11 @@ class Gate:
         """Runs all films through a file; returns its entry in `parity.json`, and what it put out.
 
         Args:
-            name: Of the file.
+            name: Name of the file.
             precision: "fp32" or "int8".
-            content: Its bytes.
-            fp32: What the float file of the same format puts out; None where this is it.
-            fp32_size: Bytes of that float file.
+            content: Bytes of the file.
+            fp32: Outputs of the float file of the same format; None if this is that file.
+            fp32_size: Size in bytes of that float file.
         """
         films = np.concatenate([self.validation.pixels, self.perturbed])
         outputs, milliseconds = run_timed(self.open(name, content), films, f"judging {name}")
@@ -131,8 +133,8 @@ class Gate:
 
         Args:
             candidate: The file.
-            found: What it puts out.
-            fp32: What the float file of the same format puts out.
+            found: Outputs of the file.
+            fp32: Outputs of the float file of the same format.
 
         Returns:
             The file's entry in `parity.json`; `failures` is empty where it passed.
@@ -153,7 +155,7 @@ class Gate:
                 probabilities(found.logit, self.calibration), probabilities(self.logit, self.calibration)
             ),
             "withheld": float(np.mean(found.novelty > limit)),
-            "reference": reference(found.logit[:n], found.novelty[:n], self.validation.sites),
+            "reference": self._reference(found.logit[:n], found.novelty[:n]),
             # Each at its own limit, which is a percentile: the shares alone would always agree.
             "withheld_otherwise": int(np.sum((found.novelty > limit) != (fp32.novelty > reference_limit))),
             "region_threshold": None,
@@ -177,6 +179,14 @@ class Gate:
         hits, of_keras = (points_into_a_box(maps[boxed], [boxes[i] for i in boxed]) for maps in (heatmap, self.heatmap))
         pointing = {"films": len(boxed), "hits": int(hits.sum()), "hits_keras": int(of_keras.sum())}
         return {"region_threshold": chosen, "pointing": pointing}
+
+    def _reference(self, logit: Floats, novelty: Floats) -> dict[str, Any] | None:
+        """Returns what `pneumo_edge.bundle.Reference` holds, as JSON has it."""
+        contrasts = np.array([contrast(film) for film in self.validation.pixels])
+        found = make_reference(logit, novelty, contrasts, self.validation.sites)
+        if found is None:
+            return None
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(found).items()}
 
     def _compare(self, logit: Floats, reference: Floats, labels: Labels) -> dict[str, Any]:
         everyone = np.ones((1, len(labels)))
@@ -226,7 +236,7 @@ def run_timed(backend: Backend, films: Pixels, what: str) -> tuple[Outputs, floa
     Args:
         backend: The file, loaded.
         films: At least one.
-        what: What the progress bar says.
+        what: Title of the progress bar.
     """
     answers, times = [], []
     for film in tracked(films, what, len(films)):
@@ -246,29 +256,6 @@ def novelty_limit(novelty: Floats) -> float:
     other sites: a limit from clean films alone would call another scanner's exposure another kind of picture.
     """
     return float(np.quantile(novelty, 0.99)) * 1.1
-
-
-def reference(logit: Floats, novelty: Floats, sites: Sequence[str]) -> dict[str, Any] | None:
-    """Returns what `pneumo_edge.bundle.Reference` holds, None where an answer is no number.
-
-    Args:
-        logit: (N,), of the validation films as they are.
-        novelty: (N,), of the same.
-        sites: N names: each site weighs the same, however many films it has.
-    """
-    if not (np.isfinite(logit).all() and np.isfinite(novelty).all()):
-        return None
-    _, site, films = np.unique(np.asarray(sites), return_inverse=True, return_counts=True)
-    weights = 1 / films[site]
-
-    def quantiles(values: Floats) -> list[float]:
-        # The smallest value that at least this share of the weight does not exceed: a value that did occur.
-        order = np.argsort(values, kind="stable")
-        reached = np.cumsum(weights[order])
-        places = np.searchsorted(reached, np.linspace(0, 1, 101) * reached[-1] * (1 - 1e-12))
-        return [float(value) for value in values[order][places]]
-
-    return {"films": len(logit), "logit": quantiles(logit), "novelty": quantiles(novelty)}
 
 
 def _failures(candidate: Candidate, record: Mapping[str, Any], head: str, max_drop: float) -> list[str]:
@@ -302,8 +289,8 @@ def accuracy_failures(record: Mapping[str, Any], max_drop: float) -> list[str]:
     """Returns the failures of an int8 file that layers moved back to float may mend.
 
     Args:
-        record: What `judge` gave.
-        max_drop: As there.
+        record: Result of `Gate.judge`.
+        max_drop: Allowed loss of right verdicts, as in `Gate`.
     """
     failures = []
     for part in ("clean", "perturbed"):
@@ -349,7 +336,7 @@ def _difference(a: Floats, b: Floats) -> dict[str, float]:
 
 
 def _auc_drop(logit: Floats, reference: Floats, labels: Labels) -> dict[str, float]:
-    """How much AUC is lost, with its 95 % interval: the same films are drawn for both (paired bootstrap)."""
+    """Returns the loss of AUC with its 95 % interval. The same films are drawn for both models (paired bootstrap)."""
     n = len(labels)
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=1000).astype(np.float64)
     weights = np.concatenate([np.ones((1, n)), drawn])
@@ -373,7 +360,7 @@ def too_few(labels: Labels, auc: Mapping[str, float]) -> str | None:
 
     Args:
         labels: (N,), of the validation films.
-        auc: Of the Keras model on them: value, low, high.
+        auc: AUC of the Keras model on them: value, low, high.
     """
     counts = np.bincount(labels, minlength=2)
     if counts.min() >= ENOUGH_FILMS:

@@ -14,12 +14,11 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from pneumo_edge.command_line import tracked
 from pneumo_edge.errors import RunError
-from pneumo_edge.preprocess import Pixels
 from pneumo_export.quantise import HIDDEN, Block
 from pneumo_train.backbones import FEATURES, LOCAL_LAYERS, find_backbone
 from pneumo_train.explain import explained
+from pneumo_train.keras_graph import convolution_before
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class NoveltyStatistics:
     variances: npt.NDArray[np.float32]
     """(K,), along those axes."""
     residual_variance: float
-    """Per dimension, in the D - K dimensions that are left."""
+    """Variance of each of the D - K dimensions that are left."""
 
 
 def fit_novelty(features: npt.NDArray[np.float32], components: int = 32) -> NoveltyStatistics:
@@ -77,7 +76,7 @@ def fold(model: keras.Model, backbone: str) -> keras.Model:
 
     Args:
         model: From `pneumo_train.backbones.build_model`, trained.
-        backbone: Its backbone's name.
+        backbone: Name of its backbone.
 
     Raises:
         RunError: A batch-norm follows something else than a convolution of its own.
@@ -128,9 +127,8 @@ def _batch_norm_after_convolution(model: keras.Model) -> dict[str, str]:
     for layer in model.layers:
         if not isinstance(layer, keras.layers.BatchNormalization):
             continue
-        before = layer.input._keras_history.operation
-        consumers = {node.operation.name for node in before._outbound_nodes}
-        if not isinstance(before, keras.layers.Conv2D | keras.layers.DepthwiseConv2D) or consumers != {layer.name}:
+        before = convolution_before(layer)
+        if before is None:
             raise RunError(f"the batch-norm {layer.name} cannot be folded: this network cannot be exported")
         found[layer.name] = before.name
     return found
@@ -181,7 +179,7 @@ def deployed(plain: keras.Model, backbone: str, novelty: Sequence[NoveltyStatist
 
     Args:
         plain: From `fold`.
-        backbone: Its backbone's name.
+        backbone: Name of its backbone.
         novelty: One for each kind of training films, such as those of a site.
 
     Returns:
@@ -204,21 +202,6 @@ def _squared_distance(features: keras.KerasTensor, novelty: NoveltyStatistics) -
     weights = (1 / novelty.variances - 1 / novelty.residual_variance)[:, np.newaxis].astype(np.float32)
     squared = ops.matmul(squares, weights)[:, 0] + ops.sum(ops.square(v), axis=1) * (1 / novelty.residual_variance)
     return squared * (1 / len(novelty.mean))
-
-
-def outputs_of(
-    model: keras.Model, films: Pixels, batch: int = 64, what: str = "running Keras"
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Returns the named outputs of a model with several for films uint8 (N, S, S), in batches.
-
-    `what` is what the progress bar says.
-    """
-    starts = range(0, len(films), batch)
-    parts = [
-        model.predict_on_batch(films[i : i + batch, ..., np.newaxis].astype(np.float32))
-        for i in tracked(starts, what, len(starts))
-    ]
-    return {name: np.concatenate([np.asarray(p[name]) for p in parts]) for name in parts[0]}
 
 
 def quantisable_blocks(model: keras.Model, backbone: str) -> list[Block]:

@@ -35,24 +35,23 @@ HIDDEN = "hidden_places"
 """The layer with the large matrix of the `flatten` head, see `pneumo_train.explain`."""
 
 ONNX_OPERATIONS = ("Conv", "Add", "MaxPool", "MatMul", "Clip", "Relu", "Pad")
-TFLITE_OPERATIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MAX_POOL_2D", "PAD", "PADV2")
 
 
 @dataclass(frozen=True)
 class Block:
-    """What becomes int8, or stays float, as one: a layer with weights and the weightless layers behind it."""
+    """Layers that become int8, or stay float, together: one with weights, and the weightless ones behind it."""
 
     layers: tuple[str, ...]
     """Names; the one with the weights comes first."""
     weights: int
-    """Numbers in it, biases included."""
+    """Count of its weights, biases included."""
 
 
 def onnx_quantiser(model: bytes, films: Pixels) -> Quantise:
     """Finds the ranges for static quantisation (QDQ, per channel, MinMax) of a float ONNX model.
 
     Args:
-        model: What `to_onnx` gave.
+        model: ONNX model from `to_onnx`.
         films: Calibration films, uint8 (N, S, S).
     """
     import onnx
@@ -70,7 +69,7 @@ def onnx_quantiser(model: bytes, films: Pixels) -> Quantise:
     with tempfile.TemporaryDirectory() as folder:
         plain, prepared, augmented = (Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "augmented.onnx"))
         plain.write_bytes(model)
-        with _quiet():
+        with quiet():
             quant_pre_process(plain, prepared, skip_symbolic_shape=True)
             calibrator = create_calibrator(prepared, list(ONNX_OPERATIONS), augmented_model_path=str(augmented))
         with progress("calibrating onnx", len(films)) as show:
@@ -83,7 +82,7 @@ def onnx_quantiser(model: bytes, films: Pixels) -> Quantise:
     def quantise(layers: Collection[str]) -> bytes:
         named = _names(layers)
         nodes = [n.name for n in graph.graph.node if n.op_type in ONNX_OPERATIONS and named(n.name)]
-        with _quiet():
+        with quiet():
             quantiser = QDQQuantizer(
                 copy.deepcopy(graph),
                 per_channel=True,
@@ -109,55 +108,20 @@ def tflite_quantiser(model: bytes, films: Pixels) -> Quantise:
     """Finds the ranges for static quantisation (int8, weights per channel, MinMax) of a float TFLite model.
 
     Args:
-        model: What `to_tflite` gave.
+        model: TFLite model from `to_tflite`.
         films: Calibration films, uint8 (N, S, S).
 
     Raises:
         MissingExtraError: ai-edge-quantizer is not installed.
     """
     try:
-        from ai_edge_quantizer import quantizer
-        from ai_edge_quantizer.calibrator import Calibrator
-        from ai_edge_quantizer.recipe_manager import RecipeManager
-        from ai_edge_quantizer.utils.qsv_utils import min_max_update
-    except ImportError:
+        from pneumo_export.ai_edge import find_ranges, quantised
+    except ModuleNotFoundError as error:
+        if error.name != "ai_edge_quantizer":
+            raise
         raise MissingExtraError("ai-edge-quantizer", "export", "quantising a TFLite model") from None
-    from ai_edge_quantizer.qtyping import TFLOperationName
-
-    def recipe(pattern: str) -> RecipeManager:
-        made = RecipeManager()
-        for operation in TFLITE_OPERATIONS:
-            with contextlib.suppress(ValueError):
-                made.add_static_config(
-                    regex=pattern,
-                    operation_name=TFLOperationName(operation),
-                    activation_num_bits=8,
-                    weight_num_bits=8,
-                )
-        # The matrix of the `flatten` head is stored in int8 and used in float: LiteRT's int8 kernel for it answers the
-        # same value for every film.
-        made.add_weight_only_config(regex=pattern, operation_name=TFLOperationName.BATCH_MATMUL, num_bits=8)
-        return made
-
-    # By itself it averages the ranges of the last films, and so cuts off what half of all films have: for VGG16, which
-    # has no batch-norm, that made the error seven times as large.
-    with _quiet():
-        calibrator = Calibrator(model, qsv_update_func=min_max_update)
-    every = recipe(".*")
-    with progress("calibrating tflite", len(films)) as show:
-        for done, film in enumerate(films, start=1):
-            with _quiet():
-                calibrator.calibrate({"serving_default": [{"image": film[None, ..., None]}]}, every)
-            show(done)
-    ranges = calibrator.get_model_qsvs()
-
-    def quantise(layers: Collection[str]) -> bytes:
-        engine = quantizer.Quantizer(bytearray(model), recipe(_pattern(layers)).get_quantization_recipe())
-        with _quiet():
-            made = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-        return bytes(made.quantized_model)
-
-    return quantise
+    ranges = find_ranges(model, films)
+    return lambda layers: quantised(model, ranges, _pattern(layers))
 
 
 def _pattern(layers: Collection[str]) -> str:
@@ -170,7 +134,7 @@ def _names(layers: Collection[str]) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The quantisers print advice for their developers."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -190,7 +154,7 @@ def float_share(model: bytes, name: str) -> float:
 
     Args:
         model: The bytes of an ONNX or TFLite file.
-        name: Its name: the suffix tells the format.
+        name: Name of the file; the suffix tells the format.
     """
     sizes = _onnx_weights(model) if name.endswith(".onnx") else _tflite_weights(model)
     weights = {True: 0, False: 0}

@@ -27,7 +27,7 @@ FIRST_STEP = 2
 """Blocks that go back to float in the first attempt; each attempt moves twice as many as the one before it."""
 
 _FLOAT_BYTES = 3
-"""What a weight takes more in float than in int8."""
+"""Further bytes of a weight that is float and not int8."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class JudgedFile:
 
     content: bytes
     record: dict[str, Any]
-    """As `pneumo_export.gate.judge` gives it."""
+    """Result of `pneumo_export.gate.Gate.judge`."""
 
 
 def repair(
@@ -55,16 +55,16 @@ def repair(
     """Moves blocks back to float until the file is accurate, or a tenth of the weights is float, or it grows too large.
 
     Args:
-        name: Of the file, for progress.
+        name: Name of the file, for the progress bar.
         broken: The file with every block in int8; the gate has refused it for its accuracy.
         blocks: All that can be int8.
         films: Calibration films, uint8 (N, S, S), of training patients.
         float_backend: The float file of the same format.
         quantise: Makes the file in which the named layers are int8.
         open_file: Loads a file into its engine.
-        judge_file: Asks the gate.
-        max_drop: As in `pneumo_export.gate.judge`.
-        max_bytes: That the file may have.
+        judge_file: Judges a file by the gate.
+        max_drop: Allowed loss of right verdicts, as in `pneumo_export.gate.Gate`.
+        max_bytes: Largest allowed size of the file.
 
     Returns:
         The last file tried, and for `parity.json` the error of each block that may move and what each attempt gave.

@@ -1,4 +1,4 @@
-"""What the ONNX standard asks of a file, beyond what ONNX Runtime forgives: other programs load it too."""
+"""Checks of an ONNX file against the standard: other programs are less forgiving than ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ from pneumo_edge.archive.places import Store, fetch, open_url
 from pneumo_edge.archive.plan import Description, Plan, read_description, write_description
 from pneumo_edge.archive.report import sentence, write_report
 from pneumo_edge.archive.work import Job, bundle_sha256, check, do_part
+from pneumo_edge.bundle import Reference
 
 PAGE = (ROOT / "docs" / "archive.md").read_text(encoding="utf-8")
 
@@ -604,8 +605,8 @@ def test_a_part_holds_the_records_of_its_films_in_their_order(job: Job, bundle: 
     done = do_part(job, 3, part_of(paths, site=pa.array(list("abcde"))))
     table, facts = schema.from_parquet(Store(job.output).read(schema.part_name(3)) or b"")
     assert table.column_names == [
-        "path", "label", "probability", "logit", "threshold", "operating_point", "novelty", "in_distribution",
-        "warnings", "model", "file", "error", "part", "site", "read_ms", "infer_ms",
+        "path", "label", "probability", "logit", "threshold", "operating_point", "prevalence", "novelty",
+        "in_distribution", "warnings", "model", "file", "contrast", "error", "part", "site", "read_ms", "infer_ms",
     ]  # fmt: skip
     with Classifier.load(bundle) as classifier:
         expected = [answer.record() for answer in classifier.predict_batch(paths)]
@@ -624,7 +625,7 @@ def test_a_part_holds_the_records_of_its_films_in_their_order(job: Job, bundle: 
         assert set(row.values()) <= {None}
     assert table["site"].to_pylist() == list("abcde")
     assert facts == {
-        "schema_version": "1", "note": "For education and research. Not a diagnosis.", "version": __version__,
+        "schema_version": "2", "note": "For education and research. Not a diagnosis.", "version": __version__,
         "file": "model.onnx", "bundle_sha256": job.bundle_sha256, "again": "1",
     }  # fmt: skip
     assert (done.judged, done.counts.films, dict(done.counts.verdicts)) == (
@@ -744,6 +745,9 @@ VALUES = st.fixed_dictionaries(
     {
         "label": st.sampled_from([None, "NORMAL", "PNEUMONIA"]),
         "probability": st.floats(0, 1),
+        "logit": st.floats(-1e6, 1e6),
+        "novelty": st.floats(0, 1e6),
+        "contrast": st.floats(0, 127.5),
         "warnings": st.lists(st.sampled_from(["blank", "tiny (3 x 4 pixels)", "tiny (5 x 6 pixels)"])),
         "milliseconds": st.fixed_dictionaries({"read": st.floats(0, 1e6), "infer": st.floats(0, 1e6)}),
     }
@@ -766,6 +770,7 @@ def test_counts_of_parts_add_up(records: list[dict[str, Any]], cut: int) -> None
     assert whole.films == len(records)
     assert whole.verdicts["failed"] == len(records) - len(judged) == whole.errors.total()
     assert whole.probabilities.total() == len(judged) == whole.times.total() // 2
+    assert whole.watched.total() == 3 * len(judged)
     assert set(whole.reasons) <= {"blank", "tiny"}
     assert set(whole.errors) <= {"does not exist: check the path", "is damaged and cannot be read: copy it"}
 
@@ -803,6 +808,9 @@ def tables() -> list[pa.Table]:
     answer: dict[str, Any] = {
         "label": "NORMAL",
         "probability": 0.3,
+        "logit": -0.8,
+        "novelty": 1.0,
+        "contrast": 40.0,
         "warnings": [],
         "milliseconds": {"read": 3.0, "infer": 4.0},
     }
@@ -813,6 +821,22 @@ def tables() -> list[pa.Table]:
         rows = [{"path": "/secret/a.png"} | record for record in records]
         found.append(schema.to_table(rows, 0, pa.table({"x": [None] * len(rows)})))
     return found
+
+
+def test_films_unlike_the_reference_are_named_in_summary_and_page(tmp_path: Path) -> None:
+    table = pa.concat_tables([tables()[0]] * 20)  # all of logit -0.8 and novelty 1
+    even = tuple(i / 100 for i in range(101))
+    cases = {"unlike": (even, even, ["score", "novelty"]), "like": ((-0.8,) * 101, (1.0,) * 101, [])}
+    for name, (logits, novelties, shifted) in cases.items():
+        folder = tmp_path / name
+        reference = Reference(400, logits, novelties, None)
+        write_report(Store(str(folder)), outcome_of(table, reference=reference, expected=0.25))
+        told = json.loads((folder / "summary.json").read_text())["watch"]
+        assert told["shifted"] == shifted
+        assert list(told["distance"]) == ["score", "novelty"]
+        assert (told["withheld"], told["pneumonia"], told["expected"]) == (pytest.approx(1 / 3), 0, 0.25)
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert ("unlike those that the model was tested on" in page) is bool(shifted)
 
 
 class Tags(HTMLParser):

@@ -411,12 +411,20 @@ def chance() -> random.Random:
 def test_ctrl_c_is_heeded_while_the_cluster_starts(
     archive_command: Command, many: Path, tmp_path: Path, ctrl_c: None
 ) -> None:
+    # Workers begin when they are let: on a busy machine the cluster could stand before this process has seen any.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "while any('spawn_main' in each for each in sys.orig_argv) and not os.path.exists(os.environ['GO']):\n"
+        "    time.sleep(0.01)\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "GO": str(tmp_path / "go")}
     with subprocess.Popen(
         archive_command(many, "--output", tmp_path / "out", "--workers", "1"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env,
     ) as process:  # fmt: skip
         wait_for(lambda: bool(worker_processes(process.pid)), process)
         os.killpg(process.pid, signal.SIGINT)
+        (tmp_path / "go").touch()
         stderr = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130, stderr
     assert no_traceback(stderr)

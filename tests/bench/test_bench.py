@@ -34,16 +34,16 @@ from pneumo_edge.bundle import (
     Provenance,
     write_description,
 )
+from pneumo_edge.calibrate.measure import measure
 from pneumo_edge.classifier import Classifier, Prediction
 from pneumo_edge.errors import DataError, MissingExtraError, PneumoError, RunError, UsageError
 from pneumo_edge.overlay import draw_overlay
 from pneumo_train.backbones import BACKBONES
 from pneumo_train.films import Box, FilmFile
-from pneumo_train.measure import measure
 from pneumo_train.phantom import draw_phantoms
 from pneumo_train.pointing import measure_pointing
 from pneumo_train.run import FORMAT_VERSION as RUN_FORMAT
-from pneumo_train.run import METRICS, Config, read_config, write_config
+from pneumo_train.run import METRICS, Config, Run, write_config
 from pneumo_train.sites import measure_sites
 from pneumo_train.sources import KAGGLE_PATIENT, gather
 from pneumo_train.split import write_split
@@ -626,7 +626,7 @@ def finished(run_folder: Path, tmp_path: Path) -> Path:
     """A run with all its files, as far as they matter here, and a bundle."""
     run = tmp_path / "runs" / "lite0"
     shutil.copytree(run_folder, run)
-    config = replace(read_config(run), weights=str(tmp_path / "w.h5"), teachers=(str(tmp_path / "runs" / "r50"),))
+    config = replace(Run(run).config, weights=str(tmp_path / "w.h5"), teachers=(str(tmp_path / "runs" / "r50"),))
     write_config(run, replace(config, started_from=f"{tmp_path / 'w.h5'}: 9 of 9 layers loaded"))
     labels, p = np.array([0, 1] * 10), np.linspace(0.1, 0.9, 20)
     measures = measure(labels, p, [str(i) for i in range(20)], {"balanced": 0.5})
@@ -679,13 +679,13 @@ def test_runs_of_one_recipe_are_averaged_and_those_of_before_stay(finished: Path
     shutil.copytree(finished, other)
     # Not exported: its training is a result all the same.
     shutil.rmtree(other / "bundle")
-    write_config(other, replace(read_config(other), seed=7))
+    write_config(other, replace(Run(other).config, seed=7))
     metrics = read_json(other / "metrics.json")
     metrics["validation"]["auc"]["value"] -= 0.02
     write_json(other / "metrics.json", metrics)
     flat = finished.with_name("flat")
     shutil.copytree(finished, flat)
-    write_config(flat, replace(read_config(flat), head="flatten"))
+    write_config(flat, replace(Run(flat).config, head="flatten"))
     shutil.rmtree(finished)
     results.main([str(docs), str(other), str(flat)])
     assert not (docs / "another-seed" / "parity.json").exists()

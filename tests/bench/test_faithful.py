@@ -15,8 +15,8 @@ from pneumo_bench.accuracy import Decoded, Split
 from pneumo_bench.faithful import body, elsewhere, faithful_table, hide, hide_all, pieces, region_mask
 from pneumo_edge.backends import Outputs
 from pneumo_edge.bundle import Bundle, read_bundle
+from pneumo_edge.calibrate import measure as measure_module
 from pneumo_edge.errors import DataError
-from pneumo_train import measure as measure_module
 from pneumo_train.films import FilmFile
 
 pytest.importorskip("psutil", reason="needs the bench extra")

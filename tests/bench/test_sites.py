@@ -17,11 +17,11 @@ from PIL import Image
 from pneumo_bench.sites import judge_left_out, run_folders, site_names, sites_table, train_without
 from pneumo_edge.atomic import write_json
 from pneumo_edge.bundle import LABELS, Calibration
+from pneumo_edge.calibrate import measure as measure_module
+from pneumo_edge.calibrate.measure import weighted_auc
 from pneumo_edge.errors import DataError, PneumoError, RunError, UsageError
-from pneumo_train import measure as measure_module
 from pneumo_train.films import FilmFile
-from pneumo_train.measure import weighted_auc
-from pneumo_train.run import FORMAT_VERSION, METRICS, Config, read_config, write_config, write_rows
+from pneumo_train.run import FORMAT_VERSION, METRICS, Config, Run, write_config, write_rows
 from pneumo_train.split import LEFT_OUT, VALIDATION, write_split
 
 pytest.importorskip("sklearn", reason="needs the train extra")
@@ -134,7 +134,7 @@ def test_the_table_has_a_row_for_each_site_and_the_mean(write_run: WriteRun) -> 
 
 def test_runs_that_do_not_go_together_are_refused(write_run: WriteRun) -> None:
     north, south = write_run("north"), write_run("south")
-    other = replace(read_config(south), seed=1, head="gap")
+    other = replace(Run(south).config, seed=1, head="gap")
     write_config(south, other)
     with pytest.raises(RunError, match="differ in head, seed: a table is of one recipe"):
         judge_left_out([north, south])

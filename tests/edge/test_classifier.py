@@ -114,8 +114,8 @@ def test_operating_points_by_name(bundle: Path, classifier: Classifier) -> None:
 def test_the_record_is_that_of_the_design(classifier: Classifier) -> None:
     record = json.loads(json.dumps(classifier.predict(picture(120)).record(), allow_nan=False))
     assert list(record) == [
-        "path", "label", "probability", "logit", "threshold", "operating_point", "novelty", "in_distribution",
-        "warnings", "model", "file", "region", "milliseconds",
+        "path", "label", "probability", "logit", "threshold", "operating_point", "prevalence", "novelty",
+        "in_distribution", "warnings", "model", "file", "contrast", "region", "milliseconds",
     ]  # fmt: skip
     assert set(record["milliseconds"]) == {"read", "infer"}
     assert min(record["milliseconds"].values()) > 0

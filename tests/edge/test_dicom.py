@@ -722,7 +722,7 @@ def test_zeros_that_pose_as_sequence_items() -> None:
     ds = dataset(ramp())
     head = encode(ds)[: encode(ds).index(pack("<HH2sH", 8, 0x16, b"UI", 26))]
     bomb = head + pack("<HH2sHL", 8, 0x1110, b"SQ", 0, 0xFFFFFFFF) + bytes(1_000_000)
-    assert peak(lambda: refusal(bomb)) < 20 * len(bomb)
+    assert peak(lambda: refusal(bomb)) < 40 * len(bomb)
 
 
 def test_run_lengths_are_unpacked_no_further_than_the_film_goes() -> None:
@@ -1149,7 +1149,7 @@ def test_a_folder_that_shadows_a_module_is_named(tmp_path: Path) -> None:
         assert re.match(
             r"film.dcm is a DICOM file, and the package pydicom cannot be imported here \(.*dl.*\): ", done.stdout
         )
-        assert "look for a file or folder beside the script" in done.stdout
+        assert "look beside the script for a file or folder" in done.stdout
 
 
 @pytest.mark.parametrize("broken", ["raise ImportError('libfoo.so.1: cannot open shared object file')", "x = 1"])

@@ -54,8 +54,8 @@ def test_answers_can_be_hashed() -> None:
 
     def answer(milliseconds: float) -> classifier.Prediction:
         return classifier.Prediction(
-            "film.png", "PNEUMONIA", 0.9, 2.2, 0.5, "balanced", 0.1, True, ("a warning",), "model", "model.onnx",
-            outline, {"read": milliseconds}, np.zeros((2, 2), np.float32),
+            "film.png", "PNEUMONIA", 0.9, 2.2, 0.5, "balanced", 0.2, 0.1, True, ("a warning",), "model", "model.onnx",
+            50.0, outline, {"read": milliseconds}, np.zeros((2, 2), np.float32),
         )  # fmt: skip
 
     assert hash(answer(1.0)) == hash(answer(1.0))

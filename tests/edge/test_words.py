@@ -179,6 +179,7 @@ def test_an_unknown_language_is_refused() -> None:
 def test_captions_in_every_language() -> None:
     prediction = Prediction(
         path="-", label="PNEUMONIA", probability=0.9, logit=2.0, threshold=0.7, operating_point="balanced", novelty=1.0,
+        prevalence=0.2, contrast=50.0,
         in_distribution=True, warnings=("the picture is almost blank",), model="m", file="f",
         milliseconds={}, region=None, heatmap=np.ones((4, 4), dtype=np.float32),
     )  # fmt: skip

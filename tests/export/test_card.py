@@ -24,10 +24,10 @@ from pneumo_edge.bundle import (
     Provenance,
     Site,
 )
+from pneumo_edge.calibrate import measure as measure_module
 from pneumo_edge.errors import UsageError
 from pneumo_export.card import model_card, never_shown
 from pneumo_export.cli import _read_sites
-from pneumo_train import measure as measure_module
 from pneumo_train.films import Box, FilmFile
 from pneumo_train.pointing import measure_pointing
 from pneumo_train.run import FORMAT_VERSION as RUN_FORMAT

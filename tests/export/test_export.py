@@ -35,13 +35,14 @@ from pneumo_edge.errors import RunError, UsageError
 from pneumo_export.cli import main
 from pneumo_export.convert import OPSET, _pool_before_relu
 from pneumo_export.export import Exported, check_apart, export_run
-from pneumo_export.gate import SIZE_SHARE, Candidate, Gate, Judged, mcnemar, reference, too_few
-from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, outputs_of, quantisable_blocks
+from pneumo_export.gate import SIZE_SHARE, Candidate, Gate, Judged, mcnemar, too_few
+from pneumo_export.graph import deployed, feature_model, fit_novelty, fold, quantisable_blocks
 from pneumo_export.quantise import Block, float_share, onnx_quantiser, tflite_quantiser
 from pneumo_export.repair import JudgedFile, layers_of, repair
 from pneumo_train.backbones import BACKBONES, Backbone, build_model
 from pneumo_train.films import Box, FilmFile
-from pneumo_train.run import Films, load_films, read_config, read_metrics, read_rows, write_rows
+from pneumo_train.inference import outputs_of
+from pneumo_train.run import Films, Run, read_rows, write_rows
 from pneumo_train.split import VALIDATION
 from pneumo_train.train import start_run
 
@@ -122,7 +123,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setattr("pneumo_train.fit.fit", _quick_fit)
-        patch.setattr("pneumo_train.train._report", lambda *_: None)
+        patch.setattr("pneumo_train.report.write_report", lambda _: None)
         _draw_films(folder / "films", patients=130)
         for head in ("gap", "flatten"):
             start_run(
@@ -250,7 +251,7 @@ def test_heatmap_is_features_times_gradient(head: str) -> None:
 
 @pytest.mark.parametrize("head", ["gap", "flatten"])
 def test_heatmaps_of_the_files_follow_the_gradient(head: str, runs: Path, exported: Exported, flat: Exported) -> None:
-    films = load_films(runs / head, read_config(runs / head)).part(VALIDATION).pixels[:50]
+    films = Run(runs / head).films.part(VALIDATION).pixels[:50]
     expected, _ = _maps_by_gradient(keras.saving.load_model(runs / head / "model.keras", compile=False), films)
     bundle = read_bundle((exported if head == "gap" else flat).bundle or runs)
     assert len(films) == 50
@@ -366,7 +367,7 @@ def test_the_bundle_judges_films(runs: Path, exported: Exported) -> None:
 def test_the_bundle_says_what_its_files_answer_on_validation_films(engine: str, runs: Path, exported: Exported) -> None:
     bundle, name = read_bundle(exported.bundle or runs), f"model.{engine}"
     stated_of = bundle.description.files[name].reference
-    films = load_films(runs / "gap", read_config(runs / "gap")).part(VALIDATION).pixels
+    films = Run(runs / "gap").films.part(VALIDATION).pixels
     found = open_backend(engine, bundle.read_file(name), SIZE, 1, name)
     answers = [found.run(film[np.newaxis, ..., np.newaxis]) for film in films]
     assert stated_of is not None
@@ -379,27 +380,6 @@ def test_the_bundle_says_what_its_files_answer_on_validation_films(engine: str, 
         assert stated == pytest.approx(np.quantile(values, shares, method="inverted_cdf").tolist(), abs=1e-4)
 
 
-def test_each_site_weighs_the_same_in_the_reference() -> None:
-    rng = np.random.default_rng(0)
-    small, large = rng.normal(-2, 1, 40).astype(np.float32), rng.normal(2, 1, 400).astype(np.float32)
-    novelty = np.ones(440, np.float32)
-    found = reference(np.concatenate([small, large]), novelty, ["small"] * 40 + ["large"] * 400)
-    repeated = reference(np.concatenate([small] * 10 + [large]), np.ones(800, np.float32), ["one"] * 800)
-    assert found is not None
-    assert repeated is not None
-    assert found["logit"] == repeated["logit"]
-    assert found["films"] == 440
-    assert (found["logit"][0], found["logit"][100]) == (small.min(), large.max())
-    alone = reference(large, novelty[:400], ["large"] * 400)
-    assert alone is not None
-    assert alone["logit"][50] > found["logit"][50] + 1
-
-
-def test_answers_that_are_no_numbers_give_no_reference() -> None:
-    assert reference(np.array([0.5, np.nan], np.float32), np.ones(2, np.float32), ["a", "a"]) is None
-    assert reference(np.ones(2, np.float32), np.array([0.5, np.inf], np.float32), ["a", "a"]) is None
-
-
 def test_the_bundle_says_where_it_comes_from(runs: Path, exported: Exported) -> None:
     assert exported.bundle is not None
     parity = json.loads((exported.bundle / "parity.json").read_text())
@@ -409,7 +389,7 @@ def test_the_bundle_says_where_it_comes_from(runs: Path, exported: Exported) -> 
     card = (exported.bundle / "MODEL_CARD.md").read_text()
     for part in ("Intended use", "Out of scope", "Limits", "Calibration and prevalence", "Not a diagnosis"):
         assert part in card
-    metrics = read_metrics(runs / "gap")
+    metrics = Run(runs / "gap").metrics
     description = read_bundle(exported.bundle).description
     assert description.calibration.scale == metrics["calibration"]["scale"]
 
@@ -592,7 +572,7 @@ def test_calibration_films_that_are_judged_are_refused(what: str, runs: Path, tm
 
 
 def test_copies_of_a_test_film_do_not_calibrate(runs: Path) -> None:
-    films = load_films(runs / "gap", read_config(runs / "gap"))
+    films = Run(runs / "gap").films
     check_apart(films, runs / "gap")
     learned, measured = films.positions("train")[0], films.positions("test")[0]
     sha256 = list(films.prepared.sha256)

@@ -58,9 +58,10 @@ def test_uvicorn_knows_what_a_connection_is_doing() -> None:
 
     why = "uvicorn: pneumo_edge/serve/connection.py, Connection"
     seen: list[Any] = []
+    made: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(protocol.cycle.response_complete)
+        seen.append(made[0].cycle.response_complete)
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
@@ -77,20 +78,19 @@ def test_uvicorn_knows_what_a_connection_is_doing() -> None:
         def set_protocol(self, protocol: Any) -> None: ...
 
     async def talk() -> None:
-        nonlocal protocol
         config = Config(app, http=H11Protocol, lifespan="off", log_config=None)
         config.load()
-        protocol = H11Protocol(config=config, server_state=ServerState(), app_state={})
-        protocol.connection_made(Transport())  # type: ignore[arg-type]
+        protocol: Any = H11Protocol(config=config, server_state=ServerState(), app_state={})
+        made.append(protocol)
+        protocol.connection_made(Transport())
         assert protocol.loop is asyncio.get_running_loop(), why
         assert isinstance(protocol.transport, Transport), why
-        assert protocol.cycle is None, why
+        assert made[0].cycle is None, why
         protocol.data_received(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         while not seen or not isinstance(seen[-1], bytes) or not protocol.cycle.response_complete:
             await asyncio.sleep(0)
         protocol.connection_lost(None)
 
-    protocol: Any = None
     asyncio.run(asyncio.wait_for(talk(), 60))
     assert seen[0] is False, why
     assert seen[1].startswith(b"HTTP/1.1 204"), why
@@ -117,7 +117,7 @@ def test_starlette_lets_a_form_stay_in_memory_and_tells_its_end() -> None:
             yield head + bytes(2_000_000) + end
 
         form = Form(Headers({"content-type": "multipart/form-data; boundary=b"}), parts())
-        told = asyncio.run(form.parse())
+        told: Any = asyncio.run(form.parse())
         assert form.ended is ended, why
         if ended:
             film = told["file"].file
@@ -185,15 +185,15 @@ def test_pynetdicom_shows_the_inside_of_an_association() -> None:
         entity.add_supported_context("1.2.840.10008.1.1")
         entity.add_requested_context("1.2.840.10008.1.1")
     handlers: Any = [(evt.EVT_CONN_OPEN, opened), (evt.EVT_REQUESTED, requested)]
-    busy = taking.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-    rejected = calling.associate("127.0.0.1", busy.server_address[1])
+    busy: Any = taking.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    rejected: Any = calling.associate("127.0.0.1", busy.server_address[1])
     busy.shutdown()
     assert (rejected.is_rejected, rejected.acceptor.primitive.diagnostic) == (True, 2), why
     assert heard[0][1], why
     assert heard[1][0] == "127.0.0.1", why
     assert heard[1][1].strip() == "MODALITY", why
 
-    there = taking.start_server(("127.0.0.1", 0), block=False)
+    there: Any = taking.start_server(("127.0.0.1", 0), block=False)
     association = calling.associate("127.0.0.1", there.server_address[1])
     assert association.is_established, why
     assert association._sent_abort is False, why
@@ -204,6 +204,22 @@ def test_pynetdicom_shows_the_inside_of_an_association() -> None:
     assert association._sent_abort is True, why
     association.dul.socket.close()
     there.shutdown()
+
+
+def test_pynetdicom_measures_by_a_clock_that_can_be_replaced() -> None:
+    """pneumo_edge/serve/steady.py gives its timers one that nobody sets."""
+    timer = pytest.importorskip("pynetdicom.timer", reason="needs the extra serve")
+
+    class Stopped:
+        @staticmethod
+        def time() -> float:
+            return 100.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timer, "time", Stopped)
+        running = timer.Timer(60)
+        running.start()
+        assert running.remaining == 60.0, "pynetdicom: pneumo_edge/serve/steady.py"
 
 
 def test_pydicom_says_how_a_file_was_written() -> None:

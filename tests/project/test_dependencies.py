@@ -43,6 +43,7 @@ NOT_IMPORTED = {
     "mkdocs-material": "is a theme",
     "mypy": "is a command",
     "pytest-cov": "is a plugin of pytest",
+    "pytest-xdist": "is a plugin of pytest",
     "python-multipart": "reads the forms of FastAPI",
     "ruff": "is a command",
 }

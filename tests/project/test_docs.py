@@ -28,6 +28,7 @@ COMMANDS = {
     "pneumo-infer": "edge",
     "pneumo-serve": "edge.serve",
     "pneumo-archive": "edge.archive",
+    "pneumo-calibrate": "edge.calibrate",
     "pneumo-web": "export.web",
     "pneumo-bench": "bench",
 }
@@ -174,6 +175,21 @@ def test_the_figures_of_the_readme_stand_in_tables() -> None:
 def test_relative_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)\s#]+)", page.read_text(encoding="utf-8"))
     assert [t for t in targets if not re.match(r"\w+:", t) and not (page.parent / t).exists()] == []
+
+
+def test_what_contributing_names_is_there() -> None:
+    """Files, and names within them: what moves must move there too."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    folders = ("train", "export", "edge_runtime", "benchmarks", "tests")
+    sources = {path: path.read_text(encoding="utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    paths = [path.as_posix() for path in sources]
+    files = set(re.findall(r"[\w/]+\.py\b", text))
+    assert {"pneumo_train/backbones.py", "tests/edge/test_words.py"} <= files
+    assert [file for file in files if not any(path.endswith(f"/{file}") for path in paths)] == []
+    names = set(re.findall(r"`(_?[A-Z][A-Z_]+|[a-z]+_[a-z_]+)`", text)) - {"pneumo_edge", "pneumo_train"}
+    assert {"BACKBONES", "choose_thresholds", "_MARKERS"} <= names
+    code = "\n".join(sources.values())
+    assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
 
 
 def test_what_is_published_names_no_folder_of_a_machine_and_holds_no_film() -> None:

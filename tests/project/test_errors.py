@@ -64,7 +64,7 @@ def test_a_missing_package_comes_out_of_a_pool() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         waiting = pool.map_async(_needs_a_package, [1])
         with pytest.raises(MissingExtraError, match=r"reading this needs .* pydicom: pip install 'pneumo\[dicom\]'"):
-            waiting.get(timeout=120)
+            waiting.get(timeout=600)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="this is about POSIX")
@@ -84,7 +84,7 @@ def starts_a_thread() -> None:
 
 run(app, "pneumo-test")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert line.startswith("pneumo-test: no thread can be started: ")
@@ -111,6 +111,6 @@ run(app, "pneumo-test")
 """
     environment = {name: value for name, value in os.environ.items() if name != "HOME"}
     line = [sys.executable, "-c", code]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 2
     assert done.stderr == "pneumo-test: this user has no home folder: set HOME to a folder that it can write in\n"

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from pydicom.config import RAISE  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.valuerep import validate_value  # noqa: E402
 from pynetdicom import AE, build_context, evt  # noqa: E402
+from pynetdicom.association import Association  # noqa: E402
 from pynetdicom.dimse_primitives import C_STORE  # noqa: E402
 
 from places import ROOT  # noqa: E402
@@ -46,7 +48,8 @@ from pneumo_edge.command_line import NOT_A_DIAGNOSIS  # noqa: E402
 from pneumo_edge.dicom.decode import TRANSFER_SYNTAXES  # noqa: E402
 from pneumo_edge.errors import PassingError, UsageError  # noqa: E402
 from pneumo_edge.overlay import screen_film  # noqa: E402
-from pneumo_edge.serve.answers import Answer, as_form  # noqa: E402
+from pneumo_edge.serve import stow  # noqa: E402
+from pneumo_edge.serve.answers import REPORTS, Answer, as_form  # noqa: E402
 from pneumo_edge.serve.film import OF_THE_PIXELS, WHOSE, read_header  # noqa: E402
 from pneumo_edge.serve.inbox import Inbox, Limits  # noqa: E402
 from pneumo_edge.serve.journal import Entry, Journal, State  # noqa: E402
@@ -393,6 +396,94 @@ def test_one_caller_does_not_shut_the_others_out(node: Callable[..., Node], capl
         association.release()
 
 
+def slowed(monkeypatch: pytest.MonkeyPatch, of: type, method: str, seconds: float) -> None:
+    """Lets a method begin later, as on a busy machine."""
+    done = getattr(of, method)
+
+    def later(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return done(*arguments)
+
+    monkeypatch.setattr(of, method, later)
+
+
+def test_who_has_released_takes_no_place(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection may be there a moment longer, and its peer does not know of that."""
+    slowed(monkeypatch, Node, "_closed", 1.0)
+    monkeypatch.setattr("pneumo_edge.serve.node._MOMENT", 0.0)
+    port = node(associations=1, share=1).port
+    assert all(call_and_release(port) for _ in range(3))
+    time.sleep(2)
+    held = call(port)
+    assert held.is_established
+    assert call(port).is_rejected
+    held.release()
+    assert call_and_release(port)
+    assert caplog.text.count("too many associations at once") == 1
+
+
+def test_a_thread_that_has_yet_to_end_takes_no_place(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = Association.kill
+
+    def kill(association: Association) -> None:
+        if association.is_acceptor:
+            time.sleep(2)
+        ended(association)
+
+    monkeypatch.setattr(Association, "kill", kill)
+    port = node(associations=1, share=1).port
+    assert all(call_and_release(port) for _ in range(30))
+
+
+def test_who_hangs_up_without_a_word_may_call_again_at_once(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed(monkeypatch, Node, "_closed", 0.2)
+    port = node(associations=1, share=1, seconds=600.0).port
+    for _ in range(10):
+        association = call(port)
+        assert association.is_established
+        association.abort()
+    for _ in range(3):
+        association = call(port)
+        assert association.is_established
+        association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+    assert call_and_release(port)
+
+
+def test_who_only_connects_takes_no_place_of_those_who_call(node: Callable[..., Node]) -> None:
+    port = node(associations=2, share=2, seconds=600.0).port
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
+    held = [call(port), call(port)]
+    assert all(association.is_established for association in held)
+    for association in held:
+        association.release()
+    for stranger in silent:
+        stranger.close()
+
+
+def test_a_clock_that_is_set_ends_nobody_and_keeps_nobody(
+    node: Callable[..., Node], film: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pynetdicom measures by the time of day how long a peer is silent."""
+    year, now = 365 * 86400.0, time.time
+    busy = call(node(seconds=600.0).port)
+    silent = call(node(seconds=2.0).port)
+    assert busy.is_established
+    assert silent.is_established
+    monkeypatch.setattr(time, "time", lambda: now() + year)
+    time.sleep(1)
+    assert busy.send_c_store(dataset(film)).Status == 0x0000
+    monkeypatch.setattr(time, "time", lambda: now() - year)
+    wait_for(lambda: silent.is_aborted, "it is ended")
+    assert busy.send_c_echo().Status == 0x0000
+    busy.release()
+
+
 def call_and_release(port: int) -> bool:
     association = call(port)
     established: bool = association.is_established
@@ -640,7 +731,7 @@ def answers_to(film: bytes, classifier: Classifier) -> tuple[Dataset, Dataset, P
 def test_an_answer_belongs_to_the_film_and_says_what_was_found(classifier: Classifier, film: bytes) -> None:
     source = dataset(film)
     capture, report, prediction = answers_to(film, classifier)
-    assert (capture.SOPClassUID, report.SOPClassUID) == (uid.SecondaryCaptureImageStorage, uid.EnhancedSRStorage)
+    assert (capture.SOPClassUID, report.SOPClassUID) == (uid.SecondaryCaptureImageStorage, uid.Comprehensive3DSRStorage)
     assert len({ds.SeriesInstanceUID for ds in (source, capture, report)}) == 3
     for ds in (capture, report):
         for keyword in (
@@ -903,11 +994,9 @@ def test_another_answer_has_other_uids(classifier: Classifier, pixels: npt.NDArr
 
 def test_a_report_has_other_forms_for_those_who_do_not_take_the_best(classifier: Classifier, film: bytes) -> None:
     made = Answer(read_header(film), classifier.predict(film, "film"), classifier, DEVICE).report()
-    forms = [as_form(made, kind) for kind in (
-        uid.EnhancedSRStorage, uid.ComprehensiveSRStorage, uid.BasicTextSRStorage
-    )]  # fmt: skip
-    assert len({form.SOPInstanceUID for form in forms}) == 3
-    basic = forms[2]
+    forms = [as_form(made, kind) for kind in REPORTS]
+    assert len({form.SOPInstanceUID for form in forms}) == len({form.SOPClassUID for form in forms}) == 4
+    basic = forms[-1]
     assert {item.ValueType for item in basic.ContentSequence} == {"TEXT"}
     text = texts(written(basic))
     assert "PNEUMONIA. Probability of pneumonia" in text
@@ -985,9 +1074,7 @@ def test_the_objects_keep_to_their_definitions(
     for number, (of, judging) in enumerate(((film, classifier), (blank, classifier), (film, locating))):
         capture, report, _ = answers_to(of, judging)
         data = written(report)
-        forms = [as_form(each, kind) for each in (data, tooth) for kind in (
-            uid.EnhancedSRStorage, uid.ComprehensiveSRStorage, uid.BasicTextSRStorage
-        )]  # fmt: skip
+        forms = [as_form(each, kind) for each in (data, tooth) for kind in REPORTS]
         for each in (capture, *forms):
             path = tmp_path / f"{number}.dcm"
             path.write_bytes(written(each))
@@ -1046,7 +1133,7 @@ class Pacs:
         self._server.ae.shutdown()
 
 
-BOTH = {"SecondaryCaptureImageStorage": 0x0000, "EnhancedSRStorage": 0x0000}
+BOTH = {"SecondaryCaptureImageStorage": 0x0000, "Comprehensive3DSRStorage": 0x0000}
 
 
 @pytest.fixture
@@ -1104,9 +1191,9 @@ def test_a_pacs_that_is_away_or_refuses_is_tried_again(
     assert find(journal, answered).state is State.answered
     assert tries(journal, answered)[0].error == "the PACS does not answer"
     pacs = Pacs(nobody, **BOTH)
-    pacs.answers[uid.EnhancedSRStorage] = 0xA700
+    pacs.answers[uid.Comprehensive3DSRStorage] = 0xA700
     wait_for(lambda: "A700" in str(tries(journal, answered)[1].error), "it is refused")
-    pacs.answers[uid.EnhancedSRStorage] = 0x0000
+    pacs.answers[uid.Comprehensive3DSRStorage] = 0x0000
     wait_for(in_state(journal, answered, State.sent), "it is sent")
     pacs.close()
     assert [each.error for each in tries(journal, answered)] == [None, None]
@@ -1145,7 +1232,7 @@ def test_a_pacs_that_does_not_know_us_is_tried_again(
     ("answers", "why", "stored", "state"),
     [
         ({"SecondaryCaptureImageStorage": 0x0000}, "the PACS takes no reports", 1, State.sent),
-        (BOTH | {"EnhancedSRStorage": 0xC001}, "C001, 'no ... here'", 1, State.sent),
+        (BOTH | {"Comprehensive3DSRStorage": 0xC001}, "C001, 'no ... here'", 1, State.sent),
         (BOTH | {"SecondaryCaptureImageStorage": 0xA900}, "A900", 1, State.sent),
         (dict.fromkeys(BOTH, 0xC001), "C001", 0, State.failed),
     ],
@@ -1168,8 +1255,8 @@ def test_what_a_pacs_refuses_for_good_is_told_and_the_rest_arrives(
     assert len(pacs.stored) == stored
 
 
-@pytest.mark.parametrize("kind", ["ComprehensiveSRStorage", "BasicTextSRStorage"])
-def test_a_pacs_without_enhanced_reports_gets_those_that_it_takes(
+@pytest.mark.parametrize("kind", ["EnhancedSRStorage", "ComprehensiveSRStorage", "BasicTextSRStorage"])
+def test_a_pacs_without_the_best_reports_gets_those_that_it_takes(
     sender: Callable[..., Sender], journal: Journal, answered: bytes, kind: str
 ) -> None:
     pacs = Pacs(**{"SecondaryCaptureImageStorage": 0x0000, kind: 0x0000})
@@ -1177,6 +1264,38 @@ def test_a_pacs_without_enhanced_reports_gets_those_that_it_takes(
     wait_for(in_state(journal, answered, State.sent), "it is sent")
     pacs.close()
     assert {ds.SOPClassUID for ds in pacs.stored} == {uid.SecondaryCaptureImageStorage, getattr(uid, kind)}
+
+
+@pytest.mark.parametrize("taken", REPORTS[1:])
+def test_a_dicomweb_server_without_the_best_reports_gets_those_that_it_takes(
+    taken: str, classifier: Classifier, film: bytes
+) -> None:
+    report = Answer(read_header(film), classifier.predict(film, "film"), classifier, DEVICE).report()
+    came: list[str] = []
+
+    class Pacs(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            (sent,) = stow.split(body, self.headers["Content-Type"])
+            came.append(dataset(sent).SOPClassUID)
+            failed = [] if came[-1] == taken else [(came[-1], "1.2.3", 0x0122)]
+            told = json.dumps(stow.response([], failed)).encode()
+            self.send_response(409 if failed else 200)
+            self.send_header("Content-Length", str(len(told)))
+            self.end_headers()
+            self.wfile.write(told)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Pacs) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        link = make_link(parse_destination(f"http://127.0.0.1:{server.server_address[1]}", ("sr",)), "PNEUMO")
+        assert link.send("sr", report) is None
+        server.shutdown()
+        thread.join()
+    assert came == list(REPORTS[: REPORTS.index(taken) + 1])
 
 
 def test_a_pacs_that_hangs_does_not_keep_it_from_ending(
@@ -1199,7 +1318,7 @@ def test_a_pacs_that_hangs_does_not_keep_it_from_ending(
 def test_stored_with_a_remark_is_stored(
     sender: Callable[..., Sender], journal: Journal, answered: bytes, status: int
 ) -> None:
-    pacs = Pacs(SecondaryCaptureImageStorage=status, EnhancedSRStorage=status)
+    pacs = Pacs(SecondaryCaptureImageStorage=status, Comprehensive3DSRStorage=status)
     sender(pacs.port)
     wait_for(in_state(journal, answered, State.sent), "it is sent")
     pacs.close()

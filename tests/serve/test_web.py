@@ -17,8 +17,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from PIL import Image
 
 from places import ROOT
 from pneumo_edge import Classifier, __version__
+from pneumo_edge.bundle import Reference, read_bundle, write_description
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 
 httpx = pytest.importorskip("httpx", reason="the tests of pneumo-serve need the extra dev")
@@ -43,10 +46,12 @@ from pneumo_edge.serve import stow  # noqa: E402
 from pneumo_edge.serve.cli import Token, _listen, _read_token  # noqa: E402
 from pneumo_edge.serve.connection import Connection  # noqa: E402
 from pneumo_edge.serve.inbox import Inbox, Limits  # noqa: E402
-from pneumo_edge.serve.journal import Journal  # noqa: E402
+from pneumo_edge.serve.journal import Journal, State  # noqa: E402
+from pneumo_edge.serve.judge import Judge, remember  # noqa: E402
 from pneumo_edge.serve.rules import Rules  # noqa: E402
 from pneumo_edge.serve.spool import FILM, REPORT, Spool  # noqa: E402
 from pneumo_edge.serve.web import make_app  # noqa: E402
+from pneumo_edge.watch import Watch  # noqa: E402
 
 Infer = Callable[..., "subprocess.CompletedProcess[Any]"]
 Command = Callable[..., list[str | Path]]
@@ -114,7 +119,7 @@ async def client(app: Any, **headers: str) -> AsyncIterator[Any]:
 
 def answered(asking: Any, key: str) -> dict[str, Any]:
     """Waits until a film has been judged."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while True:
         told: dict[str, Any] = asking.get(f"/v1/films/{key}").json()
         if told["state"] != "received":
@@ -191,7 +196,7 @@ def test_another_token_in_the_file_is_the_token(tmp_path: Path, caplog: pytest.L
 def test_another_host_needs_a_token(host: str, serve_command: Command, tmp_path: Path) -> None:
     refused = subprocess.run(
         serve_command("--port", "0", "--spool", tmp_path / "spool", "--host", host),
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert refused.returncode == 2
     assert re.fullmatch("pneumo-serve: .* can be reached from other machines: give --token-file.*\n", refused.stderr)
@@ -201,7 +206,7 @@ def test_a_port_in_use_is_said_in_a_sentence(serve_command: Command, tmp_path: P
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused = subprocess.run(
             serve_command("--port", str(taken.getsockname()[1]), "--spool", tmp_path / "spool"),
-            capture_output=True, text=True, timeout=120, check=False,
+            capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
     # systemd tries again where it is not 2: that program may end.
     assert refused.returncode == 1
@@ -218,7 +223,7 @@ def test_an_address_that_is_not_there_yet_may_come(option: str, serve_command: C
     more = ["--token-file", tmp_path / "token", "--dicom-port", "0", "--allow", "A"]
     refused = subprocess.run(
         serve_command("--port", "0", "--spool", tmp_path / "spool", option, "192.0.2.1", *more),
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert refused.returncode == 1
     assert f"no such address, or not yet: wait for the network, or give another {option}\n" in refused.stderr
@@ -236,7 +241,7 @@ def test_a_full_disk_is_called_by_its_name(serve_command: Command, tmp_path: Pat
                 filled.write(bytes(4096))
         refused = subprocess.run(
             serve_command("--port", "0", "--spool", disk / "spool"),
-            capture_output=True, text=True, timeout=120, check=False,
+            capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         assert refused.returncode == 1
         assert "make room" in refused.stderr
@@ -373,7 +378,14 @@ def test_with_a_token_nothing_is_told_without_it(serve: Serve, tmp_path: Path) -
     file.chmod(0o600)
     service = serve("--token-file", file, "--host", "0.0.0.0")  # noqa: S104
     address = service.address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
-    guarded = ["/v1/films", "/v1/model", f"/v1/films/{'0' * 32}", f"/v1/films/{'0' * 32}/film.png", "/metrics"]
+    guarded = [
+        "/v1/films",
+        "/v1/model",
+        "/v1/watch",
+        f"/v1/films/{'0' * 32}",
+        f"/v1/films/{'0' * 32}/film.png",
+        "/metrics",
+    ]
     wrong = [{}, *({"Authorization": f"Bearer {token}"} for token in ("x", TOKEN[:-1], TOKEN + "0", "é" * 16))]
     wrong += [{"Authorization": TOKEN}, {"Authorization": f"Basic {TOKEN}"}]
     # Behind another name, as a reverse proxy has it.
@@ -385,7 +397,7 @@ def test_with_a_token_nothing_is_told_without_it(serve: Serve, tmp_path: Path) -
             assert {answer.status_code for answer in refused} == {401}
             assert {answer.headers["www-authenticate"] for answer in refused} == {"Bearer"}
         right = {"Authorization": f"Bearer {TOKEN}"}
-        assert [asking.get(url, headers=right).status_code for url in guarded] == [200, 200, 404, 404, 200]
+        assert [asking.get(url, headers=right).status_code for url in guarded] == [200, 200, 200, 404, 404, 200]
         assert asking.post("/v1/predict", content=film(), headers=right).json()["label"] == "PNEUMONIA"
         assert {asking.get(url).status_code for url in ("/", "/page.js", "/page.css", "/healthz")} == {200}
         scheme = asking.get("/openapi.json").json()
@@ -435,6 +447,64 @@ def test_the_operating_point_and_the_prevalence_of_the_place(serve: Serve) -> No
     assert model["operating_points"]["screening"]["threshold"] == pytest.approx(record["threshold"])
     # The tiny model is calibrated at 75 %, its threshold there is 0.2.
     assert record["threshold"] == pytest.approx(0.25 / 27 / (1 + 0.25 / 27))
+
+
+def test_films_that_change_are_noticed(serve: Serve, write_bundle: Any) -> None:
+    """Films as the reference has them, then others: told on the page's address, to Prometheus and in the log."""
+    from prometheus_client.parser import text_string_to_metric_families as parse
+
+    # Of `film(mean)`: logit and novelty follow from the mean; all have one contrast, which is not compared.
+    logits = np.linspace(-0.56, 0.68, 101)
+    reference = Reference(400, tuple(logits.tolist()), tuple(np.sort(np.abs(logits) / 2).tolist()))
+    watched = write_bundle()
+    description = read_bundle(watched).description
+    file = replace(description.files["model.onnx"], reference=reference)
+    write_description(watched, replace(description, files={"model.onnx": file}))
+    service = serve("--model", watched)
+    with httpx.Client(base_url=service.address, timeout=60) as asking:
+        before = asking.get("/v1/watch").json()
+        assert (before["known"], before["films"], before["shifts"], before["alarms"]) == (True, 0, {}, [])
+        for i in range(60):
+            # A pixel more each time: no two films are the same bytes.
+            asking.post("/v1/predict", content=film(110 + i % 40, size=(128, 160 + 2 * i)))
+        same = asking.get("/v1/watch").json()
+        assert (same["films"], same["alarms"]) == (60, [])
+        assert same["withheld"] == 0
+        for i in range(60):
+            asking.post("/v1/predict", content=film(230, size=(130, 160 + 2 * i)))
+        changed = asking.get("/v1/watch").json()
+        text = asking.get("/metrics").text
+        # The same film once more is no other film.
+        asking.post("/v1/predict", content=film(230, size=(130, 160)))
+        assert asking.get("/v1/watch").json()["films"] == 120
+    assert "score" in changed["alarms"]
+    assert changed["shifts"]["score"]["distance"] > changed["shifts"]["score"]["limit"]
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value for family in parse(text) for sample in family.samples
+    }
+    assert samples["pneumo_shift_alarm", "score"] == 1
+    assert samples[("pneumo_watched_films",)] == 120
+    assert samples[("pneumo_pneumonia_share_expected",)] == pytest.approx(changed["expected"])
+    assert service.log.count("THE FILMS HAVE CHANGED") == 1
+
+
+def test_the_last_films_are_remembered_over_a_restart(parts: Any) -> None:
+    classifier, inbox = parts
+    judge = Judge(classifier, inbox)
+    judge.start()
+    keys = [inbox.take(film(100 + 10 * i)).key for i in range(4)] + [inbox.take(RED.getvalue()).key]
+    deadline = time.monotonic() + 60
+    while any(inbox.journal.find(key).state is State.received for key in keys):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    judge.stop()
+    reference = Reference(10, *[tuple(np.linspace(0, 1, 101).tolist())] * 3)
+    description = classifier.bundle.description
+    point = description.operating_points["balanced"]
+    file = replace(description.files["model.onnx"], reference=reference)
+    outlook = remember(Watch(file, description.calibration, point), inbox).outlook()
+    assert outlook is not None
+    assert (outlook.films, outlook.withheld) == (5, 0.2)
 
 
 # ------------------------------------------------------------------------------------------------------- the gate
@@ -702,6 +772,38 @@ def test_a_film_is_deleted_judged_again_and_sent_again(parts: Any) -> None:
     asyncio.run(ask())
 
 
+def test_metrics_tell_of_what_waits_and_of_what_failed_by_destination(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, inbox = parts
+    journal = inbox.journal
+
+    async def ask() -> list[str]:
+        async with client(make_app(*parts)) as asking:
+            lines: list[str] = (await asking.get("/metrics")).text.splitlines()
+            return lines
+
+    entry, _ = journal.add("a" * 32, "dicom")
+    monkeypatch.setattr(journal, "clock", lambda: entry.since + 700.0)
+    told = asyncio.run(ask())
+    assert "pneumo_oldest_unanswered_seconds 700.0" in told
+    assert 'pneumo_films{state="received"} 1.0' in told
+    journal.answered(entry, RECORD, [("PACS@h:1", "sc"), ("PACS@h:1", "sr"), ("https://pacs.example", "sr")])
+    first, second = journal.waiting("PACS@h:1", 2)
+    journal.not_sent(first, "it is away")
+    journal.not_sent(first, "it is away")
+    journal.refused(second, "it takes none")
+    told = asyncio.run(ask())
+    assert "pneumo_oldest_unanswered_seconds 0.0" in told
+    assert 'pneumo_sendings{destination="PACS@h:1",state="waiting"} 1.0' in told
+    assert 'pneumo_sendings{destination="PACS@h:1",state="refused"} 1.0' in told
+    assert 'pneumo_sendings{destination="https://pacs.example",state="waiting"} 1.0' in told
+    (failed,) = [line for line in told if line.startswith("pneumo_failed_sends_total{")]
+    assert failed == 'pneumo_failed_sends_total{destination="PACS@h:1"} 3.0'
+    (free,) = [line for line in told if line.startswith("pneumo_disk_free_bytes ")]
+    assert float(free.split()[1]) > 0
+
+
 def test_the_list_is_sorted_filtered_searched_and_turned_over(parts: Any) -> None:
     _, inbox = parts
 
@@ -763,7 +865,7 @@ def test_films_are_looked_after_from_the_command_line(serve: Serve, tmp_path: Pa
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         at = ["--at", service.address, "--token-file", str(tmp_path / "token")]
         command = [str(Path(sys.executable).with_name("pneumo-serve")), "films", *arguments, *at]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
     listed = run("list")
     assert (listed.returncode, listed.stderr) == (0, "")
@@ -782,7 +884,7 @@ def test_films_are_looked_after_from_the_command_line(serve: Serve, tmp_path: Pa
     assert (missing.returncode, missing.stderr) == (2, f"pneumo-serve: {keys[0]}: no film has a key that begins so\n")
     away = subprocess.run(
         [str(Path(sys.executable).with_name("pneumo-serve")), "films", "list", "--at", "http://127.0.0.1:9"],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert away.returncode == 1
     assert "no pneumo-serve answers at" in away.stderr
@@ -877,7 +979,7 @@ def test_a_sender_that_goes_away_leaves_nothing_behind(parts: Any) -> None:
 
 
 class Hasty(Connection):
-    patience = 0.2
+    patience = 1.0
 
 
 def test_a_connection_that_asks_for_nothing_is_closed(parts: Any) -> None:
@@ -903,7 +1005,7 @@ def test_a_connection_that_asks_for_nothing_is_closed(parts: Any) -> None:
             pass
         # A body that is still awaited is the business of another limit.
         slow = send(head + b"\r\nab")
-        time.sleep(1)
+        time.sleep(2.5)
         slow.sendall(b"cd")
         assert b"422" in slow.recv(10_000).splitlines()[0]
 
@@ -953,40 +1055,79 @@ def test_the_description_names_the_fields_of_the_record(parts: Any) -> None:
     assert NOT_A_DIAGNOSIS in described["info"]["description"]
 
 
+REQUESTS = int(os.environ.get("PNEUMO_REQUESTS", "400"))
+"""That schemathesis makes, over all of its tests. `pytest -s` shows what came of them."""
+
+
 @pytest.mark.parametrize("secret", [None, TOKEN])
-def test_schemathesis_finds_nothing(secret: str | None, parts: Any) -> None:
+def test_schemathesis_finds_nothing(secret: str | None, serve: Serve, tmp_path: Path) -> None:
+    """Requests of every kind that the description allows, and of those that it does not, to the installed command."""
     schemathesis = pytest.importorskip("schemathesis", reason="the tests of pneumo-serve need the extra dev")
-    from hypothesis import HealthCheck, Phase, given, settings
-    from schemathesis.specs.openapi.checks import positive_data_acceptance
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+    from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
+    films = st.sampled_from([film(150), film(60, "JPEG"), RED.getvalue(), film()[:90], dicom(), dicom()[:900]])
+    for kind in ("image/png", "image/jpeg", "application/dicom", "application/octet-stream"):
+        schemathesis.openapi.media_type(kind, films | st.binary())
 
     @schemathesis.serializer("multipart/related")  # type: ignore[untyped-decorator]
     def as_it_is(_context: Any, value: Any) -> Any:
         return value
 
-    bounded = settings(
-        max_examples=15, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    headers = {"Host": "localhost"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
-    app = make_app(*parts, token=token if secret else None)
-    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=headers)
-    tried = set()
-    for result in schema.get_all_operations():
-        operation = result.ok()
+    options: list[str | Path] = []
+    if secret:
+        (tmp_path / "token").write_text(secret)
+        (tmp_path / "token").chmod(0o600)
+        options = ["--token-file", tmp_path / "token"]
+    service = serve(*options)
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    schema = schemathesis.openapi.from_url(f"{service.address}/openapi.json", headers=headers)
+    tried: Counter[tuple[str, int]] = Counter()
+    known: list[str] = []
 
-        def examine(case: Any) -> None:
-            # A description cannot say which bytes are a film.
-            answer = case.call_and_validate(headers=headers, excluded_checks=[positive_data_acceptance])
-            tried.add((case.operation.label, answer.status_code))
+    def examine(case: Any, data: st.DataObject) -> None:
+        # A description cannot say which bytes are a film.
+        ignored = [positive_data_acceptance]
+        if "key" in (case.path_parameters or {}) and known and data.draw(st.booleans()):
+            case.path_parameters["key"] = data.draw(st.sampled_from(known))
+            ignored.append(negative_data_rejection)
+        answer = case.call_and_validate(headers=headers, excluded_checks=ignored)
+        tried[case.operation.label, answer.status_code] += 1
+        if case.operation.label == "GET /v1/films" and answer.status_code == 200:
+            known[:] = [told["key"] for told in answer.json()["films"]]
 
-        bounded(given(case=operation.as_strategy())(examine))()
+    turn = 0
+    while tried.total() < REQUESTS / 2:
+        turn += 1
+        bounded = settings(
+            max_examples=max(15, REQUESTS // 50), deadline=None, database=None,
+            phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        for result in schema.get_all_operations():
+            operation = result.ok()
+
+            def ask(case: Any, data: st.DataObject) -> None:
+                examine(case, data)
+
+            seed(turn)(bounded(given(case=operation.as_strategy(), data=st.data())(ask)))()
+    statuses: Counter[int] = Counter()
+    for (_, status), count in tried.items():
+        statuses[status] += count
+    print(
+        f"\n{tried.total()} requests:", ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
+    )
     assert {operation for operation, _ in tried} == {
         "POST /v1/predict", "POST /v1/films", "GET /v1/films", "GET /v1/films/{key}", "DELETE /v1/films/{key}",
         "POST /v1/films/{key}/rejudge", "POST /v1/films/{key}/resend", "POST /dicom-web/studies",
         "GET /v1/films/{key}/film.png", "GET /v1/films/{key}/film.pgm",
-        "GET /v1/films/{key}/heatmap.png", "GET /v1/model", "GET /metrics", "GET /healthz",
+        "GET /v1/films/{key}/heatmap.png", "GET /v1/model", "GET /v1/watch", "GET /metrics", "GET /healthz",
     }  # fmt: skip
-    assert {("POST /v1/predict", 422), ("GET /v1/films", 200), ("GET /v1/films/{key}", 404)} <= tried
+    assert {
+        ("POST /v1/predict", 200), ("POST /v1/predict", 422), ("POST /v1/films", 202), ("GET /v1/films", 200),
+        ("GET /v1/films/{key}", 404), ("GET /v1/films/{key}", 200),
+    } <= set(tried)  # fmt: skip
+    assert not [status for status in statuses if status >= 500 and status not in (503, 507)]
+    assert "Traceback" not in service.log
 
 
 # ------------------------------------------------------------------------------------------------------ the docs

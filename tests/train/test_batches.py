@@ -1,8 +1,7 @@
-"""What a training step reads: films in balance, teachers' targets, and the output of frozen layers kept on disk.
+"""What a training step reads: films in balance, and targets that labels, boxes or teachers give.
 
 Both sides of a comparison are computed on this processor from the same bytes, by a network of a few weights. They
-differ by batches and so by the order of sums, 1e-7 of values of about one; where features are kept in half precision,
-by its last bit, 2^-11.
+differ by batches and so by the order of sums, 1e-7 of values of about one.
 """
 
 from __future__ import annotations
@@ -59,15 +58,15 @@ def data(module: Any) -> FitData:
     return made
 
 
-def net(size: int = SIZE, *, learns: str = "all") -> keras.Model:
-    """A little net; `learns` says whether "all", "last" (convolution and head) or "head" does."""
+def net(size: int = SIZE) -> keras.Model:
+    """A little net."""
     from keras import Model, layers
 
     image = layers.Input((size, size, 1), name="image")
     x = layers.Rescaling(1 / 127, -1.0)(image)
-    x = layers.Conv2D(3, 3, strides=2, activation="relu", name="first", trainable=learns == "all")(x)
-    side = layers.Conv2D(4, 1, name="side", trainable=learns != "head")(x)
-    x = layers.Conv2D(4, 3, padding="same", name="last", trainable=learns != "head")(x)
+    x = layers.Conv2D(3, 3, strides=2, activation="relu", name="first")(x)
+    side = layers.Conv2D(4, 1, name="side")(x)
+    x = layers.Conv2D(4, 3, padding="same", name="last")(x)
     x = layers.GlobalAveragePooling2D(name="pool")(layers.Add()([x, side]))
     x = layers.Dropout(0.2, name="dropout")(x)
     return Model(image, layers.Dense(1, name="logit")(x), name="tiny")
@@ -84,18 +83,12 @@ def judged_by_what_it_learns(data: FitData) -> FitData:
 Batch = tuple[npt.NDArray[np.float32], ...]
 
 
-def batches(module: Any, data: FitData, epoch: int = 0, **options: Any) -> list[Batch]:
+def batches(
+    module: Any, data: FitData, epoch: int = 0, side: int = SIZE, map_side: int | None = None, **options: Any
+) -> list[Batch]:
     """The batches of an epoch, of eight films."""
-    settings = {
-        "batch_size": 8,
-        "seed": 5,
-        "balance": "weights",
-        "side": SIZE,
-        "map_side": None,
-        "teachers": (),
-        "features": None,
-    } | options
-    return list(module.Batches(data, **settings).stream([epoch]))
+    settings = {"batch_size": 8, "seed": 5, "balance": "weights", "teachers": ()} | options
+    return list(module.Batches(data, **settings).of_epoch(epoch, side, map_side))
 
 
 def places(data: FitData, films: npt.NDArray[np.float32]) -> list[int]:
@@ -184,10 +177,7 @@ def test_sampling_shows_each_site_and_class_as_often_as_it_should_weigh(module: 
     cells = {("here", 0): 60, ("here", 1): 40, ("there", 0): 5, ("there", 1): 20}
     files = films_of(cells)
     data = module.FitData(np.zeros((len(files), 8, 8), np.uint8), np.arange(len(files)), files, None, None, None, [])
-    settings = {
-        "batch_size": 8, "seed": 5, "side": 8, "map_side": None, "teachers": (), "features": None,
-    }  # fmt: skip
-    drawn = module.Batches(data, balance="sampling", **settings).order(0)
+    drawn = module.Batches(data, batch_size=8, seed=5, balance="sampling", teachers=()).order(0)
     shown = Counter((files[i].site, files[i].label) for i in drawn)
     # 100 films and 25: their roots are as 2 to 1, and 125 films are to be shown in all.
     assert shown == {("here", 0): 42, ("here", 1): 42, ("there", 0): 21, ("there", 1): 21}
@@ -195,17 +185,14 @@ def test_sampling_shows_each_site_and_class_as_often_as_it_should_weigh(module: 
 
 
 def test_batches_are_a_function_of_seed_and_epoch_however_many_were_made(module: Any, data: FitData) -> None:
-    settings = {"batch_size": 8, "seed": 5, "balance": "weights", "side": SIZE, "map_side": None, "teachers": (),
-        "features": None,
-    }  # fmt: skip
-    made = module.Batches(data, **settings)
-    several = list(made.stream(range(4)))
-    assert len(several) == 4 * made.steps
+    made = module.Batches(data, batch_size=8, seed=5, balance="weights", teachers=())
+    several = [list(made.of_epoch(epoch, SIZE)) for epoch in range(4)]
     for epoch in (1, 3):
         alone = batches(module, data, epoch)
-        for ours, theirs in zip(several[3 * epoch : 3 * epoch + 3], alone, strict=True):
+        assert len(several[epoch]) == len(alone) == made.steps
+        for ours, theirs in zip(several[epoch], alone, strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    stream = made.stream(range(100))
+    stream = made.of_epoch(0, SIZE)
     next(stream)
     stream.close()  # as when training stops early: no thread is left behind
 
@@ -257,10 +244,8 @@ def test_the_map_is_taught_by_boxes_and_by_normal_films(module: Any, boxed: FitD
 
 
 def test_what_the_map_is_taught_is_where_the_films_of_the_batch_show_it(module: Any, boxed: FitData) -> None:
-    made = module.Batches(
-        boxed, batch_size=24, seed=5, balance="weights", side=SIZE, map_side=SIDE, teachers=(), features=None
-    )
-    [(inputs, targets, weights)] = made.stream([3])
+    made = module.Batches(boxed, batch_size=24, seed=5, balance="weights", teachers=())
+    [(inputs, targets, weights)] = made.of_epoch(3, SIZE, SIDE)
     chosen = made.order(3)
     plain = batches(module, boxed, 3, batch_size=24)[0]
     assert set(targets) == set(weights) == {"logit", LOCAL_LOGIT}
@@ -287,21 +272,25 @@ def test_boxes_teach_only_where_a_training_film_has_one(module: Any, boxed: FitD
 # --------------------------------------------------------------------------------------------------------- teachers
 
 
-def test_logits_do_not_depend_on_batches(module: Any) -> None:
+def test_logits_do_not_depend_on_batches() -> None:
+    from pneumo_train import inference
+
     model = net()
-    pixels = np.random.default_rng(1).integers(0, 256, (module.PREDICT_BATCH + 3, SIZE, SIZE)).astype(np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 256, (inference.PREDICT_BATCH + 3, SIZE, SIZE)).astype(np.uint8)
     expected = model.predict_on_batch(pixels[..., None].astype(np.float32))[:, 0]
-    assert module.logits(model, pixels) == pytest.approx(expected, abs=1e-5)
+    assert inference.logits(model, pixels) == pytest.approx(expected, abs=1e-5)
 
 
 def test_targets_are_what_the_teachers_say_of_the_same_view(module: Any, data: FitData) -> None:
     from PIL import Image
 
+    from pneumo_train import inference
+
     same_size, smaller = net(), net(16)
     inputs, targets, weights = batches(module, data, teachers=(same_size, smaller), batch_size=24)[0]
     films = inputs[..., 0].astype(np.uint8)
     shrunk = np.stack([np.asarray(Image.fromarray(f).resize((16, 16), Image.Resampling.BICUBIC)) for f in films])
-    said = [1 / (1 + np.exp(-module.logits(t, f))) for t, f in ((same_size, films), (smaller, shrunk))]
+    said = [1 / (1 + np.exp(-inference.logits(t, f))) for t, f in ((same_size, films), (smaller, shrunk))]
     assert np.abs(said[0] - said[1]).max() > 1e-3
     assert targets[:, 0] == pytest.approx((said[0] + said[1]) / 2, abs=1e-5)
     assert len(set(weights)) == 2  # the classes still weigh the same
@@ -345,17 +334,19 @@ def test_sizes_change_in_the_middle_of_a_run(
     settings = fit.FitSettings(epochs=4, batch_size=8, learning_rate=0.05, seed=5, patience=99)
     data = judged_by_what_it_learns(data)
     sides = []
-    real_make, real_end = module.Batches.make, fit._EachEpoch.on_epoch_end
+    real_make, real_judge = module.Batches.make, fit._judge
+    judged = []
 
     def make(*arguments: Any) -> Any:
         found = real_make(*arguments)
         sides.append(found[0].shape[1])
         return found
 
-    def end(self: Any, epoch: int, logs: Any = None) -> None:
-        if epoch == interrupted:
+    def judge(*arguments: Any) -> Any:
+        judged.append(1)
+        if len(judged) - 1 == interrupted:
             raise KeyboardInterrupt
-        real_end(self, epoch, logs)
+        return real_judge(*arguments)
 
     monkeypatch.setattr(module.Batches, "make", make)
 
@@ -365,7 +356,7 @@ def test_sizes_change_in_the_middle_of_a_run(
 
     if interrupted:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(fit._EachEpoch, "on_epoch_end", end)
+            patch.setattr(fit, "_judge", judge)
             fit.fit(tmp_path, settings, data, build, resume=False)
     history = fit.fit(tmp_path, settings, data, build, resume=bool(interrupted))
     assert set(sides) == {16, SIZE}
@@ -373,122 +364,3 @@ def test_sizes_change_in_the_middle_of_a_run(
     assert keras.saving.load_model(tmp_path / "model.keras").input.shape == (None, SIZE, SIZE, 1)
     losses = [record["loss"] for record in history]
     assert losses == pytest.approx(LOSSES.setdefault("progressive", losses), abs=1e-4)  # interrupted or not
-
-
-# ---------------------------------------------------------------------------------------------------- frozen layers
-
-
-@pytest.mark.parametrize(("learns", "cut"), [("last", (15, 15, 3)), ("head", (4,))])
-def test_a_model_is_cut_in_front_of_what_learns(module: Any, data: FitData, learns: str, cut: tuple[int, ...]) -> None:
-    model = net(learns=learns)
-    front, tail = module.split_at_learning(model)
-    assert front.output.shape[1:] == cut
-    assert not front.trainable_weights
-    assert any(layer.name == "dropout" for layer in tail.layers)
-    features = module.predict(front, data.films[..., None])
-    assert module.predict(tail, features)[:, 0] == pytest.approx(module.logits(model, data.films), abs=1e-6)
-
-
-def test_what_cannot_be_cut_off_stays_whole(module: Any) -> None:
-    from keras import Model, layers
-
-    assert module.split_at_learning(net()) is None  # only the normalisation stands in front
-    image = layers.Input((SIZE, SIZE, 1))
-    x = layers.Conv2D(2, 3, trainable=False)(image)
-    around = layers.GlobalMaxPooling2D()(x)
-    x = layers.GlobalMaxPooling2D()(layers.Conv2D(2, 1)(layers.Conv2D(3, 1, trainable=False)(x)))
-    assert module.split_at_learning(Model(image, layers.Dense(1)(layers.Add()([around, x])))) is None
-
-
-def test_views_are_computed_once_and_hold_what_the_frozen_layers_say(
-    module: Any, data: FitData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "VIEWS", 2)
-    model = net(learns="last")
-    teacher = net()
-    front, _ = module.split_at_learning(model)
-    views = module.FeatureViews(tmp_path / "features", front, data, 5, (teacher,))
-    views.prepare()
-    plain = batches(module, data, 1, teachers=(teacher,))
-    for epoch in (1, 3):  # the order of films is the epoch's own, the view comes round again
-        inputs, targets, weights = batches(module, data, epoch, teachers=(teacher,), features=views)[0]
-        chosen = np.random.default_rng([5, epoch]).permutation(data.train)[:8]
-        films = module.augmented(data, chosen, 5, 1)
-        assert np.abs(inputs - module.predict(front, films[..., None])).max() < 2e-3  # half precision
-        assert targets[:, 0] == pytest.approx(module.soft_targets((teacher,), films), abs=1e-6)
-        if epoch == 1:
-            assert targets == pytest.approx(plain[0][1])
-            assert np.array_equal(weights, plain[0][2])
-
-    # Killed while a view was written: what is there is read, what is missing is computed, alike.
-    stored = (tmp_path / "features" / "features-1.npy").read_bytes()
-    (tmp_path / "features" / "features-1.npy").unlink()
-    (tmp_path / "features" / "features-0.npy").write_bytes(b"not computed again")
-    with pytest.raises(ValueError, match="pickle"):
-        module.FeatureViews(tmp_path / "features", front, data, 5, (teacher,)).prepare()
-    (tmp_path / "features" / "features-0.npy").unlink()
-    module.FeatureViews(tmp_path / "features", front, data, 5, (teacher,)).prepare()
-    assert (tmp_path / "features" / "features-1.npy").read_bytes() == stored
-
-
-def test_features_beyond_half_precision_are_clipped_not_infinite(module: Any) -> None:
-    assert np.isfinite(module._half(np.array([1e9, -1e9, 1.5], np.float32))).all()
-
-
-def test_a_full_disk_is_found_out_before_anything_is_computed(
-    module: Any, data: FitData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    front, _ = module.split_at_learning(net(learns="last"))
-    views = module.FeatureViews(tmp_path / "features", front, data, 5, ())
-    assert views.fits_on_disk()
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    assert not views.fits_on_disk()
-    assert "computed anew in each epoch" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_training_on_kept_features_leaves_the_whole_model(
-    module: Any, data: FitData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
-) -> None:
-    import keras
-
-    from pneumo_train import fit
-
-    monkeypatch.setattr(module, "VIEWS", 2)
-    monkeypatch.setattr(fit, "VIEWS", 2)
-    settings = fit.FitSettings(epochs=6, batch_size=8, learning_rate=0.05, seed=5, patience=99)
-    data = judged_by_what_it_learns(data)
-
-    def build() -> keras.Model:
-        keras.utils.set_random_seed(3)
-        return net(learns="last")
-
-    started = build()
-    if interrupted:
-        real = fit._EachEpoch.on_epoch_end
-
-        def stop(self: Any, epoch: int, logs: Any = None) -> None:
-            if epoch == 3:
-                raise KeyboardInterrupt
-            real(self, epoch, logs)
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(fit._EachEpoch, "on_epoch_end", stop)
-            fit.fit(tmp_path, settings, data, build, resume=False)
-        assert (tmp_path / "features" / "features-1.npy").is_file()
-    history = fit.fit(tmp_path, settings, data, build, resume=interrupted)
-    assert not (tmp_path / "features").exists()
-    kept = keras.saving.load_model(tmp_path / "model.keras")
-    assert kept.input.shape == started.input.shape
-    for name, same in (("first", True), ("last", False), ("logit", False)):
-        pairs = zip(started.get_layer(name).get_weights(), kept.get_layer(name).get_weights(), strict=True)
-        assert all(np.array_equal(a, b) for a, b in pairs) == same, name
-    best = max(history, key=lambda record: record["perturbed_auc"])
-    scores = module.logits(kept, data.validation)
-    assert best["val_loss"] == pytest.approx(
-        np.mean(np.logaddexp(0, np.where(data.validation_labels == 1, -scores, scores))), abs=2e-3
-    )
-    assert history[-1]["val_auc"] > 0.9
-    # The same films, features, dropout and schedule, interrupted or not.
-    losses = [record["loss"] for record in history]
-    assert losses == pytest.approx(LOSSES.setdefault("frozen", losses), abs=1e-4)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pictures import draw
 from places import SHARED
@@ -35,6 +36,33 @@ def index(data: Path) -> tuple[tuple[Path, ...], tuple[FilmFile, ...]]:
 
 
 # ------------------------------------------------------------------------------------------- the prepared arrays
+
+
+def test_what_is_noticed_of_a_film_is_kept_with_it(data: Path) -> None:
+    pytest.importorskip("pydicom", reason="needs the extra dicom")
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, DigitalXRayImageStorageForProcessing, ExplicitVRLittleEndian
+
+    raw = Dataset()
+    raw.file_meta = FileMetaDataset()
+    raw.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    raw.SOPClassUID = raw.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForProcessing
+    raw.SOPInstanceUID = raw.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
+    raw.Modality, raw.BodyPartExamined, raw.PresentationIntentType = "DX", "CHEST", "FOR PROCESSING"
+    raw.SamplesPerPixel, raw.PhotometricInterpretation, raw.PixelRepresentation = 1, "MONOCHROME2", 0
+    raw.Rows = raw.Columns = 128
+    raw.BitsAllocated, raw.BitsStored, raw.HighBit = 16, 12, 11
+    raw.PixelData = np.random.default_rng(0).integers(0, 4096, (128, 128)).astype("<u2").tobytes()
+    raw.save_as(data / "train/NORMAL/b.dcm", enforce_file_format=True)
+    Image.new("L", (200, 200), 90).save(data / "train/NORMAL/a.png")
+    draw(data / "train/NORMAL/c.png", size=(200, 200))
+    roots, films = index(data)
+    for _ in range(2):  # the second time from the cache
+        prepared = prepare(roots, films, 32)
+        said = {films[i].path: sentences for i, sentences in prepared.remarks.items()}
+        assert said["train/NORMAL/a.png"] == ("the picture is almost blank",)
+        assert "train/NORMAL/c.png" not in said
+        assert "FOR PROCESSING" in said["train/NORMAL/b.dcm"][0]
 
 
 def test_prepared_arrays_are_those_of_the_device_bit_for_bit(data: Path) -> None:
@@ -148,7 +176,7 @@ def test_a_film_that_was_touched_is_read_again(data: Path, monkeypatch: pytest.M
 
 def test_films_are_decoded_in_parallel_and_progress_counts_each(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots, films = index(data)
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=600)
     done: list[int] = []
 
     def read(*arguments: object) -> object:

@@ -126,7 +126,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
             "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
         command = [sys.executable, "-c", SCRIPT + step, str(place / "data"), str(place)]
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert finished.returncode == 0, finished.stderr
         said.append(finished.stderr)
     return Done(place, said)
@@ -191,7 +191,7 @@ def test_on_jax_too_a_resumed_run_is_the_run_that_was_not_interrupted() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, chosen)]
     environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     finished = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
     )
     assert finished.returncode == 0, finished.stdout
     assert "1 passed" in finished.stdout

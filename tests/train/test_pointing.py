@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pneumo_train import measure as measure_module
+from pneumo_edge.calibrate import measure as measure_module
 from pneumo_train.films import Box
 from pneumo_train.pointing import (
     GRID,

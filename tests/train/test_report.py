@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from pneumo_edge.bundle import LABELS, Calibration
+from pneumo_edge.calibrate import measure as measure_module
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
-from pneumo_train import measure as measure_module
 from pneumo_train.films import index_hash, prepare
 from pneumo_train.pointing import measure_pointing
 from pneumo_train.report import FIGURES, write_report
-from pneumo_train.run import FORMAT_VERSION, Config, Films, write_config, write_rows
+from pneumo_train.run import FORMAT_VERSION, Config, Films, Run, write_config, write_rows
 from pneumo_train.sites import measure_sites, weigh_sites
 from pneumo_train.sources import KAGGLE_PATIENT, Gathered, gather
 from pneumo_train.split import LEFT_OUT, TEST, TRAIN, UNREADABLE, VALIDATION, write_split
@@ -208,7 +208,7 @@ class Page(HTMLParser):
 def run(write_run: WriteRun) -> Path:
     """A run with one mistake of each kind and its report; the test split is not measured."""
     folder = write_run()
-    write_report(folder)
+    write_report(Run(folder))
     return folder
 
 
@@ -316,7 +316,7 @@ def test_the_gallery_shows_both_kinds_of_mistakes(run: Path) -> None:
 def test_a_run_without_mistakes_has_an_empty_gallery(write_run: WriteRun) -> None:
     run = write_run(wrong=False)
     (run / "mistakes.png").write_bytes(b"of an earlier report")
-    write_report(run)
+    write_report(Run(run))
     page = page_of(run)
     assert "Pneumonia that was missed: none" in page.text
     assert "False alarms: none" in page.text
@@ -325,7 +325,7 @@ def test_a_run_without_mistakes_has_an_empty_gallery(write_run: WriteRun) -> Non
 
 def test_a_measured_test_split_comes_first_and_is_never_in_the_gallery(write_run: WriteRun) -> None:
     run = write_run(tested=2, name="<b>run & co")
-    write_report(run)
+    write_report(Run(run))
     page = page_of(run)
     test = json.loads((run / "metrics.json").read_text())["test"]
     raw = (run / "report.html").read_text(encoding="utf-8")
@@ -354,7 +354,7 @@ def two_sites(write_run: WriteRun) -> Path:
         "east": {"label": "NORMAL", "n": 40, "right": {"balanced": {"value": 0.75, "low": 0.7, "high": 0.8}}}
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    write_report(folder)
+    write_report(Run(folder))
     return folder
 
 
@@ -381,7 +381,7 @@ def test_each_site_and_their_mean_stand_in_the_report(two_sites: Path) -> None:
         mean = metrics[key]["mean"]
         assert cells(rows, "mean over sites")[0] == f"{mean['auc']['value']:.3f}"
     page = page_of(two_sites)
-    assert "in the mean over 2 sites, each with the same say" in page.text
+    assert "in the mean over 2 sites, which all count the same" in page.text
     at = metrics[TEST]["mean"]["operating_points"]["balanced"]["sensitivity"]
     assert f"Of 100 films with pneumonia it finds {100 * at['value']:.0f} " in page.text
     own = metrics[VALIDATION]["sites"]["south"]["own"]["operating_points"]["balanced"]

@@ -17,11 +17,9 @@ from pneumo_train.films import index_hash, prepare
 from pneumo_train.run import (
     FORMAT_VERSION,
     METRICS,
+    PREDICTIONS,
     Config,
-    load_films,
-    model_path,
-    read_config,
-    read_metrics,
+    Run,
     read_rows,
     write_config,
     write_rows,
@@ -73,7 +71,7 @@ def test_a_config_comes_back_as_it_was(run: Path, limit: int | None) -> None:
     sources = {"Köln": "Filme – Köln", "here": "films"}
     config = replace(CONFIG, limit=limit, sources=sources, left_out="here" if limit else None)
     write_config(run, config)
-    assert read_config(run) == config
+    assert Run(run).config == config
     assert config.data_name == "Filme – Köln; films"
     assert [p.name for p in run.iterdir()] == ["config.json"]  # no temporary file is left
 
@@ -82,7 +80,7 @@ def test_a_config_comes_back_as_it_was(run: Path, limit: int | None) -> None:
 def test_every_setting_must_be_there(run: Path, field: str) -> None:
     damaged(run, lambda c: c.pop(field))
     with pytest.raises(RunError, match=f"missing key {field}|another version") as error:
-        read_config(run)
+        _ = Run(run).config
     assert str(run) in sentence(error)
 
 
@@ -97,7 +95,7 @@ def test_every_setting_must_be_there(run: Path, field: str) -> None:
 def test_unknown_settings_and_wrong_types_are_refused(run: Path, key: str, value: object) -> None:
     damaged(run, lambda c: c.update({key: value}))
     with pytest.raises(RunError, match=rf"config\.json is damaged \(.*{key}.*\): train it again") as error:
-        read_config(run)
+        _ = Run(run).config
     sentence(error)
 
 
@@ -105,46 +103,46 @@ def test_unknown_settings_and_wrong_types_are_refused(run: Path, key: str, value
 def test_another_format_is_refused(run: Path, version: object) -> None:
     damaged(run, lambda c: c.update(format_version=version, unknown=1))
     with pytest.raises(RunError, match="made by another version of pneumo"):
-        read_config(run)
+        _ = Run(run).config
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format_version": 2}'])
 def test_what_is_no_config_is_refused(run: Path, content: bytes) -> None:
     (run / "config.json").write_bytes(content)
     with pytest.raises(RunError, match="damaged") as error:
-        read_config(run)
+        _ = Run(run).config
     sentence(error)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"holds no config\.json: is it a run\?"):
-        read_config(tmp_path)
+        _ = Run(tmp_path).config
     file = tmp_path / "file"
     file.write_text("")
     for wrong in (tmp_path / "nowhere", file):
         with pytest.raises(RunError, match="is no folder: give the run that pneumo-train wrote"):
-            read_config(wrong)
+            _ = Run(wrong).config
 
 
 # -------------------------------------------------------------------------------------------- metrics and the model
 
 
 def test_an_unfinished_run_says_how_to_finish_it(run: Path) -> None:
-    for read in (read_metrics, model_path):
+    for name in ("metrics", "model_path", "model"):
         with pytest.raises(RunError, match=f"finish it with pneumo-train --resume {run}"):
-            read(run)
+            getattr(Run(run), name)
     (run / "model.keras").write_bytes(b"")
-    assert model_path(run) == run / "model.keras"
+    assert Run(run).model_path == run / "model.keras"
 
 
 def test_metrics_are_read_whole_or_not_at_all(run: Path) -> None:
     whole = dict.fromkeys(METRICS)
     (run / "metrics.json").write_text(json.dumps(whole))
-    assert read_metrics(run) == whole
+    assert Run(run).metrics == whole
     for content in ("{}", "[]", "{", json.dumps({**whole, "more": 1}), json.dumps({"test": None})):
         (run / "metrics.json").write_text(content)
         with pytest.raises(RunError, match=r"metrics\.json is damaged"):
-            read_metrics(run)
+            _ = Run(run).metrics
 
 
 # -------------------------------------------------------------------------------------------------------- CSV files
@@ -186,11 +184,13 @@ def config(run: Path, data: Path) -> Config:
     gathered = gather([str(data)])
     files, prepared = gathered.films, prepare(gathered.roots, gathered.films, 32)
     write_split(run / "split.csv", files, [TRAIN, VALIDATION, TRAIN, "unreadable", TEST])
-    return replace(CONFIG, data=(str(data),), data_hash=index_hash(files, prepared.sha256))
+    made = replace(CONFIG, data=(str(data),), data_hash=index_hash(files, prepared.sha256))
+    write_config(run, made)
+    return made
 
 
 def test_the_films_of_a_split_are_those_that_were_cut(run: Path, config: Config) -> None:
-    films = load_films(run, config)
+    films = Run(run).films
     train = films.part(TRAIN)
     assert train.paths == ["train/NORMAL/a.png", "train/PNEUMONIA/c.png"]
     assert train.patients == ["data:a", "data:c"]  # a name read off a file is of its site alone
@@ -207,32 +207,56 @@ def test_films_may_have_moved(run: Path, data: Path, config: Config, tmp_path: P
     moved.parent.mkdir()
     data.rename(moved)
     with pytest.raises(RunError, match="say where they are with --data"):
-        load_films(run, config)
-    assert load_films(run, config, [str(moved.parent)]).part(TRAIN).pixels[:, 0, 0].tolist() == [0, 20]
+        _ = Run(run).films
+    assert Run(run, [str(moved.parent)]).films.part(TRAIN).pixels[:, 0, 0].tolist() == [0, 20]
 
 
 def test_other_films_are_refused(run: Path, data: Path, config: Config) -> None:
     Image.new("L", (40, 40), 99).save(data / "train/NORMAL/a.png")
     with pytest.raises(RunError, match="give the right ones with --data"):
-        load_films(run, config)
+        _ = Run(run).films
 
 
 def test_more_films_do_not_matter(run: Path, data: Path, config: Config) -> None:
     Image.new("L", (40, 40), 99).save(data / "train/NORMAL/another.png")
-    assert len(load_films(run, config).files) == 5
+    assert len(Run(run).films.files) == 5
 
 
 def test_a_film_that_is_gone_is_named(run: Path, data: Path, config: Config) -> None:
     (data / "train/NORMAL/b.png").unlink()
     with pytest.raises(RunError, match=r"b\.png, a film of .*, is missing"):
-        load_films(run, config)
+        _ = Run(run).films
 
 
 def test_a_split_that_was_cut_short_is_noticed(run: Path, config: Config) -> None:
     lines = (run / "split.csv").read_text().splitlines(keepends=True)
     (run / "split.csv").write_text("".join(lines[:-1]))
     with pytest.raises(RunError, match="are not those"):
-        load_films(run, config)
+        _ = Run(run).films
     (run / "split.csv").write_text(lines[0])
     with pytest.raises(RunError, match=r"split\.csv is missing or damaged"):
-        load_films(run, config)
+        _ = Run(run).films
+
+
+def test_an_open_run_reads_its_films_once(run: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return prepare(*arguments)
+
+    monkeypatch.setattr("pneumo_train.run.prepare", counted)
+    opened = Run(run)
+    assert opened.films is opened.films
+    assert (opened.films.part(TRAIN).paths, len(calls)) == (["train/NORMAL/a.png", "train/PNEUMONIA/c.png"], 1)
+    assert opened.config == config
+
+
+def test_measures_that_were_written_are_what_is_read(run: Path) -> None:
+    opened = Run(run)
+    row = dict.fromkeys(PREDICTIONS, "x") | {"logit": 0.5}
+    for films in (1, 2):
+        opened.write_measures([row], dict.fromkeys(METRICS) | {"films": films})
+        assert opened.metrics["films"] == Run(run).metrics["films"] == films
+        assert opened.predictions == [dict.fromkeys(PREDICTIONS, "x") | {"logit": "0.5"}]
+    assert opened.is_finished

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 
 from pneumo_edge.bundle import Calibration
-from pneumo_train import measure as measure_module
-from pneumo_train.calibrate import probabilities
+from pneumo_edge.calibrate import measure as measure_module
+from pneumo_edge.calibrate.measure import Sample, measure, measure_mean
+from pneumo_edge.calibrate.platt import probabilities
 from pneumo_train.films import FilmFile
-from pneumo_train.measure import Sample, measure, measure_mean
 from pneumo_train.run import Films
 from pneumo_train.sites import measure_sites, probe_sites, site_weights, weigh_sites
 

@@ -29,6 +29,7 @@ from pneumo_train.split import (
     UNUSED,
     USABLE_VALIDATION,
     VALIDATION,
+    describe_doubtful,
     describe_left_aside,
     read_split,
     split_films,
@@ -401,6 +402,18 @@ def test_how_many_are_left_out_as_patients_of_the_test_is_said() -> None:
         "not used: 1 films of patients who stand, or of which a copy stands, nearer to the test"
     ]
     assert describe_left_aside(big(16).films, big(16).split(), big(16).sha256) == []
+
+
+def test_films_that_are_used_and_doubtful_are_counted_by_kind() -> None:
+    films = [FilmFile(f"{i}.dcm", i % 2, f"p{i}", TRAIN, "here") for i in range(5)]
+    split = [TRAIN, VALIDATION, TEST, DUPLICATE, TRAIN]
+    tiny, raw = "the picture is tiny ({0} x {0} pixels)", "the file holds raw values"
+    remarks = {0: [tiny.format(50)], 1: [tiny.format(60), raw], 2: [tiny.format(70)], 3: [raw]}
+    assert describe_doubtful(films, split, remarks) == [
+        "used all the same: 3 films, such as 0.dcm (here): the picture is tiny (50 x 50 pixels)",
+        "used all the same: 1 film, such as 1.dcm (here): the file holds raw values",
+    ]
+    assert describe_doubtful(films, split, {}) == []
 
 
 def test_a_site_of_one_class_is_learned_from() -> None:

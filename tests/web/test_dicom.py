@@ -41,7 +41,7 @@ Read = Callable[..., dict[str, Any]]
 Pixels = npt.NDArray[Any]
 
 SIZE = 160
-WINDOW = {"WindowCenter": "2000", "WindowWidth": "900"}
+WINDOW: dict[str, Any] = {"WindowCenter": "2000", "WindowWidth": "900"}
 
 
 def film(bits: int = 12, signed: bool = False) -> Pixels:

@@ -1,4 +1,4 @@
-"""What differs between sites and scanners, imitated on films of training; each film differs at each epoch.
+"""Augmentation: imitates what differs between sites and scanners. Each training film looks different in each epoch.
 
 All functions take and give grey pictures (Pillow, mode L) of the model's size. Lengths are in shares of the side, so
 that one setting means the same at 160 and at 224 pixels. Pillow does the work: it is C, and leaves Python's lock.
@@ -77,11 +77,11 @@ def augment(film: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def box_coverage(boxes: Sequence[Box], movement: Movement, side: int) -> npt.NDArray[np.float32]:
-    """Returns how much of each cell of a moved film lies in a box; what leaves the film is cut off.
+    """Returns how much of each cell of a moved film lies in a box. What leaves the film is cut off.
 
     Args:
         boxes: Shares of width and height of the film as it is.
-        movement: Of the film.
+        movement: How the film is moved.
         side: Cells of the map.
 
     Returns:
@@ -109,7 +109,7 @@ def move(
     shift: tuple[float, float] = (0.0, 0.0),
     mirror: bool = False,
 ) -> Image.Image:
-    """Rotates, scales, stretches, shifts and mirrors about the centre; what comes in from outside is black.
+    """Rotates, scales, stretches, shifts and mirrors about the centre. What comes in from outside is black.
 
     Args:
         picture: Mode L, square.

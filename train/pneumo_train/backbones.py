@@ -2,11 +2,11 @@
 
 A model takes grey levels and answers with a logit; replication to three channels and the backbone's normalisation
 are layers of the graph. Every layer of the backbone stands flat in the one functional model under the name it has
-in ``keras.applications``, so that weights are found by layer name:
+in `keras.applications`, so that weights are found by layer name:
 
     image -> grey_to_rgb -> normalise -> (backbone) -> features -> head -> logit
 
-To add a backbone, add an entry to ``BACKBONES``.
+To add a backbone, add an entry to `BACKBONES`.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ _SHARPNESS = 2.0
 
 @dataclass(frozen=True)
 class Backbone:
-    """What has to be known about a network to fine-tune it.
+    """Everything that training and export have to know about a network.
 
     Attributes:
-        name: The key in ``BACKBONES``.
+        name: The key in `BACKBONES`.
         build: Normalised image (N, S, S, 3) -> feature map (N, S / 32, S / 32, C), both Keras tensors.
-        application: Where its ImageNet weights come from: the function of ``keras.applications``, or None for the
-            package of EfficientNet-Lite0.
+        application: Function of `keras.applications` that its ImageNet weights come from; None for the package of
+            EfficientNet-Lite0.
         scale: Normalisation of grey levels g in 0..255, replicated to three channels: g * scale + offset.
         offset: One number per channel, in the channel order of the stored kernels (BGR for resnet50 and vgg16).
         default_size: Side of the input in pixels where the user names none.
         default_epochs: Passes over the films where the user names none: enough for a few thousand films.
         learning_rate: Peak rate of AdamW for fine-tuning all layers that are not frozen.
         frozen_layers: Regular expression for whole layer names that keep their pretrained weights; empty for none.
-        fine_layer: Layer whose output, at a sixteenth of the image's side, the head ``local`` looks at beside the
+        fine_layer: Layer whose output, at a sixteenth of the image's side, the head `local` looks at beside the
             features.
         novelty_layers: Two layers whose averaged activations tell a chest film from other pictures, both in the upper
             middle: the last ones know little but the two classes, the first ones see exposure, not content.
         float_layers: Regular expression for names of layers that stay float in int8 files; empty for none. The
             first layers hold less than a hundredth of the weights and, in the light networks, cause most of the
             error.
-        licence: Of the ImageNet weights, in one sentence.
+        licence: Licence of the ImageNet weights, in one sentence.
     """
 
     name: str
@@ -98,7 +98,7 @@ _LITE0_STAGES = (
 
 
 def lite0_blocks() -> Iterator[tuple[str, _Stage, int]]:
-    """Walk over the blocks of EfficientNet-Lite0 in order: name ("block1a"), stage, index within the stage."""
+    """Yields the blocks of EfficientNet-Lite0 in order: name ("block1a"), stage, index within the stage."""
     for number, stage in enumerate(_LITE0_STAGES, start=1):
         for repeat in range(stage.repeats):
             yield f"block{number}{'abcd'[repeat]}", stage, repeat
@@ -143,7 +143,7 @@ def _efficientnet_lite0(image: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def _application(name: str) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
-    """Make the ``build`` of a network that ``keras.applications`` has: its layers, without classifier or weights."""
+    """Makes the `build` of a network that `keras.applications` has: its layers, without classifier or weights."""
 
     def build(image: keras.KerasTensor) -> keras.KerasTensor:
         import keras
@@ -227,7 +227,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def find_backbone(name: str) -> Backbone:
-    """Look a backbone up by name.
+    """Returns a backbone by its name.
 
     Raises:
         UsageError: There is none of that name; the message lists those that there are.
@@ -238,7 +238,7 @@ def find_backbone(name: str) -> Backbone:
 
 
 def check_architecture(backbone: str, head: str, size: int) -> Backbone:
-    """Look a backbone up, and check that it goes with a head and a size; loads nothing.
+    """Returns a backbone, and checks that it goes with a head and a size; loads nothing.
 
     Raises:
         UsageError: Unknown backbone or head, or a size that the networks cannot take.
@@ -258,16 +258,16 @@ def check_architecture(backbone: str, head: str, size: int) -> Backbone:
 
 
 def build_model(backbone: str, head: str, size: int, *, dropout: float = 0.3) -> keras.Model:
-    """Build a network with random weights.
+    """Builds a network with random weights.
 
-    Input ``image``: float32 (N, size, size, 1), grey levels 0..255. Output ``logit``: float32 (N, 1), positive for
+    Input `image`: float32 (N, size, size, 1), grey levels 0..255. Output `logit`: float32 (N, 1), positive for
     pneumonia, no sigmoid. Both stay float32 under mixed precision. The final feature map is the output of the layer
-    ``features``.
+    `features`.
 
     Args:
-        backbone: A key of ``BACKBONES``.
-        head: ``local``: a map of local logits at a sixteenth of the image's side, pooled to the film's logit;
-            ``gap``: global average pooling and one Dense; ``flatten``: a hidden layer of 256 on the whole map.
+        backbone: A key of `BACKBONES`.
+        head: `local`: a map of local logits at a sixteenth of the image's side, pooled to the film's logit;
+            `gap`: global average pooling and one Dense; `flatten`: a hidden layer of 256 on the whole map.
         size: Side of the image in pixels, a multiple of 32.
         dropout: Rate before the last layer, 0 <= dropout < 1.
 
@@ -299,7 +299,7 @@ def build_model(backbone: str, head: str, size: int, *, dropout: float = 0.3) ->
 
 
 def _local_head(features: keras.KerasTensor, fine: keras.KerasTensor, dropout: float) -> keras.KerasTensor:
-    """Put a map of local logits on a backbone, and pool it to the film's logit.
+    """Puts a map of local logits on a backbone, and pools it to the film's logit.
 
     What the top of the network knows (5 x 5 for a film of 160 pixels) is enlarged and joined with what it saw at twice
     that resolution; each cell of the map then looks at its neighbours. The film's logit is a line in the map's soft
@@ -323,7 +323,7 @@ def _local_head(features: keras.KerasTensor, fine: keras.KerasTensor, dropout: f
 
 
 def _log_mean_exp(x: keras.KerasTensor, sharpness: float) -> keras.KerasTensor:
-    """Make one number of a map, (N, h, w, 1) -> (N, 1): log(mean(exp(r x))) / r.
+    """Pools a map to one number, (N, h, w, 1) -> (N, 1): log(mean(exp(r x))) / r.
 
     Between the mean (r -> 0) and the maximum (r -> infinity), whatever the size of the map. Operations of Keras alone,
     so that the file of a model needs nothing of ours.
@@ -337,21 +337,21 @@ def _log_mean_exp(x: keras.KerasTensor, sharpness: float) -> keras.KerasTensor:
 
 
 def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """List the layers of a model from ``build_model`` in front of ``features``, from input to output."""
+    """Lists the layers of a model from `build_model` in front of `features`, from input to output."""
     names = [layer.name for layer in model.layers]
     return list(model.layers[: names.index(FEATURES)])
 
 
 def freeze(model: keras.Model, backbone: str, loaded: Collection[str]) -> None:
-    """Set which layers of the backbone learn, before the model is compiled.
+    """Sets which layers of the backbone learn, before the model is compiled.
 
-    Layers with pretrained weights are frozen where they match ``frozen_layers`` of the backbone, and wherever they are
+    Layers with pretrained weights are frozen where they match `frozen_layers` of the backbone, and wherever they are
     batch-norm. Layers that start from random all learn; their batch-norm gets a momentum of 0.9.
 
     Args:
-        model: From ``build_model``.
-        backbone: A key of ``BACKBONES``, the one the model was built with.
-        loaded: Names of the layers that have pretrained weights (``LoadReport.loaded``).
+        model: From `build_model`.
+        backbone: A key of `BACKBONES`, the one the model was built with.
+        loaded: Names of the layers that have pretrained weights (`LoadReport.loaded`).
     """
     from keras.layers import BatchNormalization
 

@@ -24,100 +24,110 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="[SITE=]PATH",
-            help="Folder with train/ and test/, each NORMAL/ and PNEUMONIA/, or a manifest (CSV or Parquet); "
-            "repeatable. kaggle downloads chest-xray-pneumonia; phantom draws a small synthetic set.",
+            help="Films: a folder with train/ and test/, each with NORMAL/ and PNEUMONIA/, or a manifest (CSV or "
+            "Parquet). Repeatable. kaggle downloads chest-xray-pneumonia; phantom draws a small synthetic set.",
         ),
     ] = None,
     leave_out: Annotated[
-        str | None, typer.Option(metavar="SITE", help="Learn nothing from this site's films: measure them at the end.")
+        str | None,
+        typer.Option(metavar="SITE", help="Site to leave out of training: its films are measured at the end."),
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=CLASS", help="Take films labelled NAME as NORMAL or PNEUMONIA; repeatable."),
+        typer.Option(metavar="NAME=CLASS", help="Class of the films labelled NAME, NORMAL or PNEUMONIA. Repeatable."),
     ] = None,
     source: Annotated[
         list[str] | None,
-        typer.Option(metavar="SITE=TEXT", help="Say where the films of a site come from; repeatable."),
+        typer.Option(metavar="SITE=TEXT", help="Where the films of a site come from. Repeatable."),
     ] = None,
     ages: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SITE=LOW-HIGH",
-            help="State the ages in years of a site's patients, where its films do not; repeatable.",
+            help="Ages in years of a site's patients, where its films do not state them. Repeatable.",
         ),
     ] = None,
     licence: Annotated[
-        list[str] | None, typer.Option(metavar="SITE=TEXT", help="State the terms of a site's films; repeatable.")
+        list[str] | None, typer.Option(metavar="SITE=TEXT", help="Terms of use of a site's films. Repeatable.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder to make; by default runs/BACKBONE-HEAD-SIZE.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Run folder to make. Default: runs/BACKBONE-HEAD, then -SIZE if it is given.")
+    ] = None,
     backbone: Annotated[str, typer.Option(help=f"Network: {', '.join(BACKBONES)}.")] = "efficientnet_lite0",
     head: Annotated[
         str,
         typer.Option(
-            help="local: a map of local evidence, pooled; gap: pooling and one unit; flatten: a hidden layer."
+            help="Last layers: local (a map of local evidence, pooled), gap (average pooling and one unit) or flatten "
+            "(a hidden layer on the whole feature map)."
         ),
     ] = "local",
     weights: Annotated[
-        str, typer.Option(help="What the backbone starts from: imagenet, none, or a Keras .h5 file, full or partial.")
+        str,
+        typer.Option(
+            help="Weights that the backbone starts from: imagenet, none, or a Keras .h5 file, full or partial."
+        ),
     ] = "imagenet",
     size: Annotated[
-        int | None, typer.Option(help="Side of the input in pixels; 160 for the light backbones, 224 for the others.")
+        int | None,
+        typer.Option(help="Side of the input in pixels. Default: 160 for the light backbones, 224 for others."),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Passes over the training films; 12 for the light backbones, 8 for the others."),
+        typer.Option(min=1, help="Passes over the training films. Default: 12 for the light backbones, 8 for others."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Films in one step.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Films in one training step.")] = 32,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="Peak of the schedule; the backbone's own by default.")
+        float | None, typer.Option(min=0.0, help="Highest learning rate of the schedule. Default: the backbone's own.")
     ] = None,
     balance: Annotated[
         str,
-        typer.Option(help="How the rarer class gets its say: weights (heavier films) or sampling (more of them)."),
+        typer.Option(
+            help="How the rarer class is balanced: weights (its films weigh more) or sampling (they are shown more)."
+        ),
     ] = "weights",
     teacher: Annotated[
         list[Path] | None,
-        typer.Option(metavar="RUN", help="Learn from what this run's model says, not from the labels; repeatable."),
+        typer.Option(metavar="RUN", help="Finished run whose model's predictions replace the labels. Repeatable."),
     ] = None,
     mixed_precision: Annotated[
         bool,
         typer.Option(
             "--mixed-precision",
-            help="Train in bfloat16: faster on a GPU or TPU, and for resnet50 and vgg16 where the CPU has AVX512-BF16.",
+            help="Train in bfloat16: faster on a GPU or TPU, and for resnet50 and vgg16 on a CPU with AVX512-BF16.",
         ),
     ] = False,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of the order, the augmentation and the random weights.")
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the film order, the augmentation and the random weights.")
     ] = 0,
     limit: Annotated[
-        int | None, typer.Option(min=20, help="Train and validate on about so many films, for a quick look.")
+        int | None, typer.Option(min=20, help="About how many films to train and validate on, for a quick look.")
     ] = None,
     patient_regex: Annotated[
-        str, typer.Option(help="Finds the patient in a file name: the first group that matches.")
+        str, typer.Option(help="Regular expression for the patient in a file name: the first group that matches.")
     ] = KAGGLE_PATIENT,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, with its own settings.")
+        Path | None, typer.Option(metavar="RUN", help="Interrupted run to go on with, with its own settings.")
     ] = None,
     test: Annotated[
         bool,
-        typer.Option("--test", help="Measure the test split at the end, or of the finished run given to --resume."),
+        typer.Option("--test", help="Measure the test split, at the end or of the finished run given to --resume."),
     ] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and stop.")
     ] = False,
 ) -> None:
-    """Fine-tunes a chest X-ray classifier, NORMAL against PNEUMONIA, and measures it."""
+    """Trains a classifier of chest X-rays, NORMAL or PNEUMONIA, and measures it."""
     # TensorFlow's chatter is for its developers. It must be silenced before the first import.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     keep_freed_memory()
-    from pneumo_train.train import measure_test, resume_run, start_run
+    from pneumo_train.train import resume_run, start_run
 
     if (not data) == (resume is None):
         raise UsageError("give --data to start a run, or --resume RUN to go on with one")
     if resume is not None:
         folder = resume
-        resume_run(folder)
+        resume_run(folder, test=test)
     else:
         side = "" if size is None else f"-{size}"
         folder = output or Path("runs") / f"{backbone}-{head}{side}"
@@ -144,8 +154,6 @@ def train(
             patient_rule=patient_regex,
             test=test,
         )
-    if test:
-        measure_test(folder)
     say(NOT_A_DIAGNOSIS)
     print(folder / "report.html")
 

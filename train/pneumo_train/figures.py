@@ -13,8 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pneumo_edge.bundle import LABELS
+from pneumo_edge.calibrate.measure import ECE_BINS, wilson
 from pneumo_edge.report_page import percent
-from pneumo_train.measure import ECE_BINS, wilson
 from pneumo_train.split import TEST, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def sites(parts: list[Part]) -> Figure:
     return Figure(
         "sites",
         "Sites: where it is good",
-        "Bars are 95 % intervals by patient. The mean gives each site the same say; calibration and threshold are the "
+        "Bars are 95 % intervals by patient. In the mean each site counts the same; calibration and threshold are the "
         "same for all.",
         [
             Panel(
@@ -175,7 +175,7 @@ def curves(history: list[dict[str, str]]) -> Figure:
         "curves",
         "Loss and accuracy: how it learned",
         "Each epoch is one pass over the training films. Training films are shown augmented, with label smoothing and "
-        "dropout, so their loss stands higher and is no sign of ill health. The grey band marks what was kept, epoch "
+        "dropout, so their loss is higher, which is no sign of a fault. The grey band marks what was kept, epoch "
         f"{best} of {len(epochs)}: the one with the largest AUC on the perturbed validation films.",
         [
             Panel(
@@ -219,7 +219,7 @@ def confusions(parts: list[Part]) -> Figure:
 
 
 def roc_pr(parts: list[Part]) -> Figure:
-    """What every threshold would give."""
+    """ROC and precision-recall curves: what every threshold would give."""
     # Good models crowd into a corner: it is shown enlarged.
     near = min(part.measure["auc"]["value"] for part in parts) > 0.9
 

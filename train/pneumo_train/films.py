@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +17,16 @@ from pneumo_edge.atomic import replacing_folder
 from pneumo_edge.classifier import usable_cores
 from pneumo_edge.command_line import tracked
 from pneumo_edge.errors import ImageError
+from pneumo_edge.plausibility import objections
 from pneumo_edge.preprocess import VERSION, Pixels, read_film
 from pneumo_train.surroundings import cache_folder
 
+CACHE_VERSION = 2
+"""Changes whenever a cache holds something else of the same films. 2: remarks too."""
+
 
 class Box(NamedTuple):
-    """Where a radiologist saw an opacity: shares of width and height, origin at the top left."""
+    """Rectangle in which a radiologist saw an opacity: shares of width and height, origin at the top left."""
 
     x0: float
     y0: float
@@ -42,7 +46,7 @@ class FilmFile:
     folder: str
     """"train", "val" or "test": where the data set has it, not what it is used for."""
     site: str = ""
-    """Where it was taken: what a manifest says, or the name of its data set."""
+    """Place where it was taken: as a manifest says, or the name of its data set."""
     source: int = 0
     """Position of its data set among those of the run."""
     patient_known: bool = False
@@ -59,7 +63,7 @@ class FilmFile:
 
     @property
     def key(self) -> tuple[int, str]:
-        """What tells it from all other films of the run."""
+        """Key by which the film differs from all others of the run."""
         return self.source, self.path
 
 
@@ -70,9 +74,11 @@ class PreparedFilms:
     pixels: Pixels
     """uint8, (N, S, S), a read-only memory map; zeros where a film could not be read."""
     sha256: tuple[str, ...]
-    """Of each file; empty where it could not be read."""
+    """Hash of each file; empty where it could not be read."""
     errors: dict[int, str]
     """Position -> why that film could not be read."""
+    remarks: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """Position -> what was noticed while that film was read, and why it may be no film to judge: one sentence each."""
 
 
 def prepare(roots: Sequence[Path], films: Sequence[FilmFile], size: int) -> PreparedFilms:
@@ -83,8 +89,8 @@ def prepare(roots: Sequence[Path], films: Sequence[FilmFile], size: int) -> Prep
 
     Args:
         roots: Folder of each data set, by `FilmFile.source`.
-        films: To decode.
-        size: Side in pixels.
+        films: Films to decode.
+        size: Side of the result in pixels.
     """
     folder = cache_folder() / f"films-{size}-{_fingerprint(roots, films, size)[:20]}"
     if not (folder / "films.json").is_file():
@@ -92,19 +98,26 @@ def prepare(roots: Sequence[Path], films: Sequence[FilmFile], size: int) -> Prep
             _decode_all(roots, films, size, temporary)
     stated = json.loads((folder / "films.json").read_text(encoding="utf-8"))
     pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-    return PreparedFilms(pixels, tuple(stated["sha256"]), {int(k): v for k, v in stated["errors"].items()})
+    errors = {int(i): error for i, error in stated["errors"].items()}
+    remarks = {int(i): tuple(sentences) for i, sentences in stated["remarks"].items()}
+    return PreparedFilms(pixels, tuple(stated["sha256"]), errors, remarks)
 
 
 def _decode_all(roots: Sequence[Path], films: Sequence[FilmFile], size: int, folder: Path) -> None:
     pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (len(films), size, size))
-    hashes, errors = [""] * len(films), {}
+    hashes: list[str] = [""] * len(films)
+    errors: dict[int, str] = {}
+    remarks: dict[int, tuple[str, ...]] = {}
 
     def decode(i: int) -> None:
         path = roots[films[i].source] / films[i].path
         try:
             data = path.read_bytes()
-            pixels[i] = read_film(data, size, str(path)).pixels[:, :, 0]
+            film = read_film(data, size, str(path))
+            pixels[i] = film.pixels[:, :, 0]
             hashes[i] = hashlib.sha256(data).hexdigest()
+            if said := objections(film) + film.warnings:
+                remarks[i] = said
         except (ImageError, OSError) as error:
             errors[i] = str(error)
 
@@ -112,11 +125,12 @@ def _decode_all(roots: Sequence[Path], films: Sequence[FilmFile], size: int, fol
         for _ in tracked(pool.map(decode, range(len(films))), f"preparing films at {size} x {size}", len(films)):
             pass
     pixels.flush()
-    (folder / "films.json").write_text(json.dumps({"sha256": hashes, "errors": errors}), encoding="utf-8")
+    stated = {"sha256": hashes, "errors": errors, "remarks": remarks}
+    (folder / "films.json").write_text(json.dumps(stated), encoding="utf-8")
 
 
 def _fingerprint(roots: Sequence[Path], films: Sequence[FilmFile], size: int) -> str:
-    digest = hashlib.sha256(f"{VERSION} {size} {[str(root.resolve()) for root in roots]}".encode())
+    digest = hashlib.sha256(f"{VERSION}.{CACHE_VERSION} {size} {[str(root.resolve()) for root in roots]}".encode())
     for film in films:
         state = (roots[film.source] / film.path).stat()
         line = f"{film.source} {film.path} {state.st_size} {state.st_mtime_ns}\n"

@@ -1,8 +1,11 @@
-"""The training loop: read it top to bottom.
+"""The training loop: `fit` reads from top to bottom.
 
 Keras 3 only, so that TensorFlow, JAX or PyTorch can do the work. After every epoch the whole state (weights, optimiser,
 averaged weights) and the best model so far are written to `checkpoint/`, and last of all `history.json`, which names
 them: a run killed at any moment goes on from the last epoch that stands there.
+
+The steps of one epoch are left to Keras's own `fit`. Steps by `train_on_batch` would be traced twice for each size of
+film, since the last batch of an epoch is smaller, and would wait for the loss after each step.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +24,13 @@ import keras
 import numpy as np
 
 from pneumo_edge.atomic import replacing_file, write_text
+from pneumo_edge.calibrate.measure import mean_auc
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import RunError
 from pneumo_train.backbones import LOCAL_LOGIT
-from pneumo_train.batches import (
-    VIEWS,
-    Batches,
-    FeatureViews,
-    FitData,
-    predict,
-    progressive_sizes,
-    soft_targets,
-    split_at_learning,
-)
-from pneumo_train.learner import arranged
-from pneumo_train.measure import mean_auc
+from pneumo_train.batches import Batches, FitData, progressive_sizes, soft_targets
+from pneumo_train.inference import outputs_of
+from pneumo_train.rewrite import rewritten
 from pneumo_train.run import load_model, write_rows
 
 WEIGHT_DECAY = 1e-2
@@ -52,7 +47,7 @@ HISTORY = (
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How long and how fast."""
+    """Settings of the training loop."""
 
     epochs: int
     batch_size: int
@@ -76,19 +71,17 @@ def fit(
     """Trains, and leaves the best model in `run/model.keras` and the history in `run/history.csv`.
 
     Best means the largest AUC on the perturbed validation films, in the mean over sites. The weights that are judged
-    and kept are averages over training steps (exponential), unless batch-norm learns too. Where the first layers are
-    frozen and there are more epochs than views, those layers are computed once for each view
-    (`pneumo_train.batches.FeatureViews`). Elsewhere training begins with smaller films
-    (`pneumo_train.batches.progressive_sizes`). A model with a map of local evidence learns from boxes too, where some
-    training film has one.
+    and kept are averages over training steps (exponential), unless batch-norm learns too. Training begins with smaller
+    films (`pneumo_train.batches.progressive_sizes`). A model with a map of local evidence learns from boxes too, where
+    some training film has one.
 
     Args:
         run: The run's folder.
-        settings: How long and how fast.
-        data: What it learns from and is chosen by.
+        settings: Settings of the training loop.
+        data: Films to train on and films to validate on.
         build: Makes the model with the weights to start from; not called where a checkpoint is taken up.
         resume: Go on from `run/checkpoint` if there is one.
-        teachers: Models like the one that learns, whose answers are its targets in place of the labels.
+        teachers: Models whose predictions replace the labels.
 
     Returns:
         The history, one record an epoch.
@@ -110,49 +103,62 @@ def fit(
         # Built here: the threads that make batches would do it twice at once.
         soft_targets(teachers, data.validation[:1])
     sizes = progressive_sizes(model, settings.epochs)
+    taught = _with_map(model) if data.knows_where and _has_map(model) else model
+    learner = rewritten(taught, any_side=len(set(sizes)) > 1)
+    batches = Batches(
+        data, batch_size=settings.batch_size, seed=settings.seed, balance=settings.balance, teachers=teachers
+    )
+    compiled_for = 0
     while len(history) < settings.epochs and not _exhausted(history, settings.patience):
-        # Before the frozen layers are cut off: Keras copies what stands behind the cut, and a layer knows one output.
-        taught = _with_map(model) if data.knows_where and _has_map(model) else model
-        learner, features = _without_frozen(taught, run / "features", settings, data, teachers)
-        until = settings.epochs
-        side = sizes[len(history)]
-        # What the frozen layers make of a film is kept of films of the model's size alone.
-        map_side = None if taught is model else _map_side(model, side if features is None else model.input.shape[1])
-        if features is None:
-            learner = arranged(learner, any_side=len(set(sizes)) > 1)
-            until = next((e for e in range(len(history), until) if sizes[e] != side), until)
-        # One optimiser for both: their weights that learn are the same, and the whole model is checkpointed.
-        _compile_learner(learner, model.optimizer)
-        each_epoch = _EachEpoch(run, settings, data, history, model, features)
-        batches = Batches(
-            data,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            balance=settings.balance,
-            side=side,
-            map_side=map_side,
-            teachers=teachers,
-            features=features,
-        )
-        try:
-            learner.fit(
-                batches.stream(range(len(history), until)),
+        epoch, start = len(history), time.monotonic()
+        side = sizes[epoch]
+        if side != compiled_for:
+            # One optimiser for both: their weights that learn are the same, and the whole model is checkpointed.
+            # Compiled for each size, since a graph for any size is slower.
+            _compile_learner(learner, model.optimizer)
+            compiled_for = side
+        _seed_dropout(model, settings.seed, epoch)
+        map_side = None if taught is model else _map_side(model, side)
+        with progress(f"epoch {epoch + 1} of {settings.epochs}", batches.steps) as show:
+            found = learner.fit(
+                batches.of_epoch(epoch, side, map_side),
                 steps_per_epoch=batches.steps,
                 shuffle=False,  # the batches come shuffled already, by seed and epoch
-                initial_epoch=len(history),
-                epochs=until,
-                callbacks=[each_epoch],
+                callbacks=[_Shown(show)],
                 verbose=0,
-            )
-        finally:
-            each_epoch.on_train_end()
-        if until < settings.epochs:
-            # One call of Keras' fit() takes films of one size, and leaves averaged weights behind.
-            model, history = _take_up(checkpoint, settings, steps)
+            ).history
+        film = "logit_" if "logit_loss" in found else ""
+        record: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "loss": float(found[f"{film}loss"][0]),
+            "map_loss": float(found[f"{LOCAL_LOGIT}_loss"][0]) if film else "",
+            "accuracy": float(found[f"{film}accuracy"][0]),
+        }
+        with _averaged_weights(learner):
+            record |= _judge(learner, data)
+            if not np.isfinite([record[name] for name in ("loss", "val_loss", "perturbed_loss")]).all():
+                raise RunError(f"training diverged in epoch {epoch + 1}: start again with a smaller --learning-rate")
+            seconds = time.monotonic() - start
+            record |= {
+                "learning_rate": float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)),
+                "seconds": round(seconds, 1),
+                "films_per_second": round(len(data.train) / seconds, 1),
+            }
+            history.append(record)
+            if _best_epoch(history) == epoch + 1:
+                with replacing_file(checkpoint / _best_name(history)) as temporary:
+                    _to_keep(model).save(temporary)
+        _write_checkpoint(checkpoint, model, history)
+        write_rows(run / "history.csv", HISTORY, history)
+        left = (settings.epochs - epoch - 1) * (time.monotonic() - start)
+        say(
+            f"epoch {epoch + 1}/{settings.epochs}: loss {record['loss']:.3f}, "
+            f"validation AUC {record['val_auc']:.4f}, perturbed {record['perturbed_auc']:.4f}, "
+            f"{record['films_per_second']:.1f} films/s, about {left / 60:.0f} min left"
+        )
     write_rows(run / "history.csv", HISTORY, history)
     with replacing_file(run / "model.keras") as kept:
         shutil.copyfile(checkpoint / _best_name(history), kept)
-    shutil.rmtree(run / "features", ignore_errors=True)
     return history
 
 
@@ -172,19 +178,16 @@ def _take_up(checkpoint: Path, settings: FitSettings, steps: int) -> tuple[keras
     return model, history
 
 
-def _without_frozen(
-    model: keras.Model, folder: Path, settings: FitSettings, data: FitData, teachers: Sequence[keras.Model]
-) -> tuple[keras.Model, FeatureViews | None]:
-    """Returns what is left to train where the frozen layers can be computed beforehand, else the model itself."""
-    parts = split_at_learning(model) if settings.epochs > VIEWS else None
-    if parts is None:
-        return model, None
-    front, tail = parts
-    features = FeatureViews(folder, front, data, settings.seed, teachers)
-    if not features.fits_on_disk():
-        return model, None
-    features.prepare()
-    return tail, features
+def _write_checkpoint(checkpoint: Path, model: keras.Model, history: list[dict[str, Any]]) -> None:
+    """Writes the state after an epoch; the best model lies there already."""
+    state = checkpoint / _state_name(history)
+    with replacing_file(state) as temporary:
+        model.save(temporary)
+    # With this rename the epoch is done; what no history names any more can go.
+    write_text(checkpoint / "history.json", json.dumps(history))
+    for stale in checkpoint.iterdir():
+        if stale.name not in {state.name, _best_name(history), "history.json"}:
+            stale.unlink()
 
 
 def _to_keep(model: keras.Model) -> keras.Model:
@@ -205,8 +208,12 @@ def _state_name(history: list[dict[str, Any]]) -> str:
     return f"epoch-{len(history)}.keras"
 
 
+def _best_epoch(history: list[dict[str, Any]]) -> int:
+    return 1 + int(np.argmax([record["perturbed_auc"] for record in history]))
+
+
 def _best_name(history: list[dict[str, Any]]) -> str:
-    return f"best-{1 + int(np.argmax([record['perturbed_auc'] for record in history]))}.keras"
+    return f"best-{_best_epoch(history)}.keras"
 
 
 def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
@@ -217,7 +224,7 @@ def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
     )
     if warmup == 0:
         rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, max(1, total))
-    optimizer = keras.optimizers.AdamW(
+    optimizer = AveragingAdamW(
         rate,
         weight_decay=WEIGHT_DECAY,
         global_clipnorm=GRADIENT_NORM,
@@ -228,6 +235,14 @@ def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(optimizer, _loss(), metrics=[accuracy])
+
+
+@keras.saving.register_keras_serializable(package="pneumo")
+class AveragingAdamW(keras.optimizers.AdamW):  # type: ignore[misc] # keras has no types
+    """AdamW whose averaged weights stay apart. Keras would put them in place of the weights when `fit` ends."""
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """Leaves the weights as they are."""
 
 
 def _has_map(model: keras.Model) -> bool:
@@ -274,100 +289,45 @@ def _exhausted(history: list[dict[str, Any]], patience: int) -> bool:
     return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
 
 
-class _EachEpoch(keras.callbacks.Callback):  # type: ignore[misc] # keras has no types
-    """Judges, keeps the best, checkpoints and reports after every epoch."""
+def _seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
+    """Sets what dropout draws from, which a .keras file does not keep, by seed and epoch."""
+    state = np.random.default_rng([seed, epoch]).integers(0, 2**32, 2, np.uint32)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:
+            layer.seed_generator.state.assign(state)
 
-    def __init__(
-        self,
-        run: Path,
-        settings: FitSettings,
-        data: FitData,
-        history: list[dict[str, Any]],
-        whole: keras.Model,
-        features: FeatureViews | None,
-    ) -> None:
-        """Takes what `fit` has; `whole` is the model to keep, of which `self.model` may be the part that learns."""
+
+class _Shown(keras.callbacks.Callback):  # type: ignore[misc] # keras has no types
+    """Shows the number of steps done."""
+
+    def __init__(self, show: Callable[[int], None]) -> None:
         super().__init__()
-        self._run, self._settings, self._data, self._history, self._whole = run, settings, data, history, whole
-        side = features.of if features else lambda films: films[..., np.newaxis]
-        self._inputs = {"val": side(data.validation), "perturbed": side(data.perturbed)}
-        self._open = ExitStack()
-        self._show: Callable[[int], None] = lambda _: None
-        self._start = 0.0
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._start = time.monotonic()
-        # Dropout draws from a state that a .keras file does not keep: set by seed and epoch, as the order of the films.
-        state = np.random.default_rng([self._settings.seed, epoch]).integers(0, 2**32, 2, np.uint32)
-        for layer in self.model.layers:
-            if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:
-                layer.seed_generator.state.assign(state)
-        name = f"epoch {epoch + 1} of {self._settings.epochs}"
-        self._show = self._open.enter_context(progress(name, self.params["steps"]))
+        self._show = show
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._show(batch + 1)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._open.close()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._open.close()
-        seconds = time.monotonic() - self._start
-        logs = logs or {}
-        film = "logit_" if "logit_loss" in logs else ""
-        record: dict[str, Any] = {
-            "epoch": epoch + 1,
-            "loss": float(logs[f"{film}loss"]),
-            "map_loss": float(logs[f"{LOCAL_LOGIT}_loss"]) if film else "",
-            "accuracy": float(logs[f"{film}accuracy"]),
-        }
-        average = None
-        if self.model.optimizer.use_ema:
-            average = keras.callbacks.SwapEMAWeights()
-            average.set_model(self.model)
-            average.on_test_begin()
-        record |= self._judge()
-        losses = [record[name] for name in ("loss", "val_loss", "perturbed_loss")]
-        if not np.isfinite(losses).all():
-            raise RunError(f"training diverged in epoch {epoch + 1}: start again with a smaller --learning-rate")
-        record |= {
-            "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
-            "seconds": round(seconds, 1),
-            "films_per_second": round(len(self._data.train) / seconds, 1),
-        }
-        self._history.append(record)
-        checkpoint = self._run / "checkpoint"
-        best = checkpoint / _best_name(self._history)
-        if best.name == f"best-{epoch + 1}.keras":
-            with replacing_file(best) as temporary:
-                _to_keep(self._whole).save(temporary)
-        if average is not None:
-            average.on_test_end()
-        state = checkpoint / _state_name(self._history)
-        with replacing_file(state) as temporary:
-            self._whole.save(temporary)
-        # With this rename the epoch is done; what no history names any more can go.
-        write_text(checkpoint / "history.json", json.dumps(self._history))
-        for stale in checkpoint.iterdir():
-            if stale.name not in {state.name, best.name, "history.json"}:
-                stale.unlink()
-        write_rows(self._run / "history.csv", HISTORY, self._history)
-        if _exhausted(self._history, self._settings.patience):
-            self.model.stop_training = True
-        left = (self._settings.epochs - epoch - 1) * (time.monotonic() - self._start)
-        say(
-            f"epoch {epoch + 1}/{self._settings.epochs}: loss {record['loss']:.3f}, "
-            f"validation AUC {record['val_auc']:.4f}, perturbed {record['perturbed_auc']:.4f}, "
-            f"{record['films_per_second']:.1f} films/s, about {left / 60:.0f} min left"
-        )
+@contextmanager
+def _averaged_weights(model: keras.Model) -> Iterator[None]:
+    """Lets a model have the averages of its weights meanwhile, if it keeps them."""
+    if not model.optimizer.use_ema:
+        yield
+        return
+    average = keras.callbacks.SwapEMAWeights()
+    average.set_model(model)
+    average.on_test_begin()
+    yield
+    average.on_test_end()
 
-    def _judge(self) -> dict[str, float]:
-        found = {}
-        labels, sites = self._data.validation_labels, np.array(self._data.validation_sites)
-        for name, inputs in self._inputs.items():
-            scores = predict(self.model, inputs)[:, 0]
-            found[f"{name}_loss"] = float(np.mean(np.logaddexp(0, np.where(labels == 1, -scores, scores))))
-            found[f"{name}_accuracy"] = float(np.mean((scores >= 0) == (labels == 1)))
-            found[f"{name}_auc"] = mean_auc(labels, scores, sites)
-        return found
+
+def _judge(model: keras.Model, data: FitData) -> dict[str, float]:
+    """Returns loss, accuracy and AUC on the validation films, as they are and perturbed."""
+    found = {}
+    labels, sites = data.validation_labels, np.array(data.validation_sites)
+    for name, films in (("val", data.validation), ("perturbed", data.perturbed)):
+        scores = outputs_of(model, films)["logit"][:, 0]
+        found[f"{name}_loss"] = float(np.mean(np.logaddexp(0, np.where(labels == 1, -scores, scores))))
+        found[f"{name}_accuracy"] = float(np.mean((scores >= 0) == (labels == 1)))
+        found[f"{name}_auc"] = mean_auc(labels, scores, sites)
+    return found

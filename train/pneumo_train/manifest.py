@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from pneumo_edge.bundle import LABELS
 from pneumo_edge.errors import DataError, MissingExtraError
+from pneumo_edge.manifest import check_path, csv_rows
 from pneumo_train.films import Box, FilmFile
 
 NAMES = ("films.csv", "films.parquet")
@@ -70,7 +70,7 @@ def read_manifest(path: Path, classes: Mapping[str, int], *, site: str = "") -> 
             continue
         if name in lines:
             raise DataError(f"{where}: {name} stands in line {lines[name]} already: keep one of the two rows")
-        _check_path(path.parent, name, where)
+        check_path(path.parent, name, where)
         lines[name] = line
         place = row.get("site", "") or default_site
         patient = row.get("patient", "")
@@ -120,36 +120,7 @@ def read_manifest(path: Path, classes: Mapping[str, int], *, site: str = "") -> 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yields the number of each line and its cells by column, stripped."""
-    return _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path, _REQUIRED)
-
-
-def _csv_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text)
-            header = [cell.strip() for cell in next(reader, [])]
-            missing = [name for name in required if name not in header]
-            if missing:
-                raise DataError(
-                    f"{path} has no column {' and no column '.join(missing)}: its first line must name the columns, "
-                    f"{', '.join(required)} among them"
-                )
-            if len(set(header)) < len(header):
-                raise DataError(f"{path} has two columns of one name: {', '.join(header)}")
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells where the header has {len(header)}"
-                    )
-                yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no UTF-8 text: save it as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise DataError(f"{path} is no CSV file that can be read ({error})") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
+    return _parquet_rows(path) if path.suffix.lower() == ".parquet" else csv_rows(path, _REQUIRED)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -176,19 +147,6 @@ def _cell(value: Any) -> str:
     return str(value).strip()
 
 
-def _check_path(root: Path, name: str, where: str) -> None:
-    if not name:
-        raise DataError(f"{where}: the path is empty")
-    if any(c in "\r\n" for c in name):
-        raise DataError(f"{where}: {name!r} has a line break in its name: rename it")
-    try:
-        there = (root / name).is_file()
-    except OSError:  # a name that is too long, a folder that may not be entered
-        there = False
-    if not there:
-        raise DataError(f"{where}: {root / name} is not there: paths are relative to the manifest")
-
-
 def _age(text: str, where: str) -> float | None:
     if not text:
         return None
@@ -205,7 +163,7 @@ def with_boxes(films: Sequence[FilmFile], boxes: Path, lines: Mapping[str, int])
     """Gives the films their boxes, and says in a sentence what is not used.
 
     Args:
-        films: Of one data set.
+        films: Films of one data set.
         boxes: CSV with a row a box: `path` (relative to it) and the sides x0, y0, x1, y1, shares of width and height.
         lines: Path of a film -> its line in the manifest; empty where there is none.
 
@@ -215,11 +173,11 @@ def with_boxes(films: Sequence[FilmFile], boxes: Path, lines: Mapping[str, int])
     found: dict[str, list[Box]] = defaultdict(list)
     labels = {film.path: film.label for film in films}
     passed_over = 0
-    for line, row in _csv_rows(boxes, ("path", *_SIDES)):
+    for line, row in csv_rows(boxes, ("path", *_SIDES)):
         where = f"{boxes}, line {line}"
         name = row["path"].replace("\\", "/")
         if name not in labels:
-            _check_path(boxes.parent, name, where)
+            check_path(boxes.parent, name, where)
             passed_over += 1
             continue
         if labels[name] == 0:

@@ -29,7 +29,7 @@ def perturb(film: Pixels, path: str) -> Pixels:
 
     Args:
         film: uint8 (S, S).
-        path: Of the film relative to its data set: seeds the choices.
+        path: Path of the film, relative to its data set. It seeds the random choices.
 
     Returns:
         uint8 (S, S).

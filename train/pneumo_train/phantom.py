@@ -41,7 +41,7 @@ _Plane = npt.NDArray[np.floating[Any]]  # a picture's worth of values, in float3
 
 @dataclass(frozen=True)
 class _Site:
-    """How the films of one place come out: ranges that a film draws from. The defaults are one folder's."""
+    """Look of the films of one place: ranges from which each film draws. The defaults are those of a single folder."""
 
     pneumonia: tuple[float, float] = (0.74, 0.625)  # share in train and val, and in test: those of the Kaggle set
     width: tuple[int, int] = (300, 501)  # pixels, from and below
@@ -77,7 +77,7 @@ _SITE_SHARE = {"phantom_north": 0.5, "phantom_south": 0.3, "phantom_coast": 0.2}
 
 
 class _Place(NamedTuple):
-    """Where one lot of films goes: folder below the set, how they look, how many, and what their lots begin with."""
+    """One lot of films: its folder below the set, the look and number of the films, and the start of their seed."""
 
     folder: str
     site: _Site
@@ -108,7 +108,7 @@ class _Haze:
 
 @dataclass(frozen=True)
 class _Patient:
-    """What the films of one patient share.
+    """Anatomy that the films of one patient share.
 
     Lengths are in chest units: half the width of the rib cage. x is 0 on the midline and grows to the viewer's
     right, y grows downward, the apices of the lungs lie near -0.85 and their bases near 0.75. Attenuations are in
@@ -144,7 +144,7 @@ def draw_phantoms(
     several_sites: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Draw a learnable set of synthetic chest films, in the layout of the Kaggle set or as a manifest of three sites.
+    """Draws a learnable set of synthetic chest films, in the layout of the Kaggle set or as a manifest of three sites.
 
     `folder/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg`: grey 8-bit JPEGs, 300 to 500 pixels wide, width / height 0.8 to
     1.5, one to four films per patient, no patient in two splits. `folder/PHANTOM.json` says what they are. The same
@@ -155,7 +155,7 @@ def draw_phantoms(
     `folder/boxes.csv` with a row for each opacity that shows.
 
     Args:
-        folder: Where the set shall stand. A set drawn with the same arguments is returned as it stands.
+        folder: Folder to make. A set drawn with the same arguments is returned as it stands.
         films: Total number, at least 20; three fifths go into train.
         seed: Not negative.
         several_sites: Draw three sites, the second and third smaller, with a manifest and boxes.

@@ -33,7 +33,7 @@ _AUGMENTED = 6
 _SIDE = 224
 """Pixels of a picture."""
 _BOX = (86, 180, 233)
-"""Of the radiologists' boxes: colour-blind eyes tell it from the amber of a region (Okabe and Ito)."""
+"""Colour of the radiologists' boxes: colour-blind eyes tell it from the amber of a region (Okabe and Ito)."""
 
 
 class Pair(NamedTuple):
@@ -51,7 +51,7 @@ class Kind:
 
     title: str
     count: int
-    """Of all such films."""
+    """Number of all such films."""
     pairs: list[Pair]
 
     @property

@@ -1,4 +1,4 @@
-"""Whether a heatmap points at the disease: judged against boxes that radiologists drew around opacities.
+"""Measures whether a heatmap points at the disease, against boxes that radiologists drew around opacities.
 
 numpy alone, so that an export and a benchmark can judge each file by the maps that it gives itself. A map of h x w
 cells lies over the whole film; between the cells' centres it is bilinear. For the head `local` a map holds local
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pneumo_edge.calibrate.measure import bootstrap_weights, mean_of, weighted_auc
+from pneumo_edge.calibrate.platt import Floats, Labels
 from pneumo_edge.region import local_logits
-from pneumo_train.calibrate import Floats, Labels
 from pneumo_train.films import Box
-from pneumo_train.measure import bootstrap_weights, mean_of, weighted_auc
 
 GRID = 96
 """Points along each side of a film at which boxes and regions are compared."""

@@ -37,10 +37,10 @@ _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77d
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What the backbone starts from.
+    """Report on the weights that the backbone starts from.
 
     Attributes:
-        source: Where the weights come from, for people to read.
+        source: Origin of the weights, in words.
         loaded: Layers with pretrained weights, from input to output.
         random: Layers of the backbone that have weights and start from random, from input to output.
         unused: Layers with weights in the file that the backbone has not, such as the classifier.
@@ -52,7 +52,7 @@ class LoadReport:
     unused: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Say it in one line."""
+        """Returns the report in one line."""
         line = f"{self.source}: {len(self.loaded)} of {len(self.loaded) + len(self.random)} layers loaded"
         if self.random:
             line += f", {_span(self.random)} start from random"
@@ -62,7 +62,7 @@ class LoadReport:
 
 
 def check_weights(weights: str) -> None:
-    """Check that what `--weights` names is there; loads nothing.
+    """Checks that what `--weights` names is there; loads nothing.
 
     Raises:
         DataError: There is no such file.
@@ -72,12 +72,12 @@ def check_weights(weights: str) -> None:
 
 
 def load_weights(model: keras.Model, backbone: str, weights: str | Path) -> LoadReport:
-    """Load pretrained weights into the backbone of a model, by layer name.
+    """Loads pretrained weights into the backbone of a model, by layer name.
 
     Args:
-        model: From ``build_model``; the head is left alone.
-        backbone: A key of ``BACKBONES``, the one the model was built with.
-        weights: ``imagenet``, ``none``, or a Keras HDF5 weight file of the old layout (one group per layer), whole or
+        model: From `build_model`; the head is left alone.
+        backbone: A key of `BACKBONES`, the one the model was built with.
+        weights: `imagenet`, `none`, or a Keras HDF5 weight file of the old layout (one group per layer), whole or
             partial, stored in any float type; the backbone may be a layer of the model in the file.
 
     Raises:
@@ -101,7 +101,7 @@ def _span(names: Sequence[str]) -> str:
 
 
 def _assign(model: keras.Model, weights: Mapping[str, Sequence[Any]], source: str) -> LoadReport:
-    """Set the weights of the layers that ``weights`` names: per layer arrays or HDF5 datasets in Keras' order."""
+    """Sets the weights of the layers that `weights` names: for each layer arrays or HDF5 datasets in Keras's order."""
     layers = {layer.name: layer for layer in backbone_layers(model) if layer.weights}
     values: dict[str, list[NDArray[np.float32]]] = {}
     for name, layer in layers.items():
@@ -155,13 +155,13 @@ def _load_file(model: keras.Model, path: Path) -> LoadReport:
 
 
 def _by_layer(file: h5py.File, path: Path) -> dict[str, list[h5py.Dataset]]:
-    """Find the datasets of each layer, in the order in which Keras sets them; layers without weights left out.
+    """Finds the datasets of each layer that has weights, in the order in which Keras sets them.
 
     A model that is a layer of another one, as in most transfer learning, is one group with the weights of all its
-    layers. Whose each is stands in its name, ``.../block1_conv1/kernel:0``. The order within a layer is kept: what can
+    layers. Whose each is stands in its name, `.../block1_conv1/kernel:0`. The order within a layer is kept: what can
     be trained comes first there too.
     """
-    # ``save_weights`` puts the layers at the root, ``save`` of a whole model into this group.
+    # `save_weights` puts the layers at the root, `save` of a whole model into this group.
     root = file.get("model_weights", file)
     if "layer_names" not in root.attrs:
         raise DataError(
@@ -182,11 +182,11 @@ def _by_layer(file: h5py.File, path: Path) -> dict[str, list[h5py.Dataset]]:
 _OLD_RESNET = re.compile(r"(?P<kind>res|bn)(?P<stage>[2-5])(?P<block>[a-f])_branch(?P<branch>1|2[abc])")
 _OLD_STEM = {"conv1": "conv1_conv", "bn_conv1": "conv1_bn"}
 _OLD_EPSILON, _EPSILON = 1e-3, 1.001e-5
-"""Of its batch-norm, and of that which took its place."""
+"""Epsilon of the batch-norm of the old ResNet50, and of the new one."""
 
 
 def _with_new_names(held: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Give the layers of the old ResNet50 their new names, and its batch-norm the variance that fits the new epsilon.
+    """Gives the layers of the old ResNet50 their new names, and its batch-norm the variance that fits the new epsilon.
 
     gamma * (x - mean) / sqrt(variance + epsilon) + beta stays what it was.
     """
@@ -233,7 +233,7 @@ def _application_weights(application: str) -> dict[str, list[NDArray[np.float32]
 
 @contextlib.contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Let no connection stay silent for longer: Keras downloads without a limit of its own."""
+    """Lets no connection stay silent for longer: Keras downloads without a limit of its own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -246,7 +246,7 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 
 
 def _lite0_weights() -> dict[str, list[NDArray[np.float32]]]:
-    """Read the weights of EfficientNet-Lite0 by Keras layer name, in Keras' layout, without importing torch."""
+    """Reads the weights of EfficientNet-Lite0 by Keras layer name, in Keras' layout, without importing torch."""
     tensors = _read_torch_file(_lite0_file())
     weights: dict[str, list[NDArray[np.float32]]] = {}
 
@@ -274,7 +274,7 @@ def _lite0_weights() -> dict[str, list[NDArray[np.float32]]]:
 
 
 def _lite0_file() -> bytes:
-    """Read the torch file of the package, found by its metadata: no code of the package runs."""
+    """Reads the torch file of the package, found by its metadata: no code of the package runs."""
     try:
         package = importlib.metadata.distribution(_LITE0_PACKAGE)
     except importlib.metadata.PackageNotFoundError as error:
@@ -333,10 +333,10 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _read_torch_file(data: bytes) -> dict[str, NDArray[Any]]:
-    """Read the tensors of a torch file of the old format (before zip): five pickles, then the storages.
+    """Reads the tensors of a torch file of the old format (before zip): five pickles, then the storages.
 
     The pickles are magic number, protocol version, system, dict of tensors, and the keys of the storages in order;
-    each storage is its number of elements as int64, then the values. Source: ``torch.serialization._legacy_save``.
+    each storage is its number of elements as int64, then the values. Source: `torch.serialization._legacy_save`.
     """
     stream = io.BytesIO(data)
     _, _, _, tensors, keys = (_TensorUnpickler(stream).load() for _ in range(5))

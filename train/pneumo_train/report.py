@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,58 +35,47 @@ from pneumo_train.figures import (
 )
 from pneumo_train.pictures import Gallery, Kind, augmented, encoded, img, kinds_section, kinds_sheet, sheet, write
 from pneumo_train.pointing import SIZES
-from pneumo_train.run import (
-    Config,
-    RunFilms,
-    load_films,
-    load_model,
-    model_path,
-    read_config,
-    read_metrics,
-    read_remarks,
-    read_rows,
-)
+from pneumo_train.run import Config, Run, RunFilms, read_rows
 from pneumo_train.split import LEFT_ASIDE, LEFT_OUT, TEST, TRAIN, UNREADABLE, VALIDATION
 
 FIGURES = ("sites", "confusion", "roc_pr", "scores", "reliability", "curves")
 """Those without a film, each NAME.png."""
 
 
-def write_report(run: Path) -> None:
+def write_report(run: Run) -> None:
     """Draws the figures of a finished run and writes `report.html`.
 
     Raises:
         RunError: The run is not finished, or its films are gone.
     """
-    from pneumo_train.batches import predict_all
     from pneumo_train.explain import explained
+    from pneumo_train.inference import outputs_of
 
-    config, metrics = read_config(run), read_metrics(run)
-    history, predictions = read_rows(run / "history.csv"), read_rows(run / "predictions.csv")
-    films = load_films(run, config)
-    parts = [_part(key, predictions, metrics[key]) for key in NAMES if metrics[key]]
+    folder, metrics = run.folder, run.metrics
+    history = read_rows(folder / "history.csv")
+    parts = [_part(key, run.predictions, metrics[key]) for key in NAMES if metrics[key]]
     figures = [sites(parts), confusions(parts), roc_pr(parts), scores(parts), reliability(parts), curves(history)]
     diagrams = []
     for figure in figures:
         drawn = draw_panels(figure.panels)
-        write(run / f"{figure.name}.png", encoded(side_by_side(drawn)))
+        write(folder / f"{figure.name}.png", encoded(side_by_side(drawn)))
         diagrams.append(_section(figure, drawn))
-    validation = films.part(VALIDATION)
-    maps = predict_all(explained(load_model(model_path(run))), validation.pixels[..., np.newaxis])["heatmap"]
+    validation = run.films.part(VALIDATION)
+    maps = outputs_of(explained(run.model), validation.pixels)["heatmap"]
     threshold = metrics["operating_points"]["balanced"]["threshold"]
     region = (metrics[VALIDATION].get("pointing") or {}).get("region_threshold")
     gallery = Gallery(validation, parts[0], maps, threshold, region)
     shown = {"mistakes": gallery.mistakes(), "overlays": gallery.overlays()}
     for name, kinds in shown.items():
         if any(kind.pairs for kind in kinds):
-            write(run / f"{name}.png", encoded(kinds_sheet(kinds)))
+            write(folder / f"{name}.png", encoded(kinds_sheet(kinds)))
         else:
-            (run / f"{name}.png").unlink(missing_ok=True)
-    copies = augmented(films.part(TRAIN), config.seed)
+            (folder / f"{name}.png").unlink(missing_ok=True)
+    copies = augmented(run.films.part(TRAIN), run.config.seed)
     cells = [(picture, name) for row in copies for picture, name in row]
-    write(run / "augmentation.png", encoded(sheet(cells, columns=len(copies[0]), side=130)))
-    text = _page(run, config, metrics, films, parts, diagrams, shown["mistakes"], shown["overlays"], copies)
-    write_text(run / "report.html", text)
+    write(folder / "augmentation.png", encoded(sheet(cells, columns=len(copies[0]), side=130)))
+    text = _page(run, parts, diagrams, shown["mistakes"], shown["overlays"], copies)
+    write_text(folder / "report.html", text)
 
 
 def _part(key: str, predictions: list[dict[str, str]], measured: dict[str, Any]) -> Part:
@@ -139,7 +127,7 @@ def _headline(parts: list[Part]) -> str:
             f"<span>{_interval(value['low'], value['high'], shown)}</span>{others}</div>"
         )
     sites = len(judged.measure["sites"])
-    mean = f", in the mean over {sites} sites, each with the same say" if sites > 1 else ""
+    mean = f", in the mean over {sites} sites, which all count the same" if sites > 1 else ""
     return (
         f'<p class="lead">Of 100 films with pneumonia it finds {100 * found["value"]:.0f} '
         f"({100 * found['low']:.0f} to {100 * found['high']:.0f}); of 100 normal films it calls "
@@ -220,14 +208,14 @@ def _make_up(films: RunFilms, remarks: Sequence[str]) -> str:
         text += f'<p class="long">Skipped, because they could not be read ({len(skipped)}): {named}.</p>'
     if remarks:
         said = "".join(f"<li>{html.escape(remark)}</li>" for remark in remarks)
-        text += f'<p>What was said before training:</p><ul class="long">{said}</ul>'
+        text += f'<p>Remarks before training:</p><ul class="long">{said}</ul>'
     return text
 
 
 def _settings(config: Config) -> str:
     rows = []
     for key, value in vars(config).items():
-        # Where the films lay is nobody's business who reads the report.
+        # The folders of the films are private.
         if key in {"data", "format_version"}:
             continue
         if isinstance(value, dict):
@@ -237,7 +225,7 @@ def _settings(config: Config) -> str:
         else:
             shown = "none" if value is None else str(value)
         rows.append([key.replace("_", " "), f'<span class="long">{html.escape(shown)}</span>'])
-    return table("What stands in config.json", ["setting", "value"], rows)
+    return table("Settings in config.json", ["setting", "value"], rows)
 
 
 def _section(figure: Figure, drawn: Sequence[Image.Image]) -> str:
@@ -340,15 +328,15 @@ def _weighing(metrics: dict[str, Any]) -> str:
     header = ["site", "share of all weight", "with pneumonia, by number", "with pneumonia, by weight"]
     area = probe["class_from_site"]
     text = (
-        "<p>Who is told the site alone, and knows how many are ill there, tells the classes of validation films apart "
-        f"with an AUC of {area['films_as_they_are']:.3f}; with films weighed as in training, of "
+        "<p>A judge who knows only the site of a film, and how common pneumonia is there, tells the classes of "
+        f"validation films apart with an AUC of {area['films_as_they_are']:.3f}; with films weighed as in training, of "
         f"{area['films_weighed']:.3f}. "
     )
     if probe["site_from_features"] is not None:
         text += (
-            "The network does see where a film was taken: a linear classifier finds the site from its features in "
-            f"{percent(probe['site_from_features'])} of films it has not seen, against {percent(probe['guess'])} by "
-            "guessing."
+            "The network does see where a film was taken: from its features, a linear classifier finds the site of "
+            f"{percent(probe['site_from_features'])} of the films that it has not seen, against "
+            f"{percent(probe['guess'])} by guessing."
         )
     return (
         "<section><h2>Does the site tell the class?</h2><p>Films are weighed so that in each site both classes weigh "
@@ -433,16 +421,14 @@ def _beside_mean_map(m: dict[str, Any], key: str) -> str:
 
 
 def _page(
-    run: Path,
-    config: Config,
-    metrics: dict[str, Any],
-    films: RunFilms,
+    run: Run,
     parts: list[Part],
     diagrams: list[str],
     mistakes: Sequence[Kind],
     overlays: Sequence[Kind],
     copies: list[list[tuple[Image.Image, str]]],
 ) -> str:
+    config, metrics = run.config, run.metrics
     times = metrics["test"]["measured"] if metrics["test"] else 0
     measured = (
         "The test split has not been measured."
@@ -451,7 +437,7 @@ def _page(
     )
     judged = parts[-1] if parts[-1].key == TEST else parts[0]
     calibration = metrics["calibration"]
-    name, backbone = html.escape(run.name), html.escape(config.backbone)
+    name, backbone = html.escape(run.folder.name), html.escape(config.backbone)
     marked = (
         f"The colours show where the model found evidence for pneumonia ({_legend()}); the white line encloses what "
         "reaches half of the strongest."
@@ -467,16 +453,16 @@ validation patients alone.</p>"""
 <p><small>Ranges are 95 % intervals, bootstrapped by patient: films of one patient are not independent.</small></p>
 </section>
 <section><h2>By site</h2>
-<p>One calibration and one threshold for all sites, at the balanced operating point. In the last column stands what a
+<p>One calibration and one threshold for all sites, at the balanced operating point. The last column shows what a
 calibration and a threshold of the site's own would give: sensitivity / specificity, and the calibration error. They are
 cross-fitted by patient on the same films.</p>
 {_sites(metrics, parts)}</section>
 {_weighing(metrics)}
 {_pointing(metrics, parts, overlays)}
 <section><h2>All measures</h2>
-<p>All films together, whatever their site. "Perturbed" are the validation films disturbed as another site might have
-taken them: rotation, crop, exposure, contrast, blur, noise, JPEG. Beside each value stands its 95 % interval by
-patient, and after W the one by Wilson, which takes films for independent and is what others print.</p>
+<p>All films together, whatever their site. "Perturbed" means the validation films changed as if another site had taken
+them: rotation, crop, exposure, contrast, blur, noise, JPEG. Below each value is its 95 % interval by patient, and after
+W the interval by Wilson, which treats films as independent and is what others print.</p>
 {_measures(metrics, parts)}
 <p>Probability = sigmoid({calibration["scale"]:.3f} x logit {calibration["offset"]:+.3f}), fitted where
 {percent(calibration["prevalence"])} of the films show pneumonia.</p></section>
@@ -486,17 +472,16 @@ among those who are X-rayed; where it is rare, most alarms are false. To move th
 pneumonia, use <code>pneumo-infer --prevalence</code>.</p>{_predictive(judged)}</section>
 {"".join(diagrams)}
 <section><h2>The most confident mistakes</h2>
-<p>Validation films that were judged wrongly at the balanced operating point, farthest from the threshold first.
+<p>Validation films with a wrong verdict at the balanced operating point, farthest from the threshold first.
 The percentage is the predicted probability of pneumonia. {marked}
 Labels can be wrong too: look at the films.</p>{kinds_section(mistakes, "what the model saw")}</section>
-<section><h2>What training films are put through</h2>
-<p>Three training films, each as it is, as training sees it in six epochs, and under the fixed perturbation that makes
-the second validation.</p>{_copies(copies)}</section>
+<section><h2>Augmentation: training films as the network sees them</h2>
+<p>Three training films: each as it is, as training shows it in six epochs, and under the fixed perturbation of the
+perturbed validation films.</p>{_copies(copies)}</section>
 <section><h2>The data</h2>
-<p>{html.escape(config.data_name)}: what became of each film stands in <code>split.csv</code>. No patient stands both in
-training and in validation, and no film stands twice on different sides.</p>{
-        _make_up(films, read_remarks(run))
-    }</section>
+<p>{html.escape(config.data_name)}: <code>split.csv</code> says how each film is used. No patient is in both
+training and validation, and no copy of a film is on another side than the film.</p>
+{_make_up(run.films, run.remarks)}</section>
 <section><h2>Settings</h2>{_settings(config)}</section>"""
     title = f"{name}: report of a pneumonia classifier"
     return page(title, header, main, html.escape(config.versions.get("pneumo", "")))

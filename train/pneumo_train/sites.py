@@ -1,4 +1,4 @@
-"""How good a model is at each site, and in the mean over sites; who the films of each site show."""
+"""Measures of a model at each site and in the mean over sites; descriptions of the patients of each site."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumo_edge.bundle import LABELS, Calibration
+from pneumo_edge.calibrate.measure import Sample, bootstrap_weights, mean_of, measure, measure_mean, weighted_auc
+from pneumo_edge.calibrate.platt import Floats, Labels, choose_thresholds, fit_calibration, probabilities
 from pneumo_edge.errors import DataError
-from pneumo_train.calibrate import Floats, Labels, choose_thresholds, fit_calibration, probabilities
 from pneumo_train.films import FilmFile
-from pneumo_train.measure import Sample, bootstrap_weights, mean_of, measure, measure_mean, weighted_auc
 from pneumo_train.run import Films, RunFilms
 from pneumo_train.split import TEST, TRAIN, VALIDATION
 
@@ -43,14 +43,14 @@ def measure_sites(
     """Measures films all together, at each site, and in the mean over the sites.
 
     Args:
-        films: Of one class or both.
+        films: Films of one class or of both.
         logits: (N,)
         calibration: The one of all sites.
         thresholds: Operating point -> threshold on the calibrated probability, the same for all sites.
 
     Returns:
-        n, patients, prevalence, and where films of both classes are there all that `pneumo_train.measure.measure`
-        gives for them together.
+        n, patients, prevalence, and where films of both classes are there all that `measure` of
+        `pneumo_edge.calibrate.measure` gives for them together.
         `sites`: site -> the same for each site with films of both classes, with `own` (see `_own_would_give`) and
         `groups` (see `_groups`).
         `one_class`: site -> label, n, and at each operating point the share of right verdicts, where a site has films
@@ -188,7 +188,7 @@ def _own_would_give(sample: Sample, logits: Floats) -> dict[str, Any] | None:
 
 
 def describe_sites(films: RunFilms) -> dict[str, Any]:
-    """Returns who the training films of each site show: what the bundle says of whom its model knows."""
+    """Returns who the training films of each site show. The bundle states it as the people that its model knows."""
     described = {}
     for site in dict.fromkeys(film.site for film in films.files):
         pairs = [(f, part) for f, part in zip(films.files, films.split, strict=True) if f.site == site]
@@ -239,7 +239,7 @@ def probe_sites(
     Args:
         learned: Films of training.
         files: Films that were not learned from.
-        labels, patients: Theirs.
+        labels, patients: Their labels and patients.
         features: Makes (N, F), what the last layer of the network's body knows of each film.
 
     Returns:

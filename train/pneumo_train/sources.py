@@ -1,4 +1,4 @@
-"""What `--data` names: folders in the layout of the Kaggle set, and manifests; from them the list of films."""
+"""Lists the films of what `--data` names: folders in the layout of the Kaggle set, and manifests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KAGGLE_PATIENT = r"(person\d+)_|((?:NORMAL2-)?IM-\d+)|(?:BACTERIA|VIRUS|NORMAL)-
 `BACTERIA-1234567-0002.jpeg`, as the Mendeley release of the same set calls it, one of patient 1234567."""
 
 _FEW_MATCH = 0.5
-"""Where the patient rule fits a smaller share of the names than this, it was not made for them."""
+"""If the patient rule fits a smaller share of the names than this, it was not made for them."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ def find_root(data: Path, folder: str = "train") -> Path:
     """Returns the folder that holds `train/`, `val/` or `test/`; the download nests it in `chest_xray/`, often twice.
 
     Args:
-        data: Where to look.
-        folder: What the sentence says is missing.
+        data: Folder to look in.
+        folder: Folder that the error says is missing.
 
     Raises:
         DataError: There is no such folder.

@@ -1,11 +1,12 @@
-"""Which film is learned from, which chooses, and which is only measured: cut by patient."""
+"""Splits the films by patient: for training, for validation, or only for the final measure."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -36,7 +37,7 @@ _PARTS = 10
 """One part in ten of the patients becomes validation."""
 
 SPLIT_SEED = 0
-"""Of every cut: models that differ in the seed of their training are judged by the same films, and one can teach
+"""Seed of every split. Models that differ in the seed of their training are judged by the same films, and one can teach
 another without having seen what the other is judged by."""
 
 
@@ -52,17 +53,17 @@ def split_films(
 
     In each site `val/` is the validation set where it holds at least `USABLE_VALIDATION` films, or `SMALL_VALIDATION`
     and a tenth of the site's; otherwise its films join `train/`, and about a tenth of the patients, stratified by
-    label, is cut from both. Films with the same bytes
-    count as films of one patient. Whoever stands in the test split, by a copy of a film or, where names are known, by
-    name, at any site, is left out of training and validation; whoever stands in a given validation set is left out of
-    training. Films with the same bytes under both labels are left out altogether.
+    label, is cut from both. Films with the same bytes count as films of one patient. Whoever stands in the test split,
+    by a copy of a film or, where names are known, by name, at any site, is left out of training and validation. Whoever
+    stands in a given validation set is left out of training. Films with the same bytes under both labels are left out
+    altogether.
 
     Args:
-        films: As `pneumo_train.sources.gather` gives them.
+        films: All films, from `pneumo_train.sources.gather`.
         prepared: The same films, decoded.
-        leave_out: Site whose films are for a final measure only.
-        seed: Of the cut.
-        limit: Use about so many films of training and validation together, whole patients, both classes.
+        leave_out: Site whose films are only measured at the end.
+        seed: Seed of the split.
+        limit: About how many films to use for training and validation together: whole patients, both classes.
 
     Raises:
         DataError: A class would have no film in training or validation, or no site both in validation; the site that
@@ -115,6 +116,27 @@ def describe_left_aside(films: Sequence[FilmFile], split: Sequence[str], sha256:
     if apart:
         said.append(f"not used: {apart} films of patients who stand, or of which a copy stands, nearer to the test")
     return said
+
+
+def describe_doubtful(
+    films: Sequence[FilmFile], split: Sequence[str], remarks: Mapping[int, Sequence[str]]
+) -> list[str]:
+    """Returns a sentence for each kind of film that is used and of which `pneumo-infer` would warn.
+
+    Remarks that differ in numbers alone, such as the size of a picture, are of one kind.
+
+    Args:
+        films: All films.
+        split: Use of each film.
+        remarks: Position -> what was noticed while the film was read (`PreparedFilms.remarks`).
+    """
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for i in _in(split, TRAIN, VALIDATION, TEST, LEFT_OUT):
+        for remark in remarks.get(i, ()):
+            kinds[re.sub(r"\d+", "#", remark)].append(f"{films[i].path} ({films[i].site}): {remark}")
+    return [
+        f"used all the same: {len(found)} film{'s' * (len(found) > 1)}, such as {found[0]}" for found in kinds.values()
+    ]
 
 
 def _check_classes(films: Sequence[FilmFile], split: Sequence[str], leave_out: str | None) -> None:

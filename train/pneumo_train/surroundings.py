@@ -1,5 +1,5 @@
-"""What training and export find on a machine, checked before the work begins: how Keras is set up, whether a path can
-be written down, and where prepared films may be kept."""
+"""Checks of the machine before training or export begins: the settings of Keras, the names of paths, and the folder for
+prepared films."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def check_keras(backends: tuple[str, ...], purpose: str) -> None:
     lies in $KERAS_HOME or ~/.keras.
 
     Args:
-        backends: Those that will do.
-        purpose: What errors say is being done, such as "training".
+        backends: Backends that will do.
+        purpose: Name of the task in errors, such as "training".
 
     Raises:
         UsageError: Another backend is set, one that is not there, or a layout or precision that the networks have not.
@@ -83,7 +83,7 @@ def check_path(path: str | Path, what: str) -> None:
 
     Args:
         path: A file or folder, there or not.
-        what: What errors call it, such as an option.
+        what: Name of the path in errors, such as an option.
 
     Raises:
         UsageError: Its name holds other bytes.

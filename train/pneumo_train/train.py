@@ -14,34 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pneumo_edge.atomic import write_json
 from pneumo_edge.bundle import LABELS, Calibration
+from pneumo_edge.calibrate.platt import Floats, choose_thresholds, fit_calibration, probabilities
 from pneumo_edge.command_line import progress, say
 from pneumo_edge.errors import DataError, MissingExtraError, RunError, UsageError
 from pneumo_edge.preprocess import Pixels
 from pneumo_edge.versions import installed_versions
 from pneumo_train.backbones import build_model, check_architecture, find_backbone, freeze
-from pneumo_train.calibrate import Floats, choose_thresholds, fit_calibration, probabilities
 from pneumo_train.films import FilmFile, index_hash, prepare
 from pneumo_train.perturb import perturb_all
 from pneumo_train.phantom import draw_phantoms
 from pneumo_train.pointing import choose_region_threshold, measure_pointing
 from pneumo_train.pretrained import check_weights, load_weights
-from pneumo_train.run import (
-    FORMAT_VERSION,
-    Config,
-    Films,
-    RunFilms,
-    load_films,
-    load_model,
-    model_path,
-    read_config,
-    read_metrics,
-    read_rows,
-    write_config,
-    write_remarks,
-    write_rows,
-)
+from pneumo_train.run import FORMAT_VERSION, Config, Films, Run, write_config, write_remarks
 from pneumo_train.sites import SHARES, describe_sites, measure_mean_of_sites, measure_sites, probe_sites, site_weights
 from pneumo_train.sources import KAGGLE_PATIENT, absolute, gather
 from pneumo_train.split import (
@@ -49,8 +34,8 @@ from pneumo_train.split import (
     TEST,
     TRAIN,
     VALIDATION,
+    describe_doubtful,
     describe_left_aside,
-    read_split,
     split_films,
     write_split,
 )
@@ -60,7 +45,7 @@ if TYPE_CHECKING:
     import keras
 
 BALANCES = ("weights", "sampling")
-"""How the rarer class gets as much say as the other: heavier films, or more of them in an epoch."""
+"""Ways to balance the classes: films of the rarer class weigh more, or are shown more often in an epoch."""
 
 PATIENCE = 4
 PHANTOMS = 600
@@ -69,7 +54,7 @@ KERMANY = "chest-xray-pneumonia (Kermany et al., Cell 2018)"
 
 
 def start_run(
-    run: Path,
+    folder: Path,
     *,
     data: Sequence[str],
     backbone: str,
@@ -95,23 +80,23 @@ def start_run(
     """Finds the films, cuts the validation set, trains and writes the run.
 
     Args:
-        run: Folder to make; must not exist.
+        folder: Folder of the run, to make; must not exist.
         data: Folders in the Kaggle layout or manifests, each with SITE= in front or not; "kaggle"; "phantom".
         backbone, head, weights, size: See `pneumo_train.backbones`; size None is the backbone's default.
-        epochs, batch_size, learning_rate, seed: Of the training; None is the backbone's default.
-        limit: About so many films of training and validation together; None for all.
-        balance: How the rarer class gets as much say: "weights" or "sampling".
-        teachers: Finished runs whose models give the targets in place of the labels.
-        mixed_precision: Multiply in bfloat16, which has the range of float32, so that no loss has to be scaled.
+        epochs, batch_size, learning_rate, seed: Settings of the training loop; None is the backbone's default.
+        limit: About how many films to use for training and validation together; None for all.
+        balance: One of `BALANCES`.
+        teachers: Finished runs whose models' predictions replace the labels.
+        mixed_precision: Multiply in bfloat16. It has the range of float32, so that the loss needs no scaling.
         patient_rule: Regular expression that finds the patient in a file name.
-        leave_out: Site whose films are for the final measure only.
+        leave_out: Site whose films are only measured at the end.
         labels: Other names of classes: name -> NORMAL or PNEUMONIA.
-        sources, licences: Site -> where its films come from, and their terms.
-        ages: Site -> youngest and oldest patient in years, where the films do not say.
-        test: Refuse data without a test split: `measure_test` is to follow.
+        sources, licences: Site -> origin of its films, and their terms of use.
+        ages: Site -> ages of the youngest and oldest patient in years, where the films do not state them.
+        test: Measure the test split at the end; data without one are refused at once.
 
     Raises:
-        DataError, UsageError, MissingExtraError: One sentence each; no run folder is left behind.
+        DataError, UsageError, MissingExtraError: The message is one sentence, and no run folder is left behind.
     """
     side = find_backbone(backbone).default_size if size is None else size
     entry = check_architecture(backbone, head, side)
@@ -122,14 +107,14 @@ def start_run(
         raise UsageError(f"there is no balance {balance!r}: choose {' or '.join(BALANCES)}")
     for each in data:
         check_path(absolute(each), "--data")
-    check_path(run, "--output")
+    check_path(folder, "--output")
     check_path(weights, "--weights")
     for teacher in teachers:
         check_path(teacher, "--teacher")
-    if run.exists():
-        raise UsageError(f"{run} exists already: go on with --resume {run}, or give another --output")
+    if folder.exists():
+        raise UsageError(f"{folder} exists already: go on with --resume {folder}, or give another --output")
     _need_training_packages()
-    places, described = _locate(data, run.parent)
+    places, described = _locate(data, folder.parent)
     gathered = gather(
         places, patient_rule=patient_rule, labels=labels, sources=described | dict(sources or {}), licences=licences
     )
@@ -152,7 +137,11 @@ def start_run(
         say(f"skipped: {message}")
     split = split_films(files, prepared, leave_out=leave_out, limit=limit)
     _check_teachers(teachers, files, split)
-    said = describe_left_aside(files, split, prepared.sha256) + _describe_weights(files, split)
+    said = [
+        *describe_left_aside(files, split, prepared.sha256),
+        *describe_doubtful(files, split, prepared.remarks),
+        *_describe_weights(files, split),
+    ]
     for remark in said:
         say(remark)
     remarks += said
@@ -182,68 +171,76 @@ def start_run(
         versions=versions(),
         trained=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
-    run.mkdir(parents=True)
-    write_split(run / "split.csv", files, split)
-    write_remarks(run, remarks, roots)
-    write_config(run, config)
-    _train_and_report(run, config, lambda: model, resume=False)
+    folder.mkdir(parents=True)
+    write_split(folder / "split.csv", files, split)
+    write_remarks(folder, remarks, roots)
+    write_config(folder, config)
+    # From here on as a run that is taken up again: what it reads is what it was told.
+    run = Run(folder)
+    _train(run, lambda: model, resume=False)
+    _finish(run, test=test)
 
 
-def resume_run(run: Path) -> None:
-    """Goes on with a run that was interrupted; does nothing to a finished one.
+def resume_run(folder: Path, *, test: bool = False) -> None:
+    """Goes on with a run that was interrupted; of a finished one, measures the test split or does nothing.
+
+    Args:
+        folder: Folder of the run.
+        test: Measure the test split at the end.
 
     Raises:
-        RunError: The folder is no run, or its films are gone.
+        RunError: The folder is no run, its films are gone, or it has no test split to measure.
     """
-    check_path(run, "--resume")
-    config = read_config(run)
+    check_path(folder, "--resume")
+    run = Run(folder)
+    config = run.config
     for data in config.data:
         check_path(data, "the films")
     _need_training_packages()
-    if (run / "metrics.json").is_file():
-        if not (run / "report.html").is_file():
-            _report(run)
-        say(f"{run} is finished already")
-        return
-    _train_and_report(
-        run,
-        config,
-        lambda: _build(config.backbone, config.head, config.size, config.weights, config.seed, config.precision)[0],
-        resume=True,
-    )
+    if run.is_finished:
+        say(f"{folder} is finished already")
+    else:
+        _train(
+            run,
+            lambda: _build(config.backbone, config.head, config.size, config.weights, config.seed, config.precision)[0],
+            resume=True,
+        )
+    if test or not (folder / "report.html").is_file():
+        _finish(run, test=test)
 
 
-def measure_test(run: Path) -> None:
+def _finish(run: Run, *, test: bool) -> None:
+    """Measures the test split where that is asked for, and writes the report."""
+    from pneumo_train.report import write_report
+
+    if test:
+        _measure_test(run)
+    write_report(run)
+    shutil.rmtree(run.folder / "checkpoint", ignore_errors=True)
+
+
+def _measure_test(run: Run) -> None:
     """Measures the test split of a finished run, and counts how often that has been done.
 
     Raises:
-        RunError: The run is not finished, or its data set has no test split.
+        RunError: The data set has no test split, or the run was judged by an earlier version.
     """
-    from pneumo_train.report import write_report
-
-    config, metrics = read_config(run), read_metrics(run)
-    films = load_films(run, config)
-    test = films.part(TEST)
+    metrics, test = run.metrics, run.films.part(TEST)
     if set(test.labels.tolist()) != {0, 1}:
-        raise RunError(f"the films of {run} have no test split with both classes: --test has nothing to measure")
-    scores, maps = _look(load_model(model_path(run)), test.pixels)
-    calibration = Calibration(**metrics["calibration"])
-    thresholds = {name: point["threshold"] for name, point in metrics["operating_points"].items()}
+        raise RunError(f"the films of {run.folder} have no test split with both classes: --test has nothing to measure")
     if "pointing" not in metrics["validation"]:
         raise RunError(
-            f"{run} was judged by an earlier pneumo: delete its metrics.json and judge it anew with --resume"
+            f"{run.folder} was judged by an earlier pneumo: delete its metrics.json and judge it anew with --resume"
         )
+    scores, maps = _look(run.model, test.pixels)
+    calibration = Calibration(**metrics["calibration"])
+    thresholds = {name: point["threshold"] for name, point in metrics["operating_points"].items()}
     region = metrics["validation"]["pointing"]["region_threshold"]
     times = (metrics["test"] or {"measured": 0})["measured"] + 1
-    metrics["test"] = {"measured": times} | _judge(test, scores, maps, calibration, thresholds, region)
-    predictions = [row for row in read_rows(run / "predictions.csv") if row["split"] != TEST]
+    measured = {"measured": times} | _judge(test, scores, maps, calibration, thresholds, region)
+    predictions = [row for row in run.predictions if row["split"] != TEST]
     predictions += _prediction_rows(TEST, test, scores, probabilities(scores, calibration))
-    write_rows(run / "predictions.csv", PREDICTIONS, predictions)
-    write_json(run / "metrics.json", metrics)
-    write_report(run)
-
-
-PREDICTIONS = ("split", "site", "path", "label", "logit", "probability")
+    run.write_measures(predictions, metrics | {"test": measured})
 
 
 def _build(backbone: str, head: str, size: int, weights: str, seed: int, precision: str) -> tuple[keras.Model, str]:
@@ -294,23 +291,24 @@ def _check_teachers(teachers: Sequence[Path], files: Sequence[FilmFile], split: 
     """Refuses a teacher that is not finished, or that has learned from films by which the student will be judged."""
     judges = {VALIDATION, TEST, LEFT_OUT}
     judging = {(film.site, film.path) for film, part in zip(files, split, strict=True) if part in judges}
-    for teacher in teachers:
-        read_metrics(teacher)
-        model_path(teacher)
-        seen = zip(*read_split(teacher / "split.csv"), strict=True)
+    for folder in teachers:
+        teacher = Run(folder)
+        _ = teacher.metrics, teacher.model_path
+        seen = zip(*teacher.split, strict=True)
         learned = {(film.site, film.path) for film, part in seen if part == TRAIN}
         if learned & judging:
             raise UsageError(
-                f"{teacher} has learned from {len(learned & judging)} of the films that this run would be judged by: "
+                f"{folder} has learned from {len(learned & judging)} of the films that this run would be judged by: "
                 "give a teacher that was trained on the same data with the same --limit and --patient-regex"
             )
 
 
-def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model], *, resume: bool) -> None:
+def _train(run: Run, build: Callable[[], keras.Model], *, resume: bool) -> None:
+    """Trains and judges the model."""
     from pneumo_train.batches import FitData
     from pneumo_train.fit import FitSettings, fit
 
-    films = load_films(run, config)
+    config, films = run.config, run.films
     validation = films.part(VALIDATION)
     perturbed = perturb_all(validation.pixels, validation.paths)
     data = FitData(
@@ -325,24 +323,16 @@ def _train_and_report(run: Path, config: Config, build: Callable[[], keras.Model
     settings = FitSettings(
         config.epochs, config.batch_size, config.learning_rate, config.seed, PATIENCE, config.balance
     )
-    teachers = [load_model(model_path(Path(teacher))) for teacher in config.teachers]
+    teachers = [Run(Path(teacher)).model for teacher in config.teachers]
     # The model is written when all epochs are done: a run that has one is judged anew, and not trained again.
-    if not (resume and (run / "model.keras").is_file()):
-        fit(run, settings, data, build, resume=resume, teachers=teachers)
-    _evaluate(run, films, validation, perturbed)
-    _report(run)
+    if not (resume and (run.folder / "model.keras").is_file()):
+        fit(run.folder, settings, data, build, resume=resume, teachers=teachers)
+    _evaluate(run, validation, perturbed)
 
 
-def _report(run: Path) -> None:
-    from pneumo_train.report import write_report
-
-    write_report(run)
-    shutil.rmtree(run / "checkpoint", ignore_errors=True)
-
-
-def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) -> None:
+def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
     """Calibrates, chooses the operating points, and measures; writes predictions.csv and metrics.json."""
-    model = load_model(model_path(run))
+    films, model = run.films, run.model
     clean, maps = _look(model, validation.pixels)
     disturbed, disturbed_maps = _look(model, perturbed)
     labels = np.concatenate([validation.labels] * 2)
@@ -352,7 +342,7 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
     calibration = fit_calibration(labels, pooled, weights)
     thresholds = choose_thresholds(labels, probabilities(pooled, calibration), weights)
     region = None
-    if read_config(run).head == "local":
+    if run.config.head == "local":
         region = choose_region_threshold(maps, [film.boxes for film in validation.files], validation.labels)
     both = Films(validation.files * 2, np.concatenate([validation.pixels, perturbed]), labels)
     pooled_measure = measure_mean_of_sites(both, probabilities(pooled, calibration), thresholds)
@@ -366,7 +356,6 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
         scores, left_out_maps = _look(model, left_out.pixels)
         rows += _prediction_rows(LEFT_OUT, left_out, scores, probabilities(scores, calibration))
         elsewhere = _judge(left_out, scores, left_out_maps, calibration, thresholds, region)
-    write_rows(run / "predictions.csv", PREDICTIONS, rows)
     probe = probe_sites(
         films.part(TRAIN).files,
         validation.files,
@@ -374,8 +363,8 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
         validation.patients,
         lambda: _features(model, validation.pixels),
     )
-    write_json(
-        run / "metrics.json",
+    run.write_measures(
+        rows,
         {
             "films": dict(Counter(f"{s}/{LABELS[f.label]}" for s, f in zip(films.split, films.files, strict=True))),
             "sites": describe_sites(films),
@@ -397,11 +386,11 @@ def _evaluate(run: Path, films: RunFilms, validation: Films, perturbed: Pixels) 
 
 def _look(model: keras.Model, pixels: Pixels) -> tuple[Floats, Floats]:
     """Returns logits (N,) and heatmaps (N, h, w) of films uint8 (N, S, S)."""
-    from pneumo_train.batches import predict_all
     from pneumo_train.explain import explained
+    from pneumo_train.inference import outputs_of
 
-    answers = predict_all(explained(model), pixels[..., np.newaxis])
-    return answers["logit"][:, 0], answers["heatmap"]
+    found = outputs_of(explained(model), pixels)
+    return found["logit"][:, 0], found["heatmap"]
 
 
 def _features(model: keras.Model, pixels: Pixels) -> Floats:
@@ -409,10 +398,10 @@ def _features(model: keras.Model, pixels: Pixels) -> Floats:
     import keras
 
     from pneumo_train.backbones import FEATURES
-    from pneumo_train.batches import predict
+    from pneumo_train.inference import outputs_of
 
-    features = model.get_layer(FEATURES).output
-    return predict(keras.Model(model.input, keras.ops.mean(features, axis=(1, 2))), pixels[..., np.newaxis])
+    features = keras.ops.mean(model.get_layer(FEATURES).output, axis=(1, 2))
+    return outputs_of(keras.Model(model.input, {"features": features}), pixels)["features"]
 
 
 def _judge(

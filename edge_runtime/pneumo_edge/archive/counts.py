@@ -10,6 +10,8 @@ from typing import Self
 
 import pyarrow as pa
 
+from pneumo_edge.watch import WATCHED
+
 BINS = 50
 """Equal steps of the probability."""
 
@@ -32,6 +34,8 @@ class Counts:
     """"NORMAL", "PNEUMONIA", `WITHHELD`, and `FAILED` for those that could not be judged."""
     probabilities: Counter[tuple[str, int]] = field(default_factory=Counter)
     """(verdict, step of the probability, 0 to `BINS` - 1) -> films."""
+    watched: Counter[tuple[str, float]] = field(default_factory=Counter)
+    """(of `watch.WATCHED`, its value, rounded) -> films."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Warning -> films with that warning whose verdict is withheld; a film can have several."""
     errors: Counter[str] = field(default_factory=Counter)
@@ -58,7 +62,7 @@ class Counts:
 def count_rows(table: pa.Table) -> Counts:
     """Counts the films of one part."""
     counts = Counts()
-    names = ["path", "label", "probability", "warnings", "error", "read_ms", "infer_ms"]
+    names = ["path", "label", "probability", "logit", "novelty", "contrast", "warnings", "error", "read_ms", "infer_ms"]
     sums = {"read": 0.0, "infer": 0.0}
     for row in table.select(names).to_pylist():
         if row["error"] is not None:
@@ -68,6 +72,9 @@ def count_rows(table: pa.Table) -> Counts:
         verdict = row["label"] or WITHHELD
         counts.verdicts[verdict] += 1
         counts.probabilities[verdict, min(int(row["probability"] * BINS), BINS - 1)] += 1
+        # So few different values that memory does not grow, so many that no distance is hidden.
+        rounded = round(min(max(row["logit"], -20), 20), 2), float(f"{row['novelty']:.3g}"), round(row["contrast"], 1)
+        counts.watched.update(zip(WATCHED, rounded, strict=True))
         if verdict == WITHHELD:
             counts.reasons.update({kind_of(warning) for warning in row["warnings"]})
         for name in sums:

@@ -27,10 +27,12 @@ from pneumo_edge.archive.listing import Source, open_source
 from pneumo_edge.archive.places import Store
 from pneumo_edge.archive.plan import DESCRIPTION, Description, Plan, read_description, write_description
 from pneumo_edge.archive.work import Done, Job, bundle_sha256, check, do_part, judge, write_part
+from pneumo_edge.bundle import Reference
 from pneumo_edge.classifier import Classifier, Failure, usable_cores
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS, progress, quiet_libraries, say
 from pneumo_edge.errors import BundleError, DataError, MissingExtraError, PneumoError, UsageError, one_line
 from pneumo_edge.preprocess import VERSION as PREPROCESS_VERSION
+from pneumo_edge.watch import expected_share
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,6 +91,10 @@ class Outcome:
     """Processor time that this process, with a scheduler on this machine, took meanwhile."""
     threads: int = 0
     """Number of threads of all workers at the end."""
+    reference: Reference | None = None
+    """Of the file that judges: what its answers are compared with."""
+    expected: float = 0.0
+    """Share of PNEUMONIA in the reference."""
 
     def add(self, part: int, done: Done) -> None:
         """Adds a part that is written."""
@@ -148,7 +154,11 @@ def judge_archive(
     first = next(found.batches, None)
     if first is None and not plan.films:
         raise DataError(f"{description.source} holds no films: give a folder, a glob or a manifest that names some")
-    outcome = Outcome(known or description, bundle.description.operating_points[point].threshold, started)
+    chosen = bundle.description.operating_points[point]
+    outcome = Outcome(known or description, chosen.threshold, started)
+    outcome.reference = bundle.description.files[file].reference
+    if outcome.reference is not None:
+        outcome.expected = expected_share(outcome.reference, bundle.description.calibration, chosen)
     with connect(scheduler, workers) as client:
         if not known:
             with _usable(store):

@@ -16,6 +16,8 @@ from pneumo_edge.archive.places import Store
 from pneumo_edge.bundle import LABELS
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.report_page import page, percent, table
+from pneumo_edge.svg import line, rectangle, svg, text
+from pneumo_edge.watch import LAST, WATCHED, compare, limit
 
 FORMAT_VERSION = 1
 SUMMARY, PAGE = "summary.json", "report.html"
@@ -81,6 +83,7 @@ def _summarise(outcome: Outcome, runs: Sequence[dict[str, Any]]) -> dict[str, An
         "verdicts": {verdict: counts.verdicts[verdict] for verdict in (*_JUDGED, FAILED)},
         "probability": {"step": 1 / BINS}
         | {verdict: [counts.probabilities[verdict, i] for i in range(BINS)] for verdict in _JUDGED},
+        "watch": _compare(outcome),
         "withheld": _largest(counts.reasons),
         "errors": _largest(counts.errors),
         "milliseconds": {
@@ -109,6 +112,31 @@ def _summarise(outcome: Outcome, runs: Sequence[dict[str, Any]]) -> dict[str, An
     }
 
 
+def _compare(outcome: Outcome) -> dict[str, Any] | None:
+    """Compares the films with the reference of the bundle: None where it has none, or nothing was judged."""
+    counts, reference = outcome.counts, outcome.reference
+    verdicts = counts.verdicts
+    judged = sum(verdicts[verdict] for verdict in _JUDGED)
+    if reference is None or not judged:
+        return None
+    values: dict[str, Counter[float]] = {name: Counter() for name in WATCHED}
+    for (name, value), films in counts.watched.items():
+        values[name][value] += films
+    # Of many films any distance is sure: what counts is whether a device would notice it in its last ones.
+    allowed = limit(min(judged, LAST), reference.films)
+    distances = compare(values.values(), reference)
+    labelled = verdicts[PNEUMONIA] + verdicts[NORMAL]
+    return {
+        "reference_films": reference.films,
+        "limit": round(allowed, 4),
+        "distance": {name: round(far, 4) for name, far in distances.items()},
+        "shifted": [name for name, far in distances.items() if far > allowed],
+        "withheld": verdicts[WITHHELD] / judged,
+        "pneumonia": verdicts[PNEUMONIA] / labelled if labelled else None,
+        "expected": outcome.expected,
+    }
+
+
 def _largest(kinds: Counter[str]) -> dict[str, int]:
     """Returns the most common kinds, and the sum of the rest."""
     found = dict(kinds.most_common(_SHOWN_KINDS))
@@ -122,31 +150,6 @@ _WIDTH, _LEFT, _RIGHT = 960, 76, 30
 """Width and margins of a diagram, in units of its own: a page may show it at any size."""
 
 
-def _svg(height: float, says: str, *shapes: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{html.escape(says)}">'
-        f"<title>{html.escape(says)}</title>{''.join(shapes)}</svg>"
-    )
-
-
-def _rectangle(x: float, y: float, width: float, height: float, colour: str, says: str = "") -> str:
-    inside = f"<title>{html.escape(says)}</title>" if says else ""
-    return f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" fill="{colour}">{inside}</rect>'
-
-
-def _text(x: float, y: float, words: str, anchor: str = "middle", colour: str = "#46525a", weight: int = 400) -> str:
-    return (
-        f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}" fill="{colour}" font-weight="{weight}">'
-        f"{html.escape(words)}</text>"
-    )
-
-
-def _line(x0: float, y0: float, x1: float, y1: float, colour: str = "#d5dbde", dashes: str = "none") -> str:
-    return (
-        f'<line x1="{x0:.2f}" y1="{y0:.2f}" x2="{x1:.2f}" y2="{y1:.2f}" stroke="{colour}" stroke-dasharray="{dashes}"/>'
-    )
-
-
 def _columns(
     top: float, height: float, counts: Sequence[int], colour: str, title: str, names: Sequence[str]
 ) -> list[str]:
@@ -157,27 +160,27 @@ def _columns(
     for power in range(most + 1):
         y = base - height * (power + 1) / (most + 1)
         if power in {0, most} or height / most > 18:
-            shapes += [_line(_LEFT, y, _WIDTH - _RIGHT, y), _text(_LEFT - 8, y + 4, f"{10**power:,}", "end")]
+            shapes += [line(_LEFT, y, _WIDTH - _RIGHT, y), text(_LEFT - 8, y + 4, f"{10**power:,}", "end")]
     for i, count in enumerate(counts):
         if count:
             # One film reaches the first line, none the base.
             tall = height * (math.log10(count) + 1) / (most + 1)
             says = f"{names[i]}: {count:,} films"
-            shapes.append(_rectangle(_LEFT + i * wide + 0.5, base - tall, wide - 1, tall, colour, says))
-    shapes.append(_line(_LEFT, base, _WIDTH - _RIGHT, base, "#46525a"))
-    return [*shapes, _text(_LEFT + 8, top - 8, title, "start", colour, 600)]
+            shapes.append(rectangle(_LEFT + i * wide + 0.5, base - tall, wide - 1, tall, colour, says))
+    shapes.append(line(_LEFT, base, _WIDTH - _RIGHT, base, "#46525a"))
+    return [*shapes, text(_LEFT + 8, top - 8, title, "start", colour, 600)]
 
 
 def _verdict_bar(verdicts: Mapping[str, int]) -> str:
     total, x, shapes = max(1, sum(verdicts.values())), 0.0, []
     for verdict, films in verdicts.items():
         wide = _WIDTH * films / total
-        shapes.append(_rectangle(x, 0, wide, 44, _COLOURS[verdict], f"{_WORDS[verdict]}: {films:,} films"))
+        shapes.append(rectangle(x, 0, wide, 44, _COLOURS[verdict], f"{_WORDS[verdict]}: {films:,} films"))
         if wide > 60:
-            shapes.append(_text(x + wide / 2, 28, percent(films / total), "middle", "#ffffff", 600))
+            shapes.append(text(x + wide / 2, 28, percent(films / total), "middle", "#ffffff", 600))
         x += wide
     says = ", ".join(f"{films:,} {_WORDS[verdict]}" for verdict, films in verdicts.items())
-    return _svg(44, f"Films by verdict: {says}", *shapes)
+    return svg(_WIDTH, 44, f"Films by verdict: {says}", *shapes)
 
 
 def _probability_diagram(summary: Mapping[str, Any]) -> str:
@@ -191,11 +194,11 @@ def _probability_diagram(summary: Mapping[str, Any]) -> str:
     base = gap * len(_JUDGED) - 12 + height * len(_JUDGED)
     width = _WIDTH - _LEFT - _RIGHT
     x = _LEFT + width * summary["threshold"]
-    shapes += [_line(x, 12, x, base, "#1d2529", "5 4")]
-    shapes += [_text(x, 10, f"threshold {percent(summary['threshold'])}", "middle", "#1d2529")]
-    shapes += [_text(_LEFT + width * tenth / 10, base + 20, f"{10 * tenth} %") for tenth in range(11)]
-    shapes += [_text(_LEFT + width / 2, base + 42, "probability of pneumonia")]
-    return _svg(base + 52, "Histograms of the probability of pneumonia, by verdict", *shapes)
+    shapes += [line(x, 12, x, base, "#1d2529", "5 4")]
+    shapes += [text(x, 10, f"threshold {percent(summary['threshold'])}", "middle", "#1d2529")]
+    shapes += [text(_LEFT + width * tenth / 10, base + 20, f"{10 * tenth} %") for tenth in range(11)]
+    shapes += [text(_LEFT + width / 2, base + 42, "probability of pneumonia")]
+    return svg(_WIDTH, base + 52, "Histograms of the probability of pneumonia, by verdict", *shapes)
 
 
 def _time_diagram(milliseconds: Mapping[str, Any]) -> str:
@@ -212,10 +215,10 @@ def _time_diagram(milliseconds: Mapping[str, Any]) -> str:
     base, wide = gap * 2 - 12 + height * 2, (_WIDTH - _LEFT - _RIGHT) / (last - first)
     every = max(1, math.ceil((last - first) / 18))
     shapes += [
-        _text(_LEFT + i * wide, base + 20, f"{edge:g}") for i, edge in enumerate(edges[first:last]) if i % every == 0
+        text(_LEFT + i * wide, base + 20, f"{edge:g}") for i, edge in enumerate(edges[first:last]) if i % every == 0
     ]
-    shapes += [_text(_LEFT + (_WIDTH - _LEFT - _RIGHT) / 2, base + 42, "milliseconds for one film on one core")]
-    return _svg(base + 52, "Histograms of the milliseconds that reading and inference take", *shapes)
+    shapes += [text(_LEFT + (_WIDTH - _LEFT - _RIGHT) / 2, base + 42, "milliseconds for one film on one core")]
+    return svg(_WIDTH, base + 52, "Histograms of the milliseconds that reading and inference take", *shapes)
 
 
 # ----------------------------------------------------------------------------------------------------------- the page
@@ -231,6 +234,30 @@ def _kinds(title: str, caption: str, first: str, kinds: Mapping[str, int], films
         return ""
     rows = [(kind, f"{count:,}", percent(count / films)) for kind, count in kinds.items()]
     return f"<section><h2>{title}</h2>{_table(caption, (first, 'films', 'of all'), rows)}</section>"
+
+
+def _reference(compared: Mapping[str, Any] | None) -> str:
+    if compared is None:
+        return ""
+    shifted = compared["shifted"]
+    said = (
+        f"<b>These films are unlike those that the model was tested on</b> ({', '.join(shifted)}): calibrate it on "
+        "films of this place before its probabilities are believed (pneumo-calibrate)."
+        if shifted
+        else "These films are like those that the model was tested on, as far as scores, novelty and contrast can tell."
+    )
+    called = "none" if compared["pneumonia"] is None else percent(compared["pneumonia"])
+    rows = [
+        (name, f"{far:.2f}", f"{compared['limit']:.2f}", "yes" if name in shifted else "no")
+        for name, far in compared["distance"].items()
+    ]
+    caption = f"Distance from {compared['reference_films']:,} films: 0 as they are, 1 nothing in common"
+    return (
+        f"<section><h2>Are these the films that it knows?</h2><p>{said}</p>"
+        f"{_table(caption, ('of', 'distance', 'limit', 'shifted'), rows)}"
+        f"<p>{called} of the verdicts are PNEUMONIA, {percent(compared['expected'])} would be among the films that it "
+        f"was tested on; {percent(compared['withheld'])} are withheld.</p></section>"
+    )
 
 
 def _page(summary: Mapping[str, Any]) -> str:
@@ -282,6 +309,7 @@ def _page(summary: Mapping[str, Any]) -> str:
 <p>A verdict is withheld where a picture does not look like the chest films that the model has learned from. The model
 has its limits, which its card names; shares here are those of this archive's films and of this model, not those of a
 disease.</p></section>
+{_reference(summary["watch"])}
 <section class="figure"><h2>Probabilities</h2>
 <p>Films by the probability of pneumonia, in steps of {100 * summary["probability"]["step"]:g}&nbsp;%. The scale is
 logarithmic, so that single films are seen; none is no column.</p>{_probability_diagram(summary)}</section>

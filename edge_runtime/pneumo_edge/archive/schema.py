@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_edge.errors import UsageError
 
-VERSION = 1
+VERSION = 2
 """Changes whenever a column changes its name, type or meaning."""
 
 VERDICT = (
@@ -26,11 +26,13 @@ VERDICT = (
     ("logit", pa.float64()),
     ("threshold", pa.float64()),
     ("operating_point", pa.string()),
+    ("prevalence", pa.float64()),
     ("novelty", pa.float64()),
     ("in_distribution", pa.bool_()),
     ("warnings", pa.list_(pa.string())),
     ("model", pa.string()),
     ("file", pa.string()),
+    ("contrast", pa.float64()),
     ("error", pa.string()),
     ("part", pa.int64()),
 )

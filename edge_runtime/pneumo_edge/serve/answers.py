@@ -28,6 +28,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import (
     UID,
     BasicTextSRStorage,
+    Comprehensive3DSRStorage,
     ComprehensiveSRStorage,
     EnhancedSRStorage,
     ExplicitVRLittleEndian,
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
     from pneumo_edge.classifier import Classifier
     from pneumo_edge.region import Polygon
 
-REPORTS = (EnhancedSRStorage, ComprehensiveSRStorage, BasicTextSRStorage)
-"""What a report can be sent as, the best first."""
+REPORTS = (Comprehensive3DSRStorage, EnhancedSRStorage, ComprehensiveSRStorage, BasicTextSRStorage)
+"""What a report can be sent as, the best first: the first is that of the IHE profile AI Results."""
 
 FORMS = {"sc": (SecondaryCaptureImageStorage,), "sr": REPORTS}
 """SOP classes of each part of an answer, the best first."""
@@ -165,7 +166,7 @@ class Answer:
         return self._file(capture)
 
     def report(self) -> bytes:
-        """Makes the structured report (Enhanced SR, TID 1500); `as_form` makes others of it.
+        """Makes the structured report (Comprehensive 3D SR, TID 1500); `as_form` makes others of it.
 
         Returns:
             A DICOM file, explicit little endian.
@@ -220,7 +221,7 @@ class Answer:
         for name, text in _sentences(answer, classifier, self._words):
             written = sr.TextContentItem(name, self._written(text), sr.RelationshipTypeValues.CONTAINS)
             root.insert(len(root) - 1, written)
-        report = sr.EnhancedSR(
+        report = sr.Comprehensive3DSR(
             evidence=[_evidence(header)],
             content=content,
             series_number=9902,
@@ -329,8 +330,9 @@ def _is_hole(polygon: Polygon, polygons: Sequence[Polygon]) -> bool:
 def as_form(report: bytes, kind: str) -> Dataset:
     """Returns a report that `Answer.report` made as an object of another SOP class of `REPORTS`.
 
-    What an Enhanced SR holds a Comprehensive SR may hold too (PS3.3 A.35.3.3). A Basic Text SR knows no numbers and no
-    references into a measurement: what they say becomes text.
+    It holds nothing that an Enhanced or a Comprehensive SR may not hold: its regions lie in the plane of the film, and
+    no item refers to another (PS3.3 A.35.2.3). A Basic Text SR knows no numbers and no references into a measurement:
+    what they say becomes text.
     """
     made = pydicom.dcmread(io.BytesIO(report))
     if made.SOPClassUID == kind:

@@ -230,10 +230,11 @@ def _serve(
         raise MissingExtraError(error.name or "fastapi", "serve", "pneumo-serve") from error
     from pneumo_edge.serve.inbox import Inbox
     from pneumo_edge.serve.journal import Journal
-    from pneumo_edge.serve.judge import Judge
+    from pneumo_edge.serve.judge import Judge, remember
     from pneumo_edge.serve.peers import make_link
     from pneumo_edge.serve.sender import Sender, stop_all
     from pneumo_edge.serve.spool import Spool
+    from pneumo_edge.watch import Watch
 
     send = {destination.name: destination.objects for destination in destinations}
     secured = identity.certificate is not None
@@ -253,7 +254,8 @@ def _serve(
         if dicom.port is not None:
             node = _open_node(inbox, dicom, callers, identity.for_callers() if secured else None)
         senders = [Sender(inbox, each, make_link(each, dicom.title, identity, authorization)) for each in destinations]
-        app = make_app(classifier, inbox, token=page.token, rules=rules, send=send, show=page.shown)
+        watch = remember(Watch.of(classifier), inbox)
+        app = make_app(classifier, inbox, token=page.token, rules=rules, send=send, show=page.shown, watch=watch)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -273,7 +275,7 @@ def _serve(
             )
         )
         signals = _stop_at_signals(server)
-        judge = Judge(classifier, inbox, send=send, rules=rules, words=words, keep_days=keep_days)
+        judge = Judge(classifier, inbox, send=send, rules=rules, words=words, keep_days=keep_days, watch=watch)
         judge.start()
         parts.callback(judge.stop)
         say(NOT_A_DIAGNOSIS)
@@ -282,6 +284,7 @@ def _serve(
             node.start()
             parts.callback(node.stop)
             say(f"DICOM: {dicom.title} on {dicom.host}, port {node.port}{', over TLS' * secured}")
+        say(f"operating point {classifier.operating_point}, at a prevalence of {classifier.prevalence:.1%}")
         for destination in destinations:
             say(f"answers go to {destination.name}: {', '.join(destination.objects)}")
         for sender in senders:

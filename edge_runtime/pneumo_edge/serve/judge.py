@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from pneumo_edge.classifier import Failure, Prediction
 from pneumo_edge.errors import ImageError, MissingExtraError
 from pneumo_edge.overlay import glow_layer, screen_film
-from pneumo_edge.serve.rules import Rules, header_of, withhold
+from pneumo_edge.serve.journal import Selection
+from pneumo_edge.serve.rules import Rules, Ruling, header_of, withhold
 from pneumo_edge.serve.spool import ANSWER, CAPTURE, FILM, HEATMAP, OBJECTS, PICTURE, REPORT
+from pneumo_edge.watch import LAST
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pneumo_edge.classifier import Classifier
     from pneumo_edge.serve.inbox import Inbox
     from pneumo_edge.serve.journal import Entry
+    from pneumo_edge.watch import Watch
     from pneumo_edge.words import Words
 
 _MAX_BEGINNINGS = 5
@@ -33,6 +36,9 @@ _PATIENCE = 10.0
 
 _HOUSEKEEPING = 3600.0
 """Seconds between two looks for films that are old enough to be deleted."""
+
+UNLIKE = "unlike-training"
+"""Of `rules.REASONS`: what the model itself withholds."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +55,7 @@ class Judge:
         rules: Rules | None = None,
         words: Words | None = None,
         keep_days: float | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Prepares it; `start` begins.
 
@@ -59,11 +66,12 @@ class Judge:
             rules: Which films get no verdict.
             words: The language of what is written as DICOM; English by default.
             keep_days: Older films are deleted, except those that still wait for something; None for never.
+            watch: Is told of every answer but to films that the rules let pass.
         """
         self._classifier, self._inbox = classifier, inbox
         self._journal, self._spool = inbox.journal, inbox.spool
         self._send, self._rules, self._keep_days = send or {}, rules or Rules(), keep_days
-        self._words = words
+        self._words, self._watch = words, watch
         self._begun: tuple[str, int] | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="judge")
@@ -119,10 +127,11 @@ class Judge:
             answer, screen = self._answer(film, name)
             ruling = None if header is None else self._rules.apply(header)
         if isinstance(answer, Prediction):
+            self._tell_watch(key, answer, ruling)
             answer = withhold(answer, ruling)
         reason = None if ruling is None else ruling.code
         if reason is None and isinstance(answer, Prediction) and answer.label is None:
-            reason = "unlike-training"
+            reason = UNLIKE
         files = {}
         if header is not None and self._send and entry.source != "page" and not (ruling and ruling.silent):
             files = self._in_dicom(header, screen, answer, reason)
@@ -153,6 +162,13 @@ class Judge:
             _log.debug("%s: because of", name, exc_info=True)
             return Failure(name, f"{name} cannot be judged, by an error in pneumo ({type(error).__name__})"), None
 
+    def _tell_watch(self, key: str, answer: Prediction, ruling: Ruling | None) -> None:
+        """Tells the watch of an answer that no rule withholds, and the log where the films have changed."""
+        if self._watch is not None and ruling is None:
+            said = self._watch.add(key, answer.logit, answer.novelty, answer.contrast, answer.label)
+            if said is not None:
+                _log.warning("%s", said)
+
     def _in_dicom(
         self, header: Dataset, screen: Image.Image | None, answer: Prediction | Failure, reason: str | None
     ) -> dict[str, bytes]:
@@ -172,6 +188,21 @@ class Judge:
             _log.debug("because of", exc_info=True)
             return {}
         return files
+
+
+def remember(watch: Watch, inbox: Inbox) -> Watch:
+    """Tells a watch of the last films of before, as far as their answers are still there, and returns it."""
+    entries, _ = inbox.journal.select(Selection(limit=LAST))
+    for entry in reversed(entries):
+        if entry.in_distribution is None or (entry.reason or UNLIKE) != UNLIKE:
+            continue
+        try:
+            record = json.loads(inbox.spool.read(entry.key, ANSWER) or b"null")
+            watch.add(entry.key, record["logit"], record["novelty"], record["contrast"], record["label"])
+        except (ValueError, KeyError, TypeError):
+            # An answer of an older pneumo, which did not look at the contrast.
+            continue
+    return watch
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -23,6 +23,7 @@ from pneumo_edge.serve.answers import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_V
 from pneumo_edge.serve.film import KINDS
 from pneumo_edge.serve.inbox import STATUS, RefusedError
 from pneumo_edge.serve.listen import refused_port
+from pneumo_edge.serve.steady import steady_timers
 
 if TYPE_CHECKING:
     import ssl
@@ -39,6 +40,9 @@ what is longer than the second ends the call (a request for an association is a 
 
 _END = 2.0
 """Seconds that associations have to end when the node stops."""
+
+_MOMENT = 1.0
+"""Seconds that a call waits for a place: a peer that has hung up without a word may call again before we know of it."""
 
 _CALLED, _CALLING, _LIMIT = (1, 1, 7), (1, 1, 3), (2, 3, 2)
 _WHY = {
@@ -58,6 +62,8 @@ class _Server(ThreadedAssociationServer):
     most: int
     most_of_one: int
     seconds: float
+    hung_up: WeakSet[Any]
+    """Associations whose connection is closed: their threads are there for a moment longer, by no doing of the peer."""
 
     def get_request(self) -> tuple[Any, Any]:
         """Takes a connection; hands are shaken over TLS when its own thread reads from it."""
@@ -69,7 +75,8 @@ class _Server(ThreadedAssociationServer):
 
     def verify_request(self, _request: Any, client_address: Any) -> bool:
         """Tells whether a connection is taken at all."""
-        callers = Counter(association.requestor.address for association in self.active_associations)
+        connected = (each for each in self.active_associations if each not in self.hung_up)
+        callers = Counter(association.requestor.address for association in connected)
         return callers.total() < self.most and callers[client_address[0]] < self.most_of_one
 
 
@@ -102,10 +109,12 @@ class Node:
         """
         self._inbox, self._limits = inbox, inbox.limits
         self._arriving: dict[Any, int] = {}
-        self._ended: WeakSet[Any] = WeakSet()
-        """Associations that have ended or are about to: their threads may be there a moment longer."""
+        self._open: set[Any] = set()
+        """Associations that were taken and have not ended. The threads of those that have may be there for a moment."""
         self._stopping = False
         self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        steady_timers()
         self._entity = AE(ae_title)
         self._entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         self._entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -127,6 +136,7 @@ class Node:
             (evt.EVT_ACSE_RECV, self._told),
             (evt.EVT_DATA_RECV, self._receiving),
             (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_ECHO, self._echo),
         ]
         try:
             server: Any = self._entity.make_server(
@@ -137,6 +147,7 @@ class Node:
         # Some more than there may be associations: they are told that there are too many.
         server.most, server.most_of_one = 4 * self._limits.associations, 4 * self._limits.share
         server.seconds = self._limits.seconds
+        server.hung_up = WeakSet()
         self._server = server
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="node")
@@ -169,26 +180,40 @@ class Node:
     def _requested(self, event: Any) -> None:
         """Takes no more associations than we can serve, and leaves room for other callers."""
         association = event.assoc
-        with self._lock:
-            there = [each for each in self._server.active_associations if each not in self._ended]
-        callers = Counter(each.requestor.address for each in there)
-        if callers.total() > self._limits.associations or callers[association.requestor.address] > self._limits.share:
-            association.requestor.ae_title = association.requestor.primitive.calling_ae_title
-            association.acse.send_reject(*_LIMIT)
-            evt.trigger(association, evt.EVT_REJECTED, {})
-            association.kill()
+        with self._room:
+            if self._room.wait_for(lambda: self._has_room(association.requestor.address), _MOMENT):
+                self._open.add(association)
+                return
+        association.requestor.ae_title = association.requestor.primitive.calling_ae_title
+        association.acse.send_reject(*_LIMIT)
+        evt.trigger(association, evt.EVT_REJECTED, {})
+        association.kill()
+
+    def _has_room(self, address: str) -> bool:
+        # A thread that an error has ended tells nothing.
+        self._open = {each for each in self._open if each.is_alive()}
+        callers = Counter(each.requestor.address for each in self._open)
+        return callers.total() < self._limits.associations and callers[address] < self._limits.share
+
+    def _end(self, association: Any) -> bool:
+        """Makes its place free, and tells whether it had one."""
+        with self._room:
+            had = association in self._open
+            self._open.discard(association)
+            self._room.notify_all()
+        return had
 
     def _closed(self, event: Any) -> None:
         association = event.assoc
+        self._server.hung_up.add(association)
         with self._lock:
             arrived = self._arriving.pop(association, 0)
-            known = association in self._ended
-            self._ended.add(association)
-        if known or self._stopping:
+        had = self._end(association)
+        if self._stopping:
             return
         if association.requestor.primitive is None:
             _log.info("from %s: a connection that was no call", association.requestor.address)
-        else:
+        elif had:
             _log.warning(
                 "from %s: the association broke off%s",
                 _caller(association),
@@ -198,13 +223,11 @@ class Node:
     def _told(self, event: Any) -> None:
         """Hears that the peer releases the association: before it is answered, since then it may call again."""
         if isinstance(event.primitive, A_RELEASE):
-            with self._lock:
-                self._ended.add(event.assoc)
+            self._end(event.assoc)
 
     def _rejected(self, event: Any) -> None:
         association = event.assoc
-        with self._lock:
-            self._ended.add(association)
+        self._end(association)
         told = association.acceptor.primitive
         request = association.requestor.primitive
         why = _WHY.get((told.result, told.result_source, told.diagnostic), "for a reason of the protocol").format(
@@ -224,9 +247,15 @@ class Node:
                 return
             largest = max(self._arriving, key=self._arriving.__getitem__)
             del self._arriving[largest]
-            self._ended.add(largest)
+        self._end(largest)
         _log.error("from %s: a film was cut off: too many bytes are arriving at once", _caller(largest))
         largest.abort(block=False)
+
+    def _echo(self, event: Any) -> int:
+        """Answers a C-ECHO, which is no part of a film that arrives."""
+        with self._lock:
+            self._arriving.pop(event.assoc, None)
+        return 0x0000
 
     def _store(self, event: Any) -> Dataset:
         """Takes one film."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
+import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -12,8 +15,6 @@ from pneumo_edge.serve import stow
 from pneumo_edge.serve.tls import Identity
 
 if TYPE_CHECKING:
-    import ssl
-
     from pydicom.dataset import Dataset
 
 OBJECTS = ("sc", "sr")
@@ -230,7 +231,9 @@ class DicomLink:
         form = next((form for form in FORMS[kind] if form in taken), None)
         if form is None:
             what = (
-                "pictures (Secondary Capture)" if kind == "sc" else "reports (Enhanced, Comprehensive or Basic Text SR)"
+                "pictures (Secondary Capture)"
+                if kind == "sc"
+                else "reports (Comprehensive 3D, Enhanced, Comprehensive or Basic Text SR)"
             )
             raise NeverError(f"the PACS takes no {what}")
         ds = as_form(data, form)
@@ -281,7 +284,7 @@ class WebLink:
 
     def greet(self) -> str:
         """See `Link`."""
-        told = self._try(lambda: stow.greet(self._server, self._context, self._authorization))
+        told = self._try(stow.greet)
         if not told.stored:
             raise LaterError(f"the server refuses to talk to us ({told.words})")
         return ""
@@ -291,20 +294,31 @@ class WebLink:
 
     def send(self, kind: str, data: bytes) -> str | None:
         """See `Link`."""
-        told = self._try(lambda: stow.send(self._server, data, self._context, self._authorization))
-        if told.stored:
-            return None
+        from pneumo_edge.serve.answers import FORMS, as_form
+
+        for form in FORMS[kind]:
+            file = io.BytesIO()
+            as_form(data, form).save_as(file, enforce_file_format=True)
+            told = self._try(stow.send, file.getvalue())
+            if told.stored:
+                return None
+            if not told.unknown:
+                break
         name = "picture" if kind == "sc" else "report"
         words = f"the server did not store a {name} ({told.words})"
         raise NeverError(words) if told.for_good else LaterError(words)
 
-    @staticmethod
-    def _try(ask: Any) -> stow.Told:
+    def _try(self, ask: Callable[..., stow.Told], *data: bytes) -> stow.Told:
         try:
-            told: stow.Told = ask()
+            return ask(self._server, *data, self._context, self._authorization)
+        except ssl.SSLCertVerificationError as error:
+            who = "give --tls-authority the file of who has signed it"
+            raise LaterError(f"the certificate of the server is not believed ({error.verify_message}): {who}") from None
+        except ssl.SSLError as error:
+            why = (error.reason or "for no reason").lower().replace("_", " ")
+            raise LaterError(f"the server does not talk to us over TLS ({why})") from None
         except OSError as error:
             raise LaterError(f"the server does not answer ({error.strerror or error})") from None
-        return told
 
     def close(self) -> None:
         """See `Link`."""
@@ -327,7 +341,9 @@ def _make_entity(ae_title: str) -> Any:
     from pynetdicom import AE
 
     from pneumo_edge.serve.answers import FORMS, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+    from pneumo_edge.serve.steady import steady_timers
 
+    steady_timers()
     entity = AE(ae_title)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME

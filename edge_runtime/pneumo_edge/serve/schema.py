@@ -49,11 +49,15 @@ class Record(BaseModel):
         description="On the probability: from here on the label is PNEUMONIA.", ge=0, le=1, examples=[0.771]
     )
     operating_point: str = Field(examples=["balanced"])
+    prevalence: float = Field(
+        description="Share of films with pneumonia where probability and threshold hold.", gt=0, lt=1, examples=[0.2]
+    )
     novelty: float = Field(description="Distance from the films that the model has learned from.", ge=0, examples=[31])
     in_distribution: bool = Field(description="false where the picture is unlike what the model was made for.")
     warnings: list[str] = Field(examples=[["the picture is almost blank"]])
     model: str = Field(examples=["efficientnet_lite0-gap-160"])
     file: str = Field(examples=["model.int8.onnx"])
+    contrast: float = Field(description="Standard deviation of the film's grey levels, of 255.", ge=0, examples=[52.1])
     region: Outline | None = Field(description="null where the model has no local map.")
     milliseconds: Milliseconds
 
@@ -141,6 +145,7 @@ class Model(BaseModel):
     precision: str
     sha256: str
     prevalence: float = Field(description="Share of films with pneumonia for which the probability holds.")
+    site: str | None = Field(description="The place whose films it was calibrated on; null for none.")
     operating_point: str = Field(description="The one in force.")
     operating_points: dict[str, Point]
     version: str = Field(description="Of pneumo.")
@@ -148,6 +153,27 @@ class Model(BaseModel):
     destinations: list[str] = Field(description="Where answers to DICOM films go.")
     show: list[str] = Field(description="What the list tells of whose a film is: accession, patient-id.")
     note: str = Field(examples=[NOT_A_DIAGNOSIS])
+
+
+class Shifted(BaseModel):
+    """How far something lies from the reference."""
+
+    distance: float = Field(description="0: as the reference. 1: nothing in common.", ge=0, le=1)
+    limit: float = Field(description="From here on it is called shifted.", gt=0)
+    alarm: bool
+
+
+class Watching(BaseModel):
+    """Whether the last films are like those that the bundle was made or calibrated on."""
+
+    known: bool = Field(description="false: the bundle has no reference, and all below is null.")
+    films: int | None = Field(description="Films that are compared.")
+    of: int | None = Field(description="At most so many.")
+    shifts: dict[Literal["score", "novelty", "contrast"], Shifted] | None = Field(description="{}: too few films yet.")
+    withheld: float | None = Field(description="Share without a verdict.", ge=0, le=1)
+    pneumonia: float | None = Field(description="Share called PNEUMONIA of those with a verdict.", ge=0, le=1)
+    expected: float | None = Field(description="The same in the reference.", ge=0, le=1)
+    alarms: list[Literal["score", "novelty", "contrast"]] = Field(description="What has shifted.")
 
 
 class Health(BaseModel):

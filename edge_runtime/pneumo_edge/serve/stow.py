@@ -94,6 +94,8 @@ class Told:
     for_good: bool
     """It would say the same again."""
     words: str
+    unknown: bool = False
+    """It does not take the SOP class of the object."""
 
 
 def send(server: Server, data: bytes, context: ssl.SSLContext | None, authorization: str | None) -> Told:
@@ -110,13 +112,14 @@ def send(server: Server, data: bytes, context: ssl.SSLContext | None, authorizat
     """
     body, content_type = join([data])
     status, answer = _ask(server, "POST", "/studies", body, content_type, context, authorization)
+    refused = _failures(answer)
+    if status in (200, 202) and not refused:
+        return Told(True, False, "")
+    # One object was sent, so that a failure is about that one.
+    unknown = 0x0122 in refused
     if status in (200, 202):
-        refused = _failures(answer)
-        if not refused:
-            return Told(True, False, "")
-        # One object was sent, so that a failure is about that one.
-        return Told(False, not any(code >> 8 == 0xA7 for code in refused), f"reason {refused[0]:04X}")
-    return Told(False, status in REFUSED_FOR_GOOD, f"HTTP status {status}")
+        return Told(False, not any(code >> 8 == 0xA7 for code in refused), f"reason {refused[0]:04X}", unknown)
+    return Told(False, status in REFUSED_FOR_GOOD, f"HTTP status {status}", unknown)
 
 
 def greet(server: Server, context: ssl.SSLContext | None, authorization: str | None) -> Told:

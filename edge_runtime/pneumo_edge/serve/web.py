@@ -7,9 +7,11 @@ list of the page; judging it is the work of another part.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import io
 import json
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,10 +58,12 @@ from pneumo_edge.serve.schema import (
     Record,
     Sort,
     Verdict,
+    Watching,
     content,
     errors,
 )
 from pneumo_edge.serve.spool import ANSWER, FILM, HEATMAP, OBJECTS, PICTURE
+from pneumo_edge.watch import Outlook
 from pneumo_edge.words import CATALOGUE
 
 if TYPE_CHECKING:
@@ -71,9 +75,12 @@ if TYPE_CHECKING:
     from pneumo_edge.serve.inbox import Inbox, Limits
     from pneumo_edge.serve.journal import Entry, Journal, Sending
     from pneumo_edge.serve.spool import Spool
+    from pneumo_edge.watch import Watch
 
 Telling: TypeAlias = "Callable[[Sequence[Entry]], list[dict[str, Any]]]"
 """Returns what is told of films."""
+
+_log = logging.getLogger(__name__)
 
 _REMEMBERED = 10_000
 """Films of which it is kept in memory whose they are."""
@@ -96,6 +103,7 @@ def make_app(
     rules: Rules | None = None,
     send: Mapping[str, Collection[str]] | None = None,
     show: Collection[str] = (),
+    watch: Watch | None = None,
 ) -> FastAPI:
     """Makes the application.
 
@@ -108,6 +116,7 @@ def make_app(
         rules: Which films get no verdict.
         send: The objects that each destination gets of a film that came over DICOM.
         show: What is told of whose a DICOM film is: "accession", "patient-id".
+        watch: Is told of the answers of `/v1/predict`, and tells whether the films have changed.
     """
     limits, rules, send = inbox.limits, rules or Rules(), send or {}
     pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="predict")
@@ -128,14 +137,14 @@ def make_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    registry = _registry(classifier, inbox)
+    registry = _registry(classifier, inbox, watch)
     app.add_middleware(Gate, local=token is None, registry=registry)
     app.add_exception_handler(StarletteHTTPException, _say_why)
     app.add_exception_handler(RequestValidationError, _say_what_is_invalid)
 
     intake, secret = Intake(limits), token is not None
     guards = [] if token is None else [Security(_bearer(token))]
-    app.include_router(_predicting(classifier, rules, pool, intake, secret), dependencies=guards)
+    app.include_router(_predicting(classifier, rules, pool, intake, secret, watch), dependencies=guards)
     whose = Whose(inbox.spool, show)
 
     def shown(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -145,7 +154,7 @@ def make_app(
     app.include_router(_films(inbox, intake, whose, shown, secret), dependencies=guards)
     app.include_router(_acting(inbox, send, shown, secret), dependencies=guards)
     app.include_router(_storing(inbox, intake, secret), dependencies=guards)
-    app.include_router(_telling(classifier, limits, send, show, registry, secret), dependencies=guards)
+    app.include_router(_telling(classifier, limits, send, show, registry, secret, watch), dependencies=guards)
 
     @app.get("/healthz", tags=["operation"], response_model=Health, responses=errors(503, token=False))
     def healthz() -> Response:
@@ -168,13 +177,30 @@ def make_app(
 
 
 def _predicting(
-    classifier: Classifier, rules: Rules, pool: ThreadPoolExecutor, intake: Intake, secret: bool
+    classifier: Classifier,
+    rules: Rules,
+    pool: ThreadPoolExecutor,
+    intake: Intake,
+    secret: bool,
+    watch: Watch | None,
 ) -> APIRouter:
     router = APIRouter(tags=["predict"])
 
     def judge(film: bytes, name: str) -> Prediction:
         header = header_of(film)
-        return withhold(classifier.predict(film, name), None if header is None else rules.apply(header))
+        ruling = None if header is None else rules.apply(header)
+        prediction = classifier.predict(film, name)
+        if watch is not None and ruling is None:
+            said = watch.add(
+                hashlib.sha256(film).hexdigest(),
+                prediction.logit,
+                prediction.novelty,
+                prediction.contrast,
+                prediction.label,
+            )
+            if said is not None:
+                _log.warning("%s", said)
+        return withhold(prediction, ruling)
 
     @router.post(
         "/v1/predict",
@@ -427,6 +453,7 @@ def _telling(
     show: Collection[str],
     registry: prometheus_client.CollectorRegistry,
     secret: bool,
+    watch: Watch | None,
 ) -> APIRouter:
     router = APIRouter()
     description = classifier.bundle.description
@@ -440,6 +467,7 @@ def _telling(
             "precision": file.precision,
             "sha256": file.sha256,
             "prevalence": prevalence,
+            "site": None if description.site is None else description.site.name,
             "operating_point": classifier.operating_point,
             "operating_points": {
                 name: asdict(point)
@@ -458,6 +486,14 @@ def _telling(
     async def tell_of_model() -> Response:
         """The model that judges here, its operating points, and what they gave on validation films."""
         return model
+
+    @router.get("/v1/watch", tags=["operation"], response_model=Watching, responses=errors(token=secret))
+    def tell_of_change() -> Response:
+        """Whether the last films are like those of the reference in the bundle. Nothing in it tells of a patient."""
+        outlook = None if watch is None else watch.outlook()
+        if outlook is None:
+            return as_json({"known": False} | dict.fromkeys(Outlook.__dataclass_fields__) | {"alarms": []})
+        return as_json({"known": True} | asdict(outlook) | {"alarms": list(outlook.alarms)})
 
     @router.get(
         "/metrics",
@@ -625,10 +661,41 @@ class _Stock:
         yield failures
 
 
-def _registry(classifier: Classifier, inbox: Inbox) -> prometheus_client.CollectorRegistry:
+class _Seen:
+    """Tells Prometheus, when it asks, how the last films compare with the reference of the bundle."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def collect(self) -> Iterator[Metric]:
+        outlook = self._watch.outlook()
+        if outlook is None:
+            return
+        yield GaugeMetricFamily("pneumo_watched_films", "Films that are compared with the reference.", outlook.films)
+        for name, words in (
+            ("distance", "Distance of the last films from the reference, 0 to 1."),
+            ("limit", "Distance from which on they are called shifted."),
+            ("alarm", "1 where they are shifted."),
+        ):
+            family = GaugeMetricFamily(f"pneumo_shift_{name}", words, labels=["of"])
+            for of, shift in outlook.shifts.items():
+                family.add_metric([of], float(getattr(shift, name)))
+            yield family
+        for name, words, share in (
+            ("pneumo_withheld_share", "Share of the last films without a verdict.", outlook.withheld),
+            ("pneumo_pneumonia_share", "Share called PNEUMONIA of those with a verdict.", outlook.pneumonia),
+            ("pneumo_pneumonia_share_expected", "The same in the reference of the bundle.", outlook.expected),
+        ):
+            if share is not None:
+                yield GaugeMetricFamily(name, words, share)
+
+
+def _registry(classifier: Classifier, inbox: Inbox, watch: Watch | None) -> prometheus_client.CollectorRegistry:
     registry = prometheus_client.CollectorRegistry()
     prometheus_client.ProcessCollector(registry=registry)
     registry.register(_Stock(inbox))
+    if watch is not None:
+        registry.register(_Seen(watch))
     info = prometheus_client.Info("pneumo_model", "The model that judges here.", registry=registry)
     info.info({"name": classifier.bundle.description.name, "file": classifier.file, "version": __version__})
     return registry

@@ -35,6 +35,7 @@ export function write(film, name, size) {
   if (record?.label) {
     const said = { share: chance(record.probability), threshold: percent(record.threshold), point: point(record.operating_point) };
     $("share").textContent = said.share;
+    $("condition").textContent = t("probability.at", { prevalence: percent(record.prevalence) });
     $("point").textContent = t("cut", said);
     $("scale").style.setProperty("--at", `${100 * record.probability}%`);
     $("scale").style.setProperty("--cut", `${100 * record.threshold}%`);
@@ -84,6 +85,7 @@ export function spoken(film) {
   if (!record) return `${t("spoken.failed")} ${sentence(failure(film))}`;
   const why = record.warnings.map(translated).join("; ");
   if (!record.label) return t("spoken.withheld", { why });
-  const said = t("spoken.says", { verdict: t(record.label).toLowerCase(), share: chance(record.probability) });
+  const prevalence = percent(record.prevalence);
+  const said = t("spoken.says", { verdict: t(record.label).toLowerCase(), share: chance(record.probability), prevalence });
   return why ? `${said} ${t("spoken.note", { why })}` : said;
 }

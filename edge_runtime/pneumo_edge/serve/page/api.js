@@ -26,6 +26,7 @@ export const settings = null;
 // ------------------------------------------------------------------------------------------------- questions
 
 export const words = async () => (await ask("words.json")).json();
+export const watch = () => patiently(async () => (await ask("v1/watch")).json());
 export const model = () => patiently(async () => (await ask("v1/model")).json());
 
 /** Films of the list, and how many there are in all. `wanted` has limit and offset, sort and order, and where they are

@@ -12,6 +12,7 @@ const { Refusal } = api;
 
 const LOOK_EVERY = 250; // milliseconds
 const COME_AGAIN = 3000;
+const LOOK_FOR_CHANGE = 60000;
 
 // ------------------------------------------------------------------------------------------------------ the film
 
@@ -376,6 +377,34 @@ async function learnOfModel() {
   tellOfModel();
 }
 
+let watch = null; // how the last films compare with the reference of the bundle
+
+async function lookForChange() {
+  watch = await api.watch();
+  tellOfModel();
+}
+
+/** What has shifted. */
+const shifted = () => (watch?.alarms ?? []).map((each) => t(`watch.${each}`)).join(", ");
+
+/** The row on the last films; none where the bundle has no reference, or no film has come yet. */
+function watching() {
+  if (!watch?.known || watch.withheld === null) return [];
+  const few = !Object.keys(watch.shifts).length;
+  const what = shifted();
+  return [
+    [
+      t("watch", { films: watch.films }),
+      what ? t("watch.unlike", { what }) : t(few ? "watch.few" : "watch.same"),
+      t("watch.shares", {
+        withheld: percent(watch.withheld),
+        pneumonia: percent(watch.pneumonia ?? 0),
+        expected: percent(watch.expected),
+      }),
+    ],
+  ];
+}
+
 function tellOfModel() {
   if (!model) return;
   const point = model.operating_points[model.operating_point];
@@ -383,13 +412,18 @@ function tellOfModel() {
   const means = words.has(`${model.operating_point}.means`) ? t(`${model.operating_point}.means`) : "";
   const range = ({ value, low, high }) =>
     t("range", { value: percent(value), low: percent(low), high: percent(high) });
+  $("holds").textContent = t("prevalence.line", { prevalence: percent(model.prevalence) });
+  $("changed").hidden = !shifted();
+  $("changed").textContent = shifted() ? t("watch.changed", { what: shifted() }) : "";
   $("model-line").textContent = t("about.line", model);
   $("model").replaceChildren(
     ...pairs([
       [t("from"), `${percent(point.threshold)} (${named})`, means],
       [t("sensitivity"), range(point.sensitivity), t("sensitivity.means")],
       [t("specificity"), range(point.specificity), t("specificity.means")],
-      [t("measured"), t("measured.on")],
+      [t("measured"), model.site ? t("measured.at", model) : t("measured.on")],
+      [t("prevalence"), percent(model.prevalence), t("prevalence.means")],
+      ...watching(),
       [t("version"), `pneumo ${model.version}, ${model.file}`],
       ...(model.offline ? [[t("offline.use"), sentence(model.offline)]] : []),
     ]),
@@ -439,5 +473,6 @@ words.whenSpoken(() => {
 words.learn(await api.words());
 words.fillLanguages($("language"));
 follow();
-learnOfModel().catch(unreached);
+learnOfModel().then(lookForChange).catch(unreached);
+setInterval(() => lookForChange().catch(unreached), LOOK_FOR_CHANGE);
 list.keepRenewing(unreached);

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pneumo_edge.calibrate import measure as measure_module
+from pneumo_edge.calibrate.measure import measure, predictive_values, weighted_auc, wilson
 from pneumo_edge.errors import DataError
-from pneumo_train import measure as measure_module
-from pneumo_train.measure import measure, predictive_values, weighted_auc, wilson
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pneumo_edge.bundle import Calibration
+from pneumo_edge.calibrate.platt import SCREENING_SENSITIVITY, choose_thresholds, fit_calibration, probabilities
 from pneumo_edge.errors import DataError
-from pneumo_train.calibrate import SCREENING_SENSITIVITY, choose_thresholds, fit_calibration, probabilities
 
 pytest.importorskip("sklearn")
 

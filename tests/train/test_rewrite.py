@@ -1,4 +1,4 @@
-"""The network arranged for training is the network: same answers, same gradients, same variables."""
+"""The network rewritten for training is the network: same answers, same gradients, same variables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 keras = pytest.importorskip("keras", reason="needs the extra train")
 
 from pneumo_train.backbones import BACKBONES, backbone_layers, build_model, freeze  # noqa: E402
-from pneumo_train.learner import arranged  # noqa: E402
+from pneumo_train.rewrite import rewritten  # noqa: E402
 
 SIDE = 64
 
@@ -65,7 +65,7 @@ def assert_same_answers(one: Any, other: Any) -> None:
 @pytest.mark.parametrize("backbone", sorted(BACKBONES.keys() - {"vgg16"}))
 def test_answers_and_variables_are_those_of_the_model(backbone: str) -> None:
     model = network(backbone)
-    learner = arranged(model, any_side=False)
+    learner = rewritten(model, any_side=False)
     assert all(a is b for a, b in zip(model.trainable_variables, learner.trainable_variables, strict=True))
     assert_same_answers(model, learner)
 
@@ -76,7 +76,7 @@ def test_in_float64_answers_and_gradients_are_those_of_the_model(backbone: str) 
     """Gradients can be compared in float64 alone. In float32 rounding, which is the processor's, tips a few activations
     over a kink of the ReLU, and each of those moves a gradient by its whole share."""
     model = wide(network(backbone))
-    learner = arranged(model, any_side=False)
+    learner = rewritten(model, any_side=False)
     assert len(norms(learner)) < len(norms(model)), "nothing is folded, so nothing is compared"
     assert {layer.compute_dtype for layer in learner.layers[1:]} == {"float64"}
     # Rounding is 1e-16 a step, and no sum has more than some ten thousand terms in fifty layers: 1e-10 at the worst.
@@ -89,14 +89,14 @@ def test_in_float64_answers_and_gradients_are_those_of_the_model(backbone: str) 
 
 
 def test_all_frozen_batch_norm_is_folded() -> None:
-    assert not norms(arranged(network("efficientnet_lite0"), any_side=False))
+    assert not norms(rewritten(network("efficientnet_lite0"), any_side=False))
 
 
 def test_batch_norm_that_learns_stays() -> None:
     model = network("efficientnet_lite0")
     norm = model.get_layer("top_bn")
     norm.trainable = True
-    learner = arranged(model, any_side=False)
+    learner = rewritten(model, any_side=False)
     assert norms(learner) == [norm]
     learner(films(), training=True)
     assert np.abs(np.asarray(learner(films(), training=True)) - np.asarray(model(films()))).max() > 1e-3
@@ -104,7 +104,7 @@ def test_batch_norm_that_learns_stays() -> None:
 
 def test_a_model_of_any_side_has_the_same_weights() -> None:
     model = network("efficientnet_lite0")
-    free = arranged(model, any_side=True)
+    free = rewritten(model, any_side=True)
     assert all(a is b for a, b in zip(model.trainable_variables, free.trainable_variables, strict=True))
     assert_same_answers(model, free)
     assert np.asarray(free(films(96))).shape == (4, 1)
@@ -112,12 +112,12 @@ def test_a_model_of_any_side_has_the_same_weights() -> None:
 
 def test_a_flattened_map_keeps_its_side() -> None:
     model = network("mobilenetv2", "flatten")
-    assert_same_answers(model, arranged(model, any_side=False))
+    assert_same_answers(model, rewritten(model, any_side=False))
 
 
-def test_what_changes_the_model_changes_its_other_arrangement() -> None:
+def test_what_changes_the_model_changes_the_rewritten_one() -> None:
     model = network("efficientnet_lite0")
-    learner = arranged(model, any_side=False)
+    learner = rewritten(model, any_side=False)
     kernel = model.get_layer("stem_conv").kernel
     kernel.assign(kernel.numpy() * 1.5)
     assert_same_answers(model, learner)
@@ -129,5 +129,5 @@ def test_under_mixed_precision_nothing_is_folded() -> None:
         model = network("mobilenetv2")
     finally:
         keras.config.set_dtype_policy("float32")
-    learner = arranged(model, any_side=False)
+    learner = rewritten(model, any_side=False)
     assert np.array_equal(np.asarray(learner(films())), np.asarray(model(films())))

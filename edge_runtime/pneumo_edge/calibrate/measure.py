@@ -1,4 +1,4 @@
-"""How good a model is, with intervals: numpy and scikit-learn only, so that benchmarks can use it on a device.
+"""How good a model is, with intervals, with numpy alone.
 
 One patient may have 30 films, which are no 30 independent observations: intervals are bootstrapped by patient.
 Wilson's interval, which counts films, stands beside it for comparison with what others print.
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumo_edge.bundle import Interval
+from pneumo_edge.calibrate.platt import Floats, Labels
 from pneumo_edge.errors import DataError
-from pneumo_train.calibrate import Floats, Labels
 
 REPLICATES = 2000
 PREVALENCES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -153,7 +153,7 @@ def _scores(y: Floats, p: Floats) -> dict[str, Statistic]:
         "auc": lambda w: weighted_auc(y, p, w),
         "average_precision": lambda w: _average_precision(y, p, w),
         "brier": lambda w: w @ (p - y) ** 2 / w.sum(axis=1),
-        "ece": lambda w: _ece(y, p, w),
+        "ece": lambda w: ece(y, p, w),
     }
 
 
@@ -279,7 +279,7 @@ def _average_precision(y: Floats, scores: Floats, weights: Floats) -> npt.NDArra
     return area
 
 
-def _ece(y: Floats, p: Floats, weights: Floats) -> npt.NDArray[np.float64]:
+def ece(y: Floats, p: Floats, weights: Floats) -> npt.NDArray[np.float64]:
     """Expected calibration error over 15 equal bins of the probability of pneumonia (Guo et al., ICML 2017)."""
     place = np.minimum((p * ECE_BINS).astype(int), ECE_BINS - 1)
     member = np.eye(ECE_BINS)[place]
@@ -287,12 +287,41 @@ def _ece(y: Floats, p: Floats, weights: Floats) -> npt.NDArray[np.float64]:
     return gap
 
 
-def wilson(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Returns the 95 % score interval of hits / n (Wilson, JASA 1927); n > 0."""
+def wilson(hits: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Returns the 95 % score interval of hits / n (Wilson, JASA 1927); n > 0. Neither need be a whole number."""
     share = hits / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def auc_interval(area: float, ill: int, well: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Returns the 95 % interval of an area under the ROC curve; one of a perfect area is no point either.
+
+    Args:
+        area: In [0, 1].
+        ill: Patients of the one class, > 0.
+        well: Of the other, > 0.
+        z: Of the normal distribution.
+
+    Source: Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2",
+    Statistics in Medicine 25 (2006), method 5: the areas from which this one is no further than z standard deviations,
+    each by its own variance (Hanley and McNeil 1982, with the mean of both numbers in place of each).
+    """
+    extra = (ill + well) / 2 - 1
+
+    def inside(theta: float) -> bool:
+        spread = theta * (1 - theta) * (1 + extra * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / (ill * well)
+        return (theta - area) ** 2 <= z * z * spread
+
+    def edge(out: float) -> float:
+        near = area
+        for _ in range(60):
+            middle = (near + out) / 2
+            near, out = (middle, out) if inside(middle) else (near, middle)
+        return near
+
+    return edge(0.0), edge(1.0)
 
 
 def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> dict[str, float]:
