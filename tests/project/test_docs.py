@@ -23,14 +23,14 @@ from pneumo_train.phantom import draw_phantoms
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 COMMANDS = {
-    "pneumo-train": "train",
-    "pneumo-export": "export",
-    "pneumo-infer": "edge",
-    "pneumo-serve": "edge.serve",
-    "pneumo-archive": "edge.archive",
-    "pneumo-calibrate": "edge.calibrate",
+    "pneumo-train": "train.cli",
+    "pneumo-export": "export.cli",
+    "pneumo-infer": "edge.cli",
+    "pneumo-serve": "edge.serve.cli",
+    "pneumo-archive": "edge.archive.cli",
+    "pneumo-calibrate": "edge.calibrate.cli",
     "pneumo-web": "export.web",
-    "pneumo-bench": "bench",
+    "pneumo-bench": "bench.cli",
 }
 
 
@@ -224,7 +224,7 @@ def command_lines(page: Path) -> list[list[str]]:
 def commands() -> dict[str, Any]:
     from importlib import import_module
 
-    packages = {name: f"pneumo_{package}.cli" for name, package in COMMANDS.items()}
+    packages = {name: f"pneumo_{package}" for name, package in COMMANDS.items()}
     return {name: typer.main.get_command(import_module(module).app) for name, module in packages.items()}
 
 
@@ -342,7 +342,7 @@ def run(line: list[str], home: Path) -> subprocess.CompletedProcess[str]:
     name, *arguments = line
     sources = os.pathsep.join(str(ROOT / part) for part in ("train", "export", "edge_runtime", "benchmarks"))
     environment = os.environ | {"XDG_CACHE_HOME": str(home / "cache"), "PYTHONPATH": sources}
-    entry = f"from pneumo_{COMMANDS[name]}.cli import main; main()" if name in COMMANDS else arguments.pop(0)
+    entry = f"from pneumo_{COMMANDS[name]} import main; main()" if name in COMMANDS else arguments.pop(0)
     return subprocess.run(
         [sys.executable, "-c", entry, *arguments],
         cwd=home,
