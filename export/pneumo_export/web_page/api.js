@@ -18,8 +18,8 @@ export const hooks = { reached: (_there, _why) => {}, askForToken: async () => "
 const fetched = (name) => fetch(name).then((answer) => answer.json());
 const films_ = new Map(); // key -> {entry, blob, judged, waiting}
 let offline = ""; // how it stands with the use without a network
+const wasKept = Boolean(navigator.serviceWorker?.controller);
 
-await takeUpdate();
 // Addresses of films lead nowhere after a reload: they were in the memory of the page.
 if (location.hash) history.replaceState(null, "", location.pathname + location.search);
 
@@ -195,17 +195,6 @@ export const resend = async () => {};
 
 // ---------------------------------------------------------------------------------- the page without a network
 
-/** Where a newer page has been fetched by an earlier visit, this one begins anew with it. */
-async function takeUpdate() {
-  const registration = await navigator.serviceWorker?.getRegistration();
-  if (!registration?.waiting || !registration.active) return;
-  const taken = new Promise((done) => navigator.serviceWorker.addEventListener("controllerchange", done));
-  registration.waiting.postMessage("take over");
-  await taken;
-  location.reload();
-  await new Promise(() => {});
-}
-
 function tellOffline(text) {
   offline = text;
   hooks.modelChanged();
@@ -240,10 +229,12 @@ async function keep() {
 
 function watch(worker) {
   worker?.addEventListener("statechange", () => {
-    if (worker.state === "activated") tellOffline("this page also opens without a network");
-    else if (worker.state === "installed" && navigator.serviceWorker.controller) {
-      tellOffline("a newer version has been fetched: it is used when the page is opened again");
-    }
+    if (worker.state !== "activated") return;
+    tellOffline(
+      wasKept
+        ? "a newer version has been fetched: it is used when the page is opened again"
+        : "this page also opens without a network",
+    );
   });
 }
 

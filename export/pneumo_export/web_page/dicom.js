@@ -10,7 +10,7 @@ import { viewNamed } from "./unseen.js";
 const [EXPLICIT, IMPLICIT, BIG] = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"];
 const RLE = "1.2.840.10008.1.2.5";
 const KINDS = {
-  "1.2.840.10008.1.2.4.51": "JPEG of 12 bits",
+  "1.2.840.10008.1.2.4.51": "JPEG (extended)",
   "1.2.840.10008.1.2.4.80": "JPEG-LS",
   "1.2.840.10008.1.2.4.81": "JPEG-LS",
   "1.2.840.10008.1.2.4.90": "JPEG 2000 Lossless",
@@ -130,14 +130,14 @@ class Elements {
   integer(keyword, otherwise) {
     const words = this.words(keyword);
     if (words.length) return words[0];
-    if (otherwise === undefined) throw new Unreadable("a number is missing");
+    if (otherwise === undefined) throw new Unreadable("no number");
     return otherwise;
   }
 
   items(keyword) {
     const found = this.element(keyword);
     if (!found) return [];
-    if (found.length > MOST_SEQUENCE) throw new Unreadable("a look-up table larger than any");
+    if (found.length > MOST_SEQUENCE) throw new Unreadable("too large");
     return (found.items ?? []).map((item) => new Elements(this.data, item.dataSet, this.syntax));
   }
 }
@@ -245,7 +245,7 @@ function plain(ds, { dataOffset, length, vr }, count, name) {
     throw refuse(`${name} has ${allocated} bits allocated for a pixel, which is not read here: export it with 16 bits allocated`);
   }
   const size = allocated >> 3;
-  if (length < count * size || dataOffset + count * size > ds.data.length) throw new Unreadable("too few pixels");
+  if (length < count * size || dataOffset + count * size > ds.data.length) throw new Unreadable("few pixels");
   const view = new DataView(ds.data.buffer, ds.data.byteOffset + dataOffset, length);
   const words = new (size === 1 ? Uint8Array : size === 2 ? Uint16Array : Uint32Array)(count);
   // Bytes lie in words, whose bytes are swapped (PS3.5 A.3).
@@ -285,13 +285,13 @@ const packedAs = (kind, name) =>
 async function unpacked(ds, packed, width, height, name, decodeJpeg, jpegHeader) {
   if (packed[0] === 0xff && packed[1] === 0xd8) {
     const { kind, precision, width: w, height: h, components } = jpegHeader(packed);
-    if (w !== width || h !== height || components !== 1) throw new Unreadable("another size than the tags say");
+    if (w !== width || h !== height || components !== 1) throw new Unreadable("another size");
     if (precision === 8 && ["baseline", "extended", "progressive"].includes(kind)) {
       return { words: await decodeJpeg(packed, width, height), holds: 8 };
     }
-    if (kind !== "lossless") throw packedAs(kind === "LS" ? "JPEG-LS" : `JPEG of ${precision} bits`, name);
+    if (kind !== "lossless") throw packedAs(kind === "LS" ? "JPEG-LS" : `JPEG (${kind})`, name);
     const words = new Decoder().decode(packed.buffer, packed.byteOffset, packed.byteLength);
-    if (words?.length !== width * height) throw new Unreadable("another size than the tags say");
+    if (words?.length !== width * height) throw new Unreadable("another size");
     return { words, holds: precision };
   }
   if (ds.syntax === RLE) return runLengths(ds, packed, width * height);
@@ -313,12 +313,12 @@ function runLengths(ds, packed, count) {
     const end = segment + 1 < size ? view.getUint32(8 + 4 * segment, true) : packed.length;
     let out = 0;
     while (out < count) {
-      if (at >= end) throw new Unreadable("run lengths end too early");
+      if (at >= end) throw new Unreadable("ends early");
       const head = packed[at];
       at += 1;
       if (head === 128) continue;
       const length = head < 128 ? head + 1 : 257 - head;
-      if (at + (head < 128 ? length : 1) > end) throw new Unreadable("run lengths end too early");
+      if (at + (head < 128 ? length : 1) > end) throw new Unreadable("ends early");
       for (let i = 0; i < length && out < count; i += 1, out += 1) {
         words[out] = (words[out] << 8) | packed[head < 128 ? at + i : at];
       }

@@ -11,7 +11,6 @@ const HEADERS = {
 
 addEventListener("install", (event) => event.waitUntil(install()));
 addEventListener("activate", (event) => event.waitUntil(activate()));
-addEventListener("message", ({ data }) => data === "take over" && skipWaiting());
 addEventListener("fetch", (event) => {
   const { origin, pathname, href } = new URL(event.request.url);
   if (event.request.method !== "GET" || !href.startsWith(registration.scope)) return;
@@ -31,6 +30,8 @@ async function install() {
       if ([...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("") !== sha256) throw new Error(name);
       await cache.put(name, new Response(body, { headers: { "Content-Type": answer.headers.get("Content-Type") ?? "" } }));
     }
+    // Pages that are open have all that they need in memory: the next one that is opened is the new one.
+    await skipWaiting();
   } catch (error) {
     await caches.delete(OURS + VERSION);
     for (const page of await clients.matchAll({ includeUncontrolled: true })) page.postMessage(error.name);
