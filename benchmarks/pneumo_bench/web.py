@@ -92,7 +92,7 @@ def measure_web(*, bundle: Path | None, folder: Path | None, films: int, rounds:
         PneumoError: There is no Chromium, or the page gives no verdict.
     """
     if find_spec("playwright") is None:
-        raise MissingExtraError("playwright", "dev", "driving a browser")
+        raise MissingExtraError("playwright", "bench", "driving a browser")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         raise PneumoError("there is no Chromium here: apt-get install chromium")
