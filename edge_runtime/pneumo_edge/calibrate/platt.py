@@ -130,8 +130,9 @@ def _fit(logits: Floats, targets: Floats, weights: Floats, prior: Prior | None) 
 
 
 def sigmoid(z: Floats) -> npt.NDArray[np.float64]:
-    """Returns 1 / (1 + exp(-z)), of numbers of any size."""
-    return np.exp(-np.logaddexp(0, -z.astype(np.float64)))
+    """Returns 1 / (1 + exp(-z)), of numbers of any size; NaN of NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.exp(-np.logaddexp(0, -z.astype(np.float64)))
 
 
 def probabilities(logits: Floats, calibration: Calibration) -> npt.NDArray[np.float64]:
