@@ -760,7 +760,7 @@ def test_the_picture_is_a_phantom_and_says_so(bundle: Path, tmp_path: Path, monk
     ("arguments", "words"),
     [
         (["latency", "--model", "nowhere"], "nowhere is not a folder"),
-        (["latency", "--model", "BUNDLE", "--threads", "one"], "--threads one is no list of numbers"),
+        (["latency", "--model", "BUNDLE", "--threads", "one"], "--threads one is no list of positive numbers"),
         (["latency", "--model", "BUNDLE", "--threads", "0"], "--threads 0"),
         (["latency", "--model", "BUNDLE", "--queries", "1"], "--queries"),
         (["latency", "--model", "BUNDLE", "--baseline", "resnet50"], "nothing called resnet50"),
@@ -807,6 +807,7 @@ def test_every_option_has_help() -> None:
     commands = [command, *command.commands.values()]  # type: ignore[attr-defined]
     assert {c.name for c in commands[1:]} == {
         "latency", "accuracy", "agreement", "end-to-end", "training", "serve", "http", "archive", "sites", "faithful",
+        "calibration", "web",
     }  # fmt: skip
     for each in commands:
         assert all(getattr(parameter, "help", None) for parameter in each.params), each.name

@@ -70,6 +70,9 @@ export async function words() {
   return catalogue;
 }
 
+/** Nobody watches here how films change: they are those of one tab. */
+export const watch = async () => null;
+
 /** What can be chosen here, and at a device by its owner alone. */
 export const settings = {
   async set({ point, prevalence }) {
@@ -219,15 +222,15 @@ async function keep() {
   });
   try {
     const registration = await navigator.serviceWorker.register("service-worker.js", { updateViaCache: "none" });
-    registration.addEventListener("updatefound", () => watch(registration.installing));
-    watch(registration.installing);
+    registration.addEventListener("updatefound", () => follow(registration.installing));
+    follow(registration.installing);
     if (registration.active) tellOffline("this page also opens without a network");
   } catch {
     tellOffline("this browser cannot keep the page: without a network it cannot be opened");
   }
 }
 
-function watch(worker) {
+function follow(worker) {
   worker?.addEventListener("statechange", () => {
     if (worker.state !== "activated") return;
     tellOffline(

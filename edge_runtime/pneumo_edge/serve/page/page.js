@@ -422,7 +422,8 @@ function tellOfModel() {
       [t("sensitivity"), range(point.sensitivity), t("sensitivity.means")],
       [t("specificity"), range(point.specificity), t("specificity.means")],
       [t("measured"), model.site ? t("measured.at", model) : t("measured.on")],
-      [t("prevalence"), percent(model.prevalence), t("prevalence.means")],
+      // Where it can be chosen, it stands beside the choice.
+      ...(api.settings ? [] : [[t("prevalence"), percent(model.prevalence), t("prevalence.means")]]),
       ...watching(),
       [t("version"), `pneumo ${model.version}, ${model.file}`],
       ...(model.offline ? [[t("offline.use"), sentence(model.offline)]] : []),
