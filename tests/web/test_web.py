@@ -450,7 +450,7 @@ def test_it_can_be_installed(address: str, visit: Visit) -> None:
 
 
 def again(page: Page) -> Page:
-    """Visits the page again, in another tab where Chromium waits for ever for a worker that takes over during a reload."""
+    """Visits the page again; in another tab where Chromium waits for ever for a worker that takes over meanwhile."""
     try:
         page.reload(timeout=20_000)
     except TimeoutError:
