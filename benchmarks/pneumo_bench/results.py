@@ -37,8 +37,8 @@ MEASURES = ("auc", *SHARES, "ece")
 POINTING = ("points", "mean_map_points", "pixel_auc", "iou", "touched", "evidence_outside", "boxes_cover")
 """Measures of heatmaps against boxes: see `pneumo_train.pointing`."""
 
-_APART_BY_SEED = frozenset({"seed", "trained", "versions"})
-"""Settings that may differ between runs of one recipe with several seeds."""
+_APART_BY_SEED = frozenset({"seed", "trained", "versions", "sources", "licences"})
+"""Settings that may differ between runs of one recipe with several seeds; texts about films are no part of it."""
 
 _ABSOLUTE = re.compile(r"(?<![^\s\"'(=])(?:[A-Za-z]:)?[/\\](?:[^/\\\s]+[/\\])+([^/\\\s]+)")
 """An absolute path, and its last part."""
