@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -503,3 +504,21 @@ def test_drawings_that_are_no_chest_film_stay_out() -> None:
         ]
     assert passed[1] <= passed[0]
     assert len(passed[0]) < len(names) / 4
+
+
+def test_a_folder_that_cannot_be_searched_is_not_left_out_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in ("NORMAL", "PNEUMONIA"):
+        (tmp_path / label / "closed").mkdir(parents=True)
+        Image.new("L", (64, 64), 90 + len(label)).save(tmp_path / label / "film.png")
+    search = os.scandir
+
+    def refuse(folder: str | Path) -> Any:
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return search(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may search whatever it likes
+    with pytest.raises(DataError, match=r"closed cannot be searched \(Permission denied\): check its permissions"):
+        read_films(tmp_path)

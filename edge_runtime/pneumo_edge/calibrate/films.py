@@ -83,7 +83,7 @@ def _read_folder(source: Path) -> LocalFilms:
         )
     films, others = [], 0
     for folder in folders:
-        for parent, below, files in os.walk(folder):
+        for parent, below, files in os.walk(folder, onerror=_cannot_be_searched):
             below[:] = sorted(each for each in below if not is_left_behind(each))
             for file in sorted(each for each in files if not is_left_behind(each)):
                 path = Path(parent) / file
@@ -94,6 +94,11 @@ def _read_folder(source: Path) -> LocalFilms:
                 films.append(LocalFilm(path, name, labels[folder.name.casefold()], name))
     remarks = [f"{source}: not used: {others} files that are no films"] if others else []
     return LocalFilms(tuple(films), False, tuple(remarks))
+
+
+def _cannot_be_searched(error: OSError) -> None:
+    """Stops the search: films that are left out in silence would make the place look better known than it is."""
+    raise DataError(f"{error.filename} cannot be searched ({error.strerror}): check its permissions") from None
 
 
 def _read_manifest(path: Path) -> LocalFilms:
