@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chromium import CHROMIUM, QUIET
+from chromium import launched
 from pneumo_edge.errors import PassingError
 from pneumo_export.npm import PACKAGES, fetch
 from pneumo_export.web import constants, own_modules
@@ -46,12 +46,9 @@ SCRIPT = """async ([name, size, limits, all]) => {
 @pytest.fixture(scope="module")
 def read(runtime: dict[str, bytes]) -> Iterator[Read]:
     """Reads a file as the page does."""
-    assert CHROMIUM, "Chromium is not installed, and CI must not skip this: apt-get install chromium"
     files = own_modules() | runtime
     limits = constants("model.int8.onnx")["limits"]
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET) as browser:
+    with launched() as browser:
         page = browser.new_page()
         page.route(
             "http://localhost/**",
