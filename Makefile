@@ -104,7 +104,8 @@ results-serve: $(VENV)/installed
 results-archive: $(VENV)/installed
 	$(BENCH) archive --output $(RESULTS)/archive
 
-# docs/results/web, on a quiet machine with Chromium. FILMS=folder of films; phantoms otherwise.
+# The times in docs/results/web, on a quiet machine with Chromium, in some minutes. FILMS=folder of films; phantoms
+# otherwise. Its agreement.json comes from pneumo-bench web-agreement.
 results-web: $(VENV)/installed
 	$(BENCH) web $(if $(FILMS),--films $(FILMS)) --output $(RESULTS)/web
 

@@ -278,3 +278,21 @@ def collected() -> Iterator[None]:
     """Calls the garbage collector at the end of a test, while its own filters of warnings still hold."""
     yield
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def runtime() -> dict[str, bytes]:
+    """What the page in the browser has from the npm registry: without a network, and outside CI, the tests that need it
+    are left out."""
+    from pneumo_edge.errors import PassingError
+    from pneumo_export.npm import PACKAGES, fetch
+
+    files: dict[str, bytes] = {}
+    try:
+        for package in PACKAGES:
+            files |= fetch(package)
+    except PassingError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"the browser's runtime is not here: {error}")
+    return files

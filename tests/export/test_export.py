@@ -686,6 +686,29 @@ def test_the_command_shows_one_table(
     assert not (tmp_path / "bundle" / "model.int8.onnx").exists()
 
 
+def test_the_page_comes_with_the_bundle(
+    runs: Path,
+    runtime: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = ["pneumo-export", str(runs / "gap"), "--output", str(tmp_path / "bundle"), "--web", str(tmp_path / "page")]
+    monkeypatch.setattr("sys.argv", [*line, "--formats", "onnx"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "--web needs the TFLite file" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*line, "--formats", "tflite", "--no-int8"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(tmp_path / "bundle"), str(tmp_path / "page")]
+    [version] = (each for each in (tmp_path / "page").iterdir() if each.is_dir())
+    for name in ("model.tflite", "model.json"):
+        assert (version / name).read_bytes() == (tmp_path / "bundle" / name).read_bytes()
+
+
 # --- the gate on numbers
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,8 +10,6 @@ import numpy as np
 import pytest
 
 from chromium import launched
-from pneumo_edge.errors import PassingError
-from pneumo_export.npm import PACKAGES, fetch
 from pneumo_export.web import constants, own_modules
 
 Read = Callable[..., dict[str, Any]]
@@ -72,17 +69,3 @@ def read(runtime: dict[str, bytes]) -> Iterator[Read]:
             return found
 
         yield run
-
-
-@pytest.fixture(scope="session")
-def runtime() -> dict[str, bytes]:
-    """What comes from the npm registry: without a network, and outside CI, the tests that need it are left out."""
-    files: dict[str, bytes] = {}
-    try:
-        for package in PACKAGES:
-            files |= fetch(package)
-    except PassingError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"the browser's runtime is not here: {error}")
-    return files

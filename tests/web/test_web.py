@@ -94,6 +94,15 @@ def version(site: Path) -> Path:
     return folder
 
 
+def until(page: Page, question: str) -> None:
+    """Waits until it is answered with true. Playwright's own way to wait is against the page's policy."""
+    for _ in range(600):
+        if page.evaluate(question):
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(question)
+
+
 def hand_in(page: Page, film: str | Path) -> None:
     page.locator("#file").set_input_files(film)
 
@@ -135,7 +144,10 @@ def compare(page: Page, folder: Path, films: list[Path], place: Path) -> list[fl
             assert one["error"] is None, one
             away.append(abs(one["probability"] - want.probability))
             assert one["novelty"] == pytest.approx(want.novelty, abs=0.05)
+            assert set(one) == {*want.record(), "error"}
             assert one["threshold"] == pytest.approx(want.threshold)
+            assert one["prevalence"] == pytest.approx(want.prevalence)
+            assert one["contrast"] == pytest.approx(want.contrast, abs=0.5)
             assert (one["operating_point"], one["model"], one["file"]) == (
                 want.operating_point, want.model, want.file,
             )  # fmt: skip
@@ -244,6 +256,7 @@ def test_operating_point_and_prevalence(address: str, visit: Visit, kinds: dict[
             want = classifier.predict(film.path)
         expect(page.locator("#point")).to_contain_text(f"{want.threshold:.1%}".replace("%", " %"))
         expect(page.locator("#point")).to_contain_text(point)
+        expect(page.locator("#condition")).to_contain_text("at a prevalence of 20.0 %")
         verdict(page, f"The model says {want.label.capitalize() if want.label else 'No verdict'}")
         shown = float(page.locator("#share").inner_text().split(" ")[0])
         assert shown == pytest.approx(100 * want.probability, abs=1)
@@ -261,6 +274,8 @@ def test_the_page_says_what_it_does(address: str, visit: Visit, kinds: dict[str 
     expect(page.get_by_text("Nothing is sent: the film stays in this browser.")).to_be_in_viewport()
     hand_in(page, kinds["PNEUMONIA"].path)
     verdict(page, "The model says Pneumonia")
+    told = read_bundle(DEFAULT_BUNDLE).description.calibration.prevalence
+    expect(page.locator("#condition")).to_contain_text(f"at a prevalence of {100 * told:.1f} %")
     expect(page.locator("#facts")).to_contain_text("% of the film stands out")
     expect(page.locator("#facts")).to_contain_text("in this tab")
     expect(page.locator("#figure[data-whole]")).to_be_visible()
@@ -416,11 +431,11 @@ def test_an_update_comes_whole(site: Path, other: Path, visit: Visit, tmp_path: 
         expect(page.locator("#model-line")).to_contain_text("It gives a verdict")
         # Half of an update: the new worker finds a file of another version, and all stays as it is.
         write_web(read_bundle(other), place)
-        changed = version(place) / "constants.json"
+        changed = version(place) / "model.json"
         whole = changed.read_bytes()
         changed.write_bytes(whole + b" ")
         page.evaluate(UPDATE)
-        page.wait_for_function("navigator.serviceWorker.getRegistration().then((found) => !found.installing)")
+        until(page, "navigator.serviceWorker.getRegistration().then((found) => !found.installing)")
         page.reload()
         assert page.evaluate(MODELS) == [old, old]
         # All of it: fetched beside what is in use, and used after a reload in the same tab.
@@ -446,8 +461,8 @@ def test_an_update_comes_whole(site: Path, other: Path, visit: Visit, tmp_path: 
         beside.close()
         page = context.new_page()
         page.goto(address)
-        page.wait_for_function("navigator.serviceWorker.getRegistration().then((found) => !found.waiting)")
-        page.wait_for_function(f"{paths}.then((all) => all.length < {len(kept_now)})")
+        until(page, "navigator.serviceWorker.getRegistration().then((found) => !found.waiting)")
+        until(page, f"{paths}.then((all) => all.length < {len(kept_now)})")
         names = {url.removeprefix(address).partition("/")[0] for url in page.evaluate(paths)}
         assert names == {"index.html", version(place).name}
 
@@ -493,6 +508,15 @@ def test_a_changed_model_is_refused(site: Path, visit: Visit, tmp_path: Path) ->
         hand_in(page, tmp_path / "film.png")
         expect(page.locator("#broken-why")).to_contain_text(sentence)
         expect(page.get_by_text("not all of the page could be fetched", exact=False)).to_be_visible()
+
+
+def test_a_runtime_that_does_not_come(site: Path, visit: Visit, tmp_path: Path) -> None:
+    shutil.copytree(site, tmp_path / "site")
+    for file in version(tmp_path / "site").glob("*.wasm"):
+        file.unlink()
+    with served(tmp_path / "site") as address:
+        page = visit(address, "404")
+        expect(page.locator("#banner")).to_contain_text("The runtime of the model does not start")
 
 
 def test_bad_films_get_a_sentence(

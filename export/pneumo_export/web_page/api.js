@@ -217,8 +217,11 @@ function tellOffline(text) {
 
 async function keep() {
   // At a first visit not before the first film has been judged: all files are fetched for that.
-  if (!wasKept) await ask("ready").catch(() => {});
-  while (!wasKept && waiting.size) await pause(QUIET);
+  if (!wasKept) {
+    await ask("ready").catch(() => {});
+    do await pause(QUIET);
+    while (waiting.size);
+  }
   if (!navigator.serviceWorker) {
     tellOffline("this browser cannot keep the page: without a network it cannot be opened");
     return;
@@ -254,6 +257,7 @@ function follow(registration) {
 /** Says which version is kept: this page, or one that has come since. */
 async function tellKept({ scope }) {
   const page = await (await caches.open(`pneumo ${scope}`)).match(`${scope}index.html`);
+  if (!page) return;
   const same = (await page.text()).includes(`"${import.meta.url.split("/").at(-2)}/`);
   tellOffline(
     same

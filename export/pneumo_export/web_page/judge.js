@@ -3,7 +3,7 @@
 import { loadAndCompile, loadLiteRt, supportsFeature, Tensor } from "./litert.js";
 import { readerOf, readFilm } from "./read.js";
 import { Unreadable } from "./unreadable.js";
-import { objections } from "./verdict.js";
+import { contrast, objections } from "./verdict.js";
 
 const MOST_THREADS = 4;
 
@@ -127,7 +127,7 @@ async function judge({ blob, name }) {
   }
   const { width, height, warnings, age, view } = read;
   const milliseconds = { read: between - start, infer: done - between };
-  return { ...judged, width, height, warnings, age, view, doubts, milliseconds };
+  return { ...judged, contrast: contrast(read.pixels), width, height, warnings, age, view, doubts, milliseconds };
 }
 
 /** The film at its own depth, read again where it is not the last one. It is handed over and not copied. */
