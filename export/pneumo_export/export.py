@@ -41,6 +41,7 @@ from pneumo_export.standard import standard_failures
 from pneumo_train.perturb import perturb_all
 from pneumo_train.run import Config, Films, Run, RunFilms
 from pneumo_train.split import TEST, TRAIN, VALIDATION
+from pneumo_train.surroundings import load_keras
 from pneumo_train.train import versions
 
 NOVELTY_FILMS = 1000
@@ -91,15 +92,16 @@ def export_run(
     Raises:
         RunError, UsageError, MissingExtraError: The message is one sentence, and nothing is written.
     """
-    from pneumo_export.graph import quantisable_blocks
-    from pneumo_train.explain import explained
-    from pneumo_train.inference import outputs_of
-
     run = Run(folder, data)
     config, metrics = run.config, run.metrics
     if output.exists() and not force:
         raise UsageError(f"{output} exists already: replace it with --force, or give another --output")
     _ = run.model_path
+    load_keras()
+    from pneumo_export.graph import quantisable_blocks
+    from pneumo_train.explain import explained
+    from pneumo_train.inference import outputs_of
+
     say("reading the films")
     films = run.films
     check_apart(films, folder)
