@@ -111,7 +111,7 @@ def export_run(
     if warning:
         say(f"warning: {warning}")
     if int8 and len(chosen) < calibration_films - 1:
-        say(f"warning: there are only {len(chosen)} training films, half of each class, for the ranges of int8")
+        say(f"warning: only {len(chosen)} training films, half of each class, set the int8 ranges")
 
     say("building the graph")
     reference, model = _build(run, train)
@@ -222,7 +222,7 @@ def check_apart(films: RunFilms, run: Path) -> None:
             if identity in judged:
                 raise RunError(
                     f"{films.files[i].path} is in the training split of {run} and its {identity[0]} in "
-                    f"{judged[identity]} too: what calibrates must not be judged, train again"
+                    f"{judged[identity]} too: films that set the int8 ranges must not be judged, so train it again"
                 )
 
 
