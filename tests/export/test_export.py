@@ -332,12 +332,11 @@ def test_normalisation_has_numbers_of_four_axes(exported: Exported) -> None:
     import onnx
 
     assert exported.bundle is not None
-    for file in ("model.onnx", "model.int8.onnx"):
-        graph = onnx.load(exported.bundle / file).graph
-        stored = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-        normalised = [node for node in graph.node if any("normalise" in output for output in node.output)]
-        assert {node.op_type for node in normalised} == {"Mul", "Add"}
-        assert [stored[name] for node in normalised for name in node.input if name in stored] == [[1, 1, 1, 1]] * 2
+    graph = onnx.load(exported.bundle / "model.onnx").graph
+    stored = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    normalised = [node for node in graph.node if any("normalise" in output for output in node.output)]
+    assert {node.op_type for node in normalised} == {"Mul", "Add"}
+    assert [stored[name] for node in normalised for name in node.input if name in stored] == [[1, 1, 1, 1]] * 2
 
 
 @pytest.mark.parametrize("head", ["gap", "flatten"])
