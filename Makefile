@@ -8,6 +8,8 @@ CONSTRAINTS ?= constraints.txt
 # Processes that share the tests, file by file: what the tests of a file have in common is made once. 0 for one alone.
 WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Bytecode is kept, also where the environment says otherwise: the tests start hundreds of processes.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 .PHONY: demo test test-fast docs test-arm default-model results tables results-engines results-serve results-archive results-web picture
 .PHONY: constraints
@@ -47,11 +49,11 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(PYTEST) $(PARALLEL)
 
 # The runtime alone: what to call between two edits.
 test-fast: $(VENV)/installed
-	$(BIN)/python -m pytest $(PARALLEL) tests/edge
+	$(PYTEST) $(PARALLEL) tests/edge
 
 # The pages in docs/ as a site, into site/.
 docs: $(VENV)/installed

@@ -138,8 +138,7 @@ class Classifier:
         if point not in description.operating_points:
             known = ", ".join(description.operating_points)
             raise UsageError(f"{bundle.folder} has no operating point {point}: it has {known}")
-        if prevalence is not None and not 0 < prevalence < 1:
-            raise UsageError(f"a prevalence of {prevalence} is not between 0 and 1: give a share such as 0.2")
+        check_prevalence(prevalence)
         if threads is not None and threads < 1:
             raise UsageError(f"{threads} threads cannot run a model: give 1 or more")
         if regions not in REGIONS:
@@ -382,6 +381,12 @@ def choose_file(bundle: Bundle, engine: str) -> str:
 
 def _sigmoid(x: float) -> float:
     return 1 / (1 + exp(-x)) if x >= 0 else exp(x) / (1 + exp(x))
+
+
+def check_prevalence(prevalence: float | None) -> None:
+    """Raises UsageError if a share of films with pneumonia is not between 0 and 1; None is the bundle's own."""
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise UsageError(f"a prevalence of {prevalence:g} is not between 0 and 1: give a share such as 0.2")
 
 
 def _log_odds(p: float) -> float:

@@ -132,7 +132,10 @@ def _batch_norm_after_convolution(model: keras.Model) -> dict[str, str]:
             continue
         before = convolution_before(layer)
         if before is None:
-            raise RunError(f"the batch-norm {layer.name} cannot be folded: this network cannot be exported")
+            raise RunError(
+                f"the batch-norm layer {layer.name} does not follow a convolution, so this network cannot be exported: "
+                "train another --backbone"
+            )
         found[layer.name] = before.name
     return found
 
