@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+httpx = pytest.importorskip("httpx", reason="the tests of pneumo-serve need the extra dev")
 pydicom = pytest.importorskip("pydicom", reason="needs the extra serve")
 pytest.importorskip("pynetdicom", reason="needs the extra serve")
 pytest.importorskip("highdicom", reason="needs the extra serve")
@@ -297,6 +298,28 @@ def test_a_corrected_film_is_answered_again_under_the_right_patient(
     other = dicom_film(phantoms[1], 1, PatientID="THIRD")
     assert storescu(service, write(tmp_path / "other.dcm", other)).returncode != 0
     assert not [line for line in service.said if "WRONG" in line or "RIGHT" in line or "THIRD" in line]
+
+
+def test_a_film_that_comes_in_two_ways_is_answered_once(
+    service: Service, pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    film = dicom_film(phantoms[0], 1)
+    study = pydicom.dcmread(pydicom.filebase.DicomBytesIO(film)).StudyInstanceUID
+    assert storescu(service, write(tmp_path / "film.dcm", film)).returncode == 0
+    wait_for_study(pacs, study)
+    # As an archive has it that packs its films, as storescu converts it, and as a file.
+    packed = pydicom.dcmread(tmp_path / "film.dcm")
+    packed.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    packed.save_as(tmp_path / "packed.dcm")
+    assert storescu(service, "-xr", tmp_path / "packed.dcm").returncode == 0
+    assert storescu(service, "-xi", tmp_path / "film.dcm").returncode == 0
+    head = {"Content-Type": "application/dicom"}
+    told = httpx.post(f"{service.address}/dicom-web/studies", content=film, headers=head, timeout=60)
+    assert told.status_code == 200
+    wait_until(lambda: service.log.count("received again") == 3, "the log has all that came")
+    assert [line.rpartition(", ")[2] for line in service.said if "received again" in line] == ["the same"] * 3
+    time.sleep(2)
+    assert pacs.instances() == {study: {"OT": 1, "SR": 1}}
 
 
 def test_its_own_answer_that_comes_back_is_no_film(

@@ -75,6 +75,11 @@ class Backbone:
     float_layers: str
     licence: str
 
+    @property
+    def light(self) -> bool:
+        """Whether it is one of the small networks for devices."""
+        return not self.frozen_layers
+
 
 class _Stage(NamedTuple):
     kernel: int
