@@ -12,7 +12,7 @@ from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRBigEndia
 
 
 def dataset(
-    pixels: npt.NDArray[Any], syntax: UID = ExplicitVRLittleEndian, bits: int | None = None, **tags: Any
+    pixels: npt.NDArray[Any], syntax: Any = ExplicitVRLittleEndian, bits: int | None = None, **tags: Any
 ) -> Dataset:
     """A film with all that a film needs; `tags` replace its elements, None removes them."""
     ds = Dataset()

@@ -103,8 +103,8 @@ def calibrate(
     from pneumo_edge.calibrate.card import POINT_COLUMNS, point_row
     from pneumo_edge.calibrate.films import read_films
     from pneumo_edge.calibrate.fit import STANDARD, Wish
-    from pneumo_edge.calibrate.place import CARD, PAGE, write_bundle
     from pneumo_edge.calibrate.place import calibrate as fit_to_place
+    from pneumo_edge.calibrate.write import CARD, PAGE, write_bundle
 
     wishes = STANDARD | {"screening": Wish("sensitivity", _share("--screening", screening))}
     for kind, values in (("sensitivity", sensitivity), ("specificity", specificity)):
