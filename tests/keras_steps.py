@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from pneumo_edge.command_line import say
 from pneumo_train import fit, report, train
 from pneumo_train.backbones import BACKBONES
 from pneumo_train.explain import explained
@@ -33,7 +34,7 @@ def _build(image: Any) -> Any:
 def _tiny_backbone() -> Iterator[None]:
     entry = replace(
         BACKBONES["mobilenetv2"], name="tiny", build=_build, frozen_layers="", fine_layer="tiny_conv",
-        novelty_layers=("tiny_conv",),
+        novelty_layers=("tiny_conv", "tiny_dwconv"),
     )  # fmt: skip
     with patch.dict(BACKBONES, tiny=entry):
         yield
@@ -50,14 +51,13 @@ def start(data: Path, run: Path, head: str) -> None:
 
 def interrupt(data: Path, run: Path, head: str) -> None:
     """Starts the same run, and stops it after its first epoch."""
-    said = fit.say
 
-    def say(text: str) -> None:
-        said(text)
+    def say_and_stop(text: str) -> None:
+        say(text)
         if text.startswith("epoch 1/"):
             raise KeyboardInterrupt
 
-    with patch.object(fit, "say", say):
+    with patch.object(fit, "say", say_and_stop):
         try:
             start(data, run, head)
         except KeyboardInterrupt:
