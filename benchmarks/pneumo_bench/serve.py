@@ -21,13 +21,14 @@ import sysconfig
 import threading
 import time
 import urllib.request
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -113,9 +114,37 @@ def reserved_port() -> Iterator[int]:
         yield holder.getsockname()[1]
 
 
-class Orthanc:
-    """A PACS: the program Orthanc, its store in a folder, on ports that are its own while a `with` block lasts. It runs
-    from the beginning of the block, and can be stopped and started again."""
+class _Program(ABC):
+    """A program on ports that are its own while a `with` block lasts. It runs from the beginning of the block."""
+
+    def __init__(self) -> None:
+        self._ports = ExitStack()
+
+    @abstractmethod
+    def _begin(self, new_port: Callable[[], int]) -> None:
+        """Asks for its ports, and starts it."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Ends it, if it runs."""
+
+    def __enter__(self) -> Self:
+        try:
+            self._begin(lambda: self._ports.enter_context(reserved_port()))
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._ports:
+            self._finish()
+
+
+class Orthanc(_Program):
+    """A PACS: the program Orthanc, its store in a folder. It can be stopped and started again."""
 
     ae_title = "PACS"
 
@@ -132,6 +161,7 @@ class Orthanc:
         program = find_program("Orthanc")
         if program is None:
             raise UsageError("a PACS to send to needs the program Orthanc: apt install orthanc")
+        super().__init__()
         self.port = self.http = 0
         """Of DICOM, and of its REST interface."""
         folder.mkdir(parents=True)
@@ -151,7 +181,6 @@ class Orthanc:
             "Plugins": [] if plugin is None else [str(plugin)],
         }
         self._process: subprocess.Popen[bytes] | None = None
-        self._ports = ExitStack()
 
     def start(self) -> None:
         """Starts it, and returns when it answers.
@@ -208,27 +237,18 @@ class Orthanc:
             found[studies[series["ParentStudy"]]][series["MainDicomTags"]["Modality"]] += len(series["Instances"])
         return found
 
-    def __enter__(self) -> Orthanc:
-        self.port, self.http = (self._ports.enter_context(reserved_port()) for _ in range(2))
+    def _begin(self, new_port: Callable[[], int]) -> None:
+        self.port, self.http = new_port(), new_port()
         ports = {"DicomPort": self.port, "HttpPort": self.http}
         self._file.write_text(json.dumps(self._settings | ports), encoding="utf-8")
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
+        self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._ports:
-            self.stop()
+    def _finish(self) -> None:
+        self.stop()
 
 
-class PicturesOnly:
-    """A PACS that takes pictures and no reports, and has no C-ECHO: DCMTK's storescp, on a port that is its own while a
-    `with` block lasts."""
+class PicturesOnly(_Program):
+    """A PACS that takes pictures and no reports, and has no C-ECHO: DCMTK's storescp."""
 
     ae_title = "PICTURES"
 
@@ -256,6 +276,7 @@ PresentationContexts = Pictures
         program = find_program("storescp")
         if program is None:
             raise UsageError("a PACS that takes no reports needs the program storescp: apt install dcmtk")
+        super().__init__()
         self.port, self._store = 0, folder / "store"
         self._store.mkdir(parents=True)
         profile = folder / "storescp.cfg"
@@ -263,7 +284,6 @@ PresentationContexts = Pictures
         takes = ["-od", str(self._store), "-xf", str(profile), "Default"]
         self._command = [program, "-aet", self.ae_title, *takes]
         self._process: subprocess.Popen[bytes] | None = None
-        self._ports = ExitStack()
 
     def count(self) -> int:
         """Returns how many objects it has stored."""
@@ -279,19 +299,15 @@ PresentationContexts = Pictures
             found.setdefault(stored.StudyInstanceUID, Counter())[stored.Modality] += 1
         return found
 
-    def __enter__(self) -> PicturesOnly:
-        self.port = self._ports.enter_context(reserved_port())
+    def _begin(self, new_port: Callable[[], int]) -> None:
+        self.port = new_port()
         line = [*self._command, str(self.port)]
         self._process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._ports:
-            if self._process is not None:
-                self._process.kill()
-                self._process.wait(_PATIENCE)
+    def _finish(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(_PATIENCE)
 
 
 _TELLS_TIME = r"""
@@ -375,9 +391,8 @@ class JumpingClock:
             file.write(struct.pack("=q", days * 86400))
 
 
-class Service:
-    """The installed command pneumo-serve, on ports that are its own while a `with` block lasts. It runs from the
-    beginning of the block, and can be killed and started again."""
+class Service(_Program):
+    """The installed command pneumo-serve. It can be killed and started again."""
 
     ae_title = "PNEUMO"
 
@@ -404,6 +419,7 @@ class Service:
         command = shutil.which("pneumo-serve", path=sysconfig.get_path("scripts"))
         if command is None:
             raise MissingExtraError("pneumo", "serve", "starting pneumo-serve")
+        super().__init__()
         self.port = 0
         """Of the DICOM node."""
         self.spool = spool
@@ -418,7 +434,6 @@ class Service:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._ready = threading.Event()
-        self._ports = ExitStack()
 
     def start(self, patience: float | None = _PATIENCE) -> None:
         """Starts it, and waits until it takes films.
@@ -483,24 +498,15 @@ class Service:
         # It has ended: nobody need wait any longer.
         ready.set()
 
-    def __enter__(self) -> Service:
-        self._command += ["--port", str(self._ports.enter_context(reserved_port()))]
+    def _begin(self, new_port: Callable[[], int]) -> None:
+        self._command += ["--port", str(new_port())]
         if self._dicom:
-            self.port = self._ports.enter_context(reserved_port())
+            self.port = new_port()
             self._command += ["--dicom-port", str(self.port)]
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
+        self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._ports:
-            if self._process is not None:
-                self.kill()
+    def _finish(self) -> None:
+        self.kill()
 
 
 # ---------------------------------------------------------------------------------------- kill -9, and a PACS that goes

@@ -150,17 +150,24 @@ def uid_of(film: bytes) -> str:
     return str(dataset(film).SOPInstanceUID)
 
 
-def call(port: int, called: str = "PNEUMO", calling: str = "MODALITY", kind: str = DX) -> Any:
+def call(
+    port: int,
+    called: str = "PNEUMO",
+    calling: str = "MODALITY",
+    kind: str = DX,
+    syntax: str = uid.ExplicitVRLittleEndian,
+) -> Any:
     """Returns an association, established or not."""
     entity = AE(calling)
-    entity.add_requested_context(kind, uid.ExplicitVRLittleEndian)
+    entity.add_requested_context(kind, syntax)
     entity.add_requested_context("1.2.840.10008.1.1")
     return entity.associate("127.0.0.1", port, ae_title=called)
 
 
 def store(port: int, *films: bytes) -> list[int | None]:
     """Sends films over one association and returns their statuses; None where there was no answer."""
-    association = call(port, kind=dataset(films[0]).SOPClassUID)
+    first = dataset(films[0])
+    association = call(port, kind=first.SOPClassUID, syntax=first.file_meta.TransferSyntaxUID)
     assert association.is_established
     found = [association.send_c_store(dataset(film)).get("Status") for film in films]
     association.release()
@@ -279,7 +286,8 @@ def test_a_film_that_is_sent_twice_is_the_same_film(
         ({"PatientID": "OTHER"}, "other patient"),
         ({"AccessionNumber": "B8"}, "other accession number"),
         ({"StudyInstanceUID": "1.2.3.4"}, "other study"),
-        ({"Manufacturer": "someone"}, "other details"),
+        ({"StudyDescription": "Chest"}, "other details"),
+        ({"ViewPosition": "LL"}, "other details"),
         ({"PixelData": bytes(120 * 160)}, "other pixels"),
     ],
 )
@@ -316,6 +324,29 @@ def test_a_corrected_film_takes_the_place_of_the_one_before(
     assert not [secret for secret in (*SECRETS, "Other", "OTHER", "B8") if secret in caplog.text]
 
 
+def test_the_same_film_in_another_file_is_the_same_film(
+    node: Callable[..., Node], journal: Journal, film: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pneumo_edge")
+    packed = dataset(film)
+    packed.compress(uid.RLELossless, generate_instance_uid=False)
+    # Of nothing that an answer says.
+    packed.StationName = "Room 2"
+    port = node().port
+    assert store(port, film) == [0x0000]
+    record = {"label": "NORMAL", "probability": 0.1, "in_distribution": True}
+    journal.answered(find(journal, film), record, [("PACS", "sr")])
+    assert store(port, written(packed)) == [0x0000]
+    assert (find(journal, film).state, find(journal, film).revision) == (State.answered, 0)
+    assert len(journal.waiting("PACS")) == 1
+    assert "received again from MODALITY at 127.0.0.1, the same" in caplog.text
+    # What has failed is tried in any form.
+    journal.again(find(journal, film).key)
+    journal.failed(find(journal, film), "it could not be unpacked")
+    assert store(port, written(packed)) == [0x0000]
+    assert find(journal, film).state is State.received
+
+
 def test_another_patients_film_under_a_uid_that_is_taken_is_refused(
     node: Callable[..., Node], journal: Journal, spool: Spool, film: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -324,6 +355,7 @@ def test_another_patients_film_under_a_uid_that_is_taken_is_refused(
     assert store(port, film, other) == [0x0000, 0xA900]
     entry = find(journal, film)
     assert (entry.revision, dataset(spool.read(entry.key, FILM) or b"").PatientID) == (0, "PHANTOM-7")
+    assert f"from MODALITY at 127.0.0.1: a film was refused: film {entry.key[:8]} has its SOPInstanceUID" in caplog.text
     assert "with other pixels of another patient" in caplog.text
 
 

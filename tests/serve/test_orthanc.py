@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+httpx = pytest.importorskip("httpx", reason="the tests of pneumo-serve need the extra dev")
 pydicom = pytest.importorskip("pydicom", reason="needs the extra serve")
 pytest.importorskip("pynetdicom", reason="needs the extra serve")
 pytest.importorskip("highdicom", reason="needs the extra serve")
@@ -299,6 +300,28 @@ def test_a_corrected_film_is_answered_again_under_the_right_patient(
     assert not [line for line in service.said if "WRONG" in line or "RIGHT" in line or "THIRD" in line]
 
 
+def test_a_film_that_comes_in_two_ways_is_answered_once(
+    service: Service, pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    film = dicom_film(phantoms[0], 1)
+    study = pydicom.dcmread(pydicom.filebase.DicomBytesIO(film)).StudyInstanceUID
+    assert storescu(service, write(tmp_path / "film.dcm", film)).returncode == 0
+    wait_for_study(pacs, study)
+    # As an archive has it that packs its films, as storescu converts it, and as a file.
+    packed = pydicom.dcmread(tmp_path / "film.dcm")
+    packed.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    packed.save_as(tmp_path / "packed.dcm")
+    assert storescu(service, "-xr", tmp_path / "packed.dcm").returncode == 0
+    assert storescu(service, "-xi", tmp_path / "film.dcm").returncode == 0
+    head = {"Content-Type": "application/dicom"}
+    told = httpx.post(f"{service.address}/dicom-web/studies", content=film, headers=head, timeout=60)
+    assert told.status_code == 200
+    wait_until(lambda: service.log.count("received again") == 3, "the log has all that came")
+    assert [line.rpartition(", ")[2] for line in service.said if "received again" in line] == ["the same"] * 3
+    time.sleep(2)
+    assert pacs.instances() == {study: {"OT": 1, "SR": 1}}
+
+
 def test_its_own_answer_that_comes_back_is_no_film(
     service: Service, pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
 ) -> None:
@@ -311,6 +334,57 @@ def test_its_own_answer_that_comes_back_is_no_film(
     assert any("an answer of pneumo came back as a film: dropped" in line for line in service.said)
     time.sleep(2)
     assert pacs.instances() == {study: {"OT": 1, "SR": 1}}
+
+
+@pytest.mark.skipif(not Path("/sys/fs").exists(), reason="a small disk is made with Linux's tmpfs")
+def test_a_full_disk_takes_no_film_either_way_and_takes_them_again_when_there_is_room(
+    phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    films = [dicom_film(phantoms[i], i) for i in range(2)]
+    paths = [write(tmp_path / f"{i}.dcm", film) for i, film in enumerate(films)]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # It lays memory by only for what is written into it.
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "none", disk], check=False).returncode != 0:
+        pytest.skip("a small disk is mounted by root alone")
+    try:
+        with Service(disk / "spool") as service:
+            films_at = f"{service.address}/v1/films"
+
+            def by_http() -> int:
+                return httpx.post(films_at, content=films[1], timeout=60).status_code
+
+            def health() -> int:
+                return httpx.get(f"{service.address}/healthz", timeout=60).status_code
+
+            assert (storescu(service, paths[0]).returncode, by_http(), health()) == (0, 202, 200)
+            with (disk / "filled").open("wb") as filled:
+                os.posix_fallocate(filled.fileno(), 0, 60 << 20)
+            # A700, which a modality takes to mean: later.
+            refused = storescu(service, "-v", paths[1])
+            assert refused.returncode != 0
+            assert "OutOfResources" in refused.stderr.replace(" ", "")
+            assert (by_http(), health()) == (507, 503)
+            assert httpx.get(films_at, timeout=60).json()["total"] == 2
+            wait_until(lambda: "STORESCU at 127.0.0.1: a film was refused: the disk is" in service.log, "it is told")
+            (disk / "filled").unlink()
+            assert (storescu(service, paths[1]).returncode, by_http(), health()) == (0, 202, 200)
+            assert service.stop() == 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_the_node_may_be_in_the_network_and_the_page_not(phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
+    path = write(tmp_path / "film.dcm", dicom_film(phantoms[0], 1))
+    with Service(tmp_path / "spool", "--dicom-host", "127.0.0.2") as service:
+        assert service.address.startswith("http://127.0.0.1:")
+        line = [program("storescu"), "-aec", service.ae_title, "127.0.0.2", str(service.port), str(path)]
+        assert subprocess.run(line, timeout=600, check=False).returncode == 0
+        # Nobody is there by the address of the page, and no page by that of the node.
+        assert storescu(service, path).returncode != 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(service.address.replace("127.0.0.1", "127.0.0.2"), timeout=60)
+        assert service.stop() == 0
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import os
 import re
 import shutil
 import signal
@@ -26,6 +25,7 @@ from PIL import Image
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
 from pneumo_train.cli import app
 from pneumo_train.phantom import draw_phantoms
+from tiny_backbone import with_tiny_backbone
 
 COMMAND = Path(sys.executable).with_name("pneumo-train")
 SIZE = 64
@@ -37,41 +37,13 @@ pytestmark = [
     pytest.mark.skipif(not COMMAND.is_file(), reason="pneumo is not installed in this environment"),
 ]
 
-# Python imports a module of this name before anything else: the command under test is the installed one, unchanged,
-# with one more entry in its table of backbones.
-SITE = """
-import dataclasses, os, signal, threading, time
-from pneumo_train.backbones import BACKBONES
-
-def build(image):
-    from keras import layers
-    x = layers.AveragePooling2D(16, name="tiny_pool")(image)
-    x = layers.Conv2D(8, 1, activation="relu", name="tiny_fine")(x)
-    return layers.Conv2D(8, 1, activation="relu", name="tiny_conv")(layers.AveragePooling2D(2)(x))
-
-BACKBONES["tiny"] = dataclasses.replace(
-    BACKBONES["mobilenetv2"], name="tiny", build=build, frozen_layers="", fine_layer="tiny_fine",
-    novelty_layers=("tiny_conv",),
-)
-
-def die():
-    while not os.path.exists(os.environ["DIE_AT"]):
-        time.sleep(0.001)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-if "DIE_AT" in os.environ:
-    threading.Thread(target=die, daemon=True).start()
-"""
-
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("site")
-    (folder / "sitecustomize.py").write_text(SITE)
-    own = {name: value for name, value in os.environ.items() if name != "PNEUMO_DEBUG"}
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    own = {name: value for name, value in with_tiny_backbone(folder).items() if name != "PNEUMO_DEBUG"}
     return own | {
-        "PYTHONPATH": path, "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1",
         # Nothing here may reach for the network: nobody answers at this port.
         "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9",
         "KAGGLEHUB_CACHE": str(folder / "kaggle"),

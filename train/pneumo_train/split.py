@@ -86,7 +86,9 @@ def split_films(
     pool = _in(split, TRAIN, VALIDATION)
     missing = _missing_class(films, pool)
     if missing:
-        raise DataError(f"no {missing} film can be used: what there is cannot be read, or is a copy of a test film")
+        raise DataError(
+            f"no {missing} film can be trained on, since each is unreadable or a copy of a test film: give more of them"
+        )
     if limit is not None:
         _limit(split, films, groups, limit, seed)
     for site in to_cut:
@@ -146,7 +148,10 @@ def _check_classes(films: Sequence[FilmFile], split: Sequence[str], leave_out: s
             raise DataError(f"the {part} split has no {missing} film: give more films, or more patients of that class")
     judging = {(films[i].site, films[i].label) for i in _in(split, VALIDATION)}
     if not any({(site, 0), (site, 1)} <= judging for site, _ in judging):
-        raise DataError("no site has validation films of both classes: what tells the sites apart would do for a model")
+        raise DataError(
+            "no site has validation films of both classes, so a model that tells sites apart would look good: "
+            "give one site more films of the class that it lacks"
+        )
     missing = _missing_class(films, _in(split, LEFT_OUT)) if leave_out is not None else None
     if missing:
         raise DataError(f"--leave-out {leave_out}: the site has no {missing} film that could be measured")

@@ -39,7 +39,7 @@ from pneumo_train.split import (
     split_films,
     write_split,
 )
-from pneumo_train.surroundings import TRAINS, check_keras, check_path
+from pneumo_train.surroundings import TRAINS, check_keras, check_path, load_keras
 
 if TYPE_CHECKING:
     import keras
@@ -129,6 +129,10 @@ def start_run(
         if site is not None and site not in {f.site for f in files}:
             known = ", ".join(dict.fromkeys(f.site for f in files))
             raise DataError(f"{option} names the site {site!r}, and no film is of it: there are {known}")
+    taught_by = [Run(teacher) for teacher in teachers]
+    for teacher_run in taught_by:
+        _ = teacher_run.metrics, teacher_run.model_path  # that it is finished
+    load_keras()
     # Built before the films are decoded, which may take long, and before anything is written.
     precision = "mixed_bfloat16" if mixed_precision else "float32"
     model, started_from = _build(backbone, head, side, weights, seed, precision)
@@ -136,7 +140,7 @@ def start_run(
     for message in prepared.errors.values():
         say(f"skipped: {message}")
     split = split_films(files, prepared, leave_out=leave_out, limit=limit)
-    _check_teachers(teachers, files, split)
+    _check_teachers(taught_by, files, split)
     said = [
         *describe_left_aside(files, split, prepared.sha256),
         *describe_doubtful(files, split, prepared.remarks),
@@ -197,6 +201,7 @@ def resume_run(folder: Path, *, test: bool = False) -> None:
     for data in config.data:
         check_path(data, "the films")
     _need_training_packages()
+    load_keras()
     if run.is_finished:
         say(f"{folder} is finished already")
     else:
@@ -287,19 +292,17 @@ def _describe_weights(files: Sequence[FilmFile], split: Sequence[str]) -> list[s
     return said
 
 
-def _check_teachers(teachers: Sequence[Path], files: Sequence[FilmFile], split: Sequence[str]) -> None:
-    """Refuses a teacher that is not finished, or that has learned from films by which the student will be judged."""
+def _check_teachers(teachers: Sequence[Run], files: Sequence[FilmFile], split: Sequence[str]) -> None:
+    """Refuses a teacher that has learned from films by which the student will be judged."""
     judges = {VALIDATION, TEST, LEFT_OUT}
     judging = {(film.site, film.path) for film, part in zip(files, split, strict=True) if part in judges}
-    for folder in teachers:
-        teacher = Run(folder)
-        _ = teacher.metrics, teacher.model_path
+    for teacher in teachers:
         seen = zip(*teacher.split, strict=True)
         learned = {(film.site, film.path) for film, part in seen if part == TRAIN}
         if learned & judging:
             raise UsageError(
-                f"{folder} has learned from {len(learned & judging)} of the films that this run would be judged by: "
-                "give a teacher that was trained on the same data with the same --limit and --patient-regex"
+                f"{teacher.folder} has learned from {len(learned & judging)} of the films by which this run would be "
+                "judged: give a teacher that was trained on the same data with the same --limit and --patient-regex"
             )
 
 

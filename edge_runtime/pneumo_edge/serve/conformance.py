@@ -117,8 +117,8 @@ nothing. Success means that film and journal are on the disk, synced.
         )
     }
 
-A film must have {_list(IDENTITY)}. A film that comes again under its SOP Instance UID with other bytes takes the place
-of the one before, and is answered anew.
+A film must have {_list(IDENTITY)}. A film that comes again under its SOP Instance UID takes the place of the one before
+and is answered anew, where it differs in anything that its answer depends on.
 
 ## Requestor of associations
 

@@ -59,7 +59,11 @@ OF_THE_PIXELS = (
 
 OF_THE_RULES = ("Modality", "PatientAge")
 
-_PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
+_THAT_COUNT = (
+    ("patient", ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")),
+    ("accession number", ("AccessionNumber",)),
+    ("study", ("StudyInstanceUID",)),
+)
 
 
 def read_header(film: bytes) -> Dataset:
@@ -81,35 +85,42 @@ def is_ours(header: Dataset) -> bool:
 
 def differences(old: bytes, new: bytes) -> tuple[str, ...]:
     """Returns what two films that bear the same SOP Instance UID differ in: "patient", "accession number", "study",
-    "pixels"; empty where it is something else, such as a private element.
+    "pixels", "details".
+
+    Compared is all that an answer depends on, and not the files: the same film comes in another one where it was
+    compressed on its way, or came over DICOM once and over DICOMweb then. Empty: they get the same answer.
 
     Raises:
         Exception: Of nearly any kind, where one of them is damaged.
     """
-    before, after = read_header(old), read_header(new)
-    found = []
-    for name, keywords in (
-        ("patient", _PATIENT),
-        ("accession number", ("AccessionNumber",)),
-        ("study", ("StudyInstanceUID",)),
-    ):
-        if any(str(before.get(keyword) or "") != str(after.get(keyword) or "") for keyword in keywords):
-            found.append(name)
-    if _pixels(old) != _pixels(new):
+    before, after = _stated(old), _stated(new)
+    found = [name for name, keywords in _THAT_COUNT if any(before[each] != after[each] for each in keywords)]
+    (seen, told), (seen_now, told_now) = _read(old), _read(new)
+    if seen != seen_now:
         found.append("pixels")
+    if not found and (before, told) != (after, told_now):
+        found.append("details")
     return tuple(found)
 
 
-def _pixels(film: bytes) -> bytes:
-    """Returns the grey levels, or the stored bytes where they cannot be decoded."""
+def _stated(film: bytes) -> dict[str, str]:
+    """Returns all that answers and rules read of a film, but its pixels."""
+    header = read_header(film)
+    return {keyword: str(header.get(keyword) or "") for keyword in (*IDENTITY, *WHOSE, *OF_THE_PIXELS, *OF_THE_RULES)}
+
+
+def _read(film: bytes) -> tuple[bytes, tuple[object, ...]]:
+    """Returns the grey levels, and what else the classifier is told of the film; the stored bytes and nothing where
+    they cannot be decoded."""
     from pneumo_edge.dicom import read_dicom
     from pneumo_edge.errors import PneumoError
 
     try:
-        return read_dicom(film, "the film").grey.tobytes()
+        read = read_dicom(film, "the film")
+        return read.grey.tobytes(), (read.grey.shape, read.warnings, read.doubts, read.age_years, read.view)
     except PneumoError:
         stored = read_tags(film, ("PixelData",), "the film").get("PixelData")
-        return stored if isinstance(stored, bytes) else b""
+        return stored if isinstance(stored, bytes) else b"", ()
 
 
 def age_in_years(header: Dataset) -> float | None:

@@ -127,10 +127,11 @@ class Inbox:
     def take_instance(self, film: bytes, source: str, caller: str, announced: str | None = None) -> Dataset:
         """Takes a DICOM film, which is known by its SOP Instance UID when it comes again.
 
-        The same bytes again are the same film: nothing is done, or it is judged again if it had failed. Other bytes
-        take the place of those that were there, and are judged and answered anew: whose film it is may have been
-        corrected, or the first one was cut off. Only where patient and pixels both differ it is another film under a
-        UID that is taken, and refused. An answer of our own that comes back is dropped.
+        One that would get the same answer again is the same film, in whatever file it comes: nothing is done, or it is
+        judged again if it had failed. Another one takes the place of the one that was there, and is judged and answered
+        anew: whose film it is may have been corrected, or the first one was cut off. Only where patient and pixels both
+        differ it is another film under a UID that is taken, and refused. An answer of our own that comes back is
+        dropped.
 
         Args:
             film: A DICOM file.
@@ -163,15 +164,16 @@ class Inbox:
             _log.info("film %s: received from %s", key[:8], caller)
             return
         kept = self.spool.read(key, FILM)
-        digest = _digest(film)
-        if kept is not None and _digest(kept) == digest and known.digest in (None, digest):
-            if known.state is State.failed:
-                self._again(key)
-                _log.info("film %s: received again from %s, after it had failed", key[:8], caller)
-            else:
-                _log.info("film %s: received again from %s, the same", key[:8], caller)
+        # Where the row speaks of another film than the one that is kept, that one has never been judged.
+        whole = kept is not None and known.digest in (None, _digest(kept))
+        if whole and kept == film and known.state is State.failed:
+            self._again(key)
+            _log.info("film %s: received again from %s, after it had failed", key[:8], caller)
             return
-        changed = () if kept is None else films.differences(kept, film)
+        changed = () if kept is None or kept == film else films.differences(kept, film)
+        if whole and not changed and known.state is not State.failed:
+            _log.info("film %s: received again from %s, the same", key[:8], caller)
+            return
         if {"patient", "pixels"} <= set(changed):
             raise RefusedError(
                 Refusal.foreign, f"film {key[:8]} has its SOPInstanceUID, with other pixels of another patient"
