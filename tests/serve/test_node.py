@@ -355,6 +355,7 @@ def test_another_patients_film_under_a_uid_that_is_taken_is_refused(
     assert store(port, film, other) == [0x0000, 0xA900]
     entry = find(journal, film)
     assert (entry.revision, dataset(spool.read(entry.key, FILM) or b"").PatientID) == (0, "PHANTOM-7")
+    assert f"from MODALITY at 127.0.0.1: a film was refused: film {entry.key[:8]} has its SOPInstanceUID" in caplog.text
     assert "with other pixels of another patient" in caplog.text
 
 

@@ -336,6 +336,57 @@ def test_its_own_answer_that_comes_back_is_no_film(
     assert pacs.instances() == {study: {"OT": 1, "SR": 1}}
 
 
+@pytest.mark.skipif(not Path("/sys/fs").exists(), reason="a small disk is made with Linux's tmpfs")
+def test_a_full_disk_takes_no_film_either_way_and_takes_them_again_when_there_is_room(
+    phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    films = [dicom_film(phantoms[i], i) for i in range(2)]
+    paths = [write(tmp_path / f"{i}.dcm", film) for i, film in enumerate(films)]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # It lays memory by only for what is written into it.
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "none", disk], check=False).returncode != 0:
+        pytest.skip("a small disk is mounted by root alone")
+    try:
+        with Service(disk / "spool") as service:
+            films_at = f"{service.address}/v1/films"
+
+            def by_http() -> int:
+                return httpx.post(films_at, content=films[1], timeout=60).status_code
+
+            def health() -> int:
+                return httpx.get(f"{service.address}/healthz", timeout=60).status_code
+
+            assert (storescu(service, paths[0]).returncode, by_http(), health()) == (0, 202, 200)
+            with (disk / "filled").open("wb") as filled:
+                os.posix_fallocate(filled.fileno(), 0, 60 << 20)
+            # A700, which a modality takes to mean: later.
+            refused = storescu(service, "-v", paths[1])
+            assert refused.returncode != 0
+            assert "OutOfResources" in refused.stderr.replace(" ", "")
+            assert (by_http(), health()) == (507, 503)
+            assert httpx.get(films_at, timeout=60).json()["total"] == 2
+            wait_until(lambda: "STORESCU at 127.0.0.1: a film was refused: the disk is" in service.log, "it is told")
+            (disk / "filled").unlink()
+            assert (storescu(service, paths[1]).returncode, by_http(), health()) == (0, 202, 200)
+            assert service.stop() == 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_the_node_may_be_in_the_network_and_the_page_not(phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
+    path = write(tmp_path / "film.dcm", dicom_film(phantoms[0], 1))
+    with Service(tmp_path / "spool", "--dicom-host", "127.0.0.2") as service:
+        assert service.address.startswith("http://127.0.0.1:")
+        line = [program("storescu"), "-aec", service.ae_title, "127.0.0.2", str(service.port), str(path)]
+        assert subprocess.run(line, timeout=600, check=False).returncode == 0
+        # Nobody is there by the address of the page, and no page by that of the node.
+        assert storescu(service, path).returncode != 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(service.address.replace("127.0.0.1", "127.0.0.2"), timeout=60)
+        assert service.stop() == 0
+
+
 @contextmanager
 def storescp(folder: Path, *options: str) -> Iterator[int]:
     """A PACS that takes what DCMTK's storescp takes; yields its port."""

@@ -250,6 +250,19 @@ def test_the_slider_lays_the_heatmap_over_the_film(
     # The ground is not quite grey.
     assert most["0"] <= 4
     assert most["0"] + 10 < most["50"] < most["100"]
+    # The legend fades with the film, and no colour is on the film that is not on the legend; white is the line's.
+    expect(page.locator("#ramp")).to_have_css("opacity", "1")
+    slider.fill("50")
+    expect(page.locator("#ramp")).to_have_css("opacity", "0.5")
+    key = page.url.partition("#")[2]
+    colours = []
+    for name in (f"v1/films/{key}/heatmap.png", "legend.png"):
+        with urllib.request.urlopen(f"{service.address}/{name}") as answer:  # noqa: S310
+            layer = np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGBA"))
+        colours.append({tuple(colour) for colour in np.unique(layer.reshape(-1, 4), axis=0).tolist()})
+    on_the_film, on_the_legend = colours
+    assert len(on_the_film) > 50
+    assert on_the_film - on_the_legend <= {(255, 255, 255, 255)}
 
 
 def test_a_region_is_outlined_and_told(serve: Serve, visit: Open, local_bundle: Path, tmp_path: Path) -> None:

@@ -403,6 +403,10 @@ def test_with_a_token_nothing_is_told_without_it(serve: Serve, tmp_path: Path) -
         scheme = asking.get("/openapi.json").json()
         assert scheme["paths"]["/v1/predict"]["post"]["security"] == [{"HTTPBearer": []}]
         assert "security" not in scheme["paths"]["/healthz"]["get"]
+        # Another token is put in its place while it runs.
+        file.write_text(f"another-{TOKEN}\n")
+        another = {"Authorization": f"Bearer another-{TOKEN}"}
+        assert [asking.get("/v1/model", headers=headers).status_code for headers in (right, another)] == [401, 200]
     assert TOKEN not in service.log
 
 
