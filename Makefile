@@ -8,8 +8,10 @@ CONSTRAINTS ?= constraints.txt
 # Processes that share the tests, file by file: what the tests of a file have in common is made once. 0 for one alone.
 WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Bytecode is kept, also where the environment says otherwise: the tests start hundreds of processes.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
-.PHONY: demo test test-fast docs test-arm default-model results tables results-serve results-archive results-web picture
+.PHONY: demo test test-fast docs test-arm default-model results tables results-engines results-serve results-archive results-web picture
 .PHONY: constraints
 .PHONY: format clean
 .DELETE_ON_ERROR:
@@ -47,11 +49,11 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(PYTEST) $(PARALLEL)
 
 # The runtime alone: what to call between two edits.
 test-fast: $(VENV)/installed
-	$(BIN)/python -m pytest $(PARALLEL) tests/edge
+	$(PYTEST) $(PARALLEL) tests/edge
 
 # The pages in docs/ as a site, into site/.
 docs: $(VENV)/installed
@@ -96,6 +98,17 @@ results: $(VENV)/installed
 tables: $(VENV)/installed
 	$(BIN)/python -m pneumo_bench.readme README.md docs/*.md
 
+# docs/results/engines, on a quiet x86-64 machine: the model that comes with pneumo in every engine, on this processor
+# and as if it were an older one. Needs a C compiler.
+results-engines: $(VENV)/installed
+	cc -O1 -shared -fPIC -o runs/as_older_processor.so benchmarks/as_older_processor.c
+	for as in avx2 avx_vnni ''; do \
+	    if [ -n "$$as" ]; then export PNEUMO_BENCH_AS=$$as LD_PRELOAD=$(CURDIR)/runs/as_older_processor.so; \
+	    else unset PNEUMO_BENCH_AS LD_PRELOAD; fi; \
+	    $(BENCH) latency --rounds 3 --output $(RESULTS)/engines/$${as:-native} && \
+	    $(BENCH) end-to-end --rounds 5 --output $(RESULTS)/engines/$${as:-native} || exit; \
+	done
+
 # docs/results/serve and archive, on a quiet machine; the first needs Orthanc.
 results-serve: $(VENV)/installed
 	$(BENCH) http --output $(RESULTS)/serve
@@ -104,7 +117,8 @@ results-serve: $(VENV)/installed
 results-archive: $(VENV)/installed
 	$(BENCH) archive --output $(RESULTS)/archive
 
-# docs/results/web, on a quiet machine with Chromium. FILMS=folder of films; phantoms otherwise.
+# The times in docs/results/web, on a quiet machine with Chromium, in some minutes. FILMS=folder of films; phantoms
+# otherwise. Its agreement.json comes from pneumo-bench web-agreement.
 results-web: $(VENV)/installed
 	$(BENCH) web $(if $(FILMS),--films $(FILMS)) --output $(RESULTS)/web
 

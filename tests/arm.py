@@ -210,7 +210,7 @@ def _install_pneumo() -> None:
     _call([*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(REPOSITORY)])
     (wheel,) = wheels.glob("*.whl")
     install = [*pip, "install", f"--target={site}", "--no-compile", "--only-binary=:all:"]
-    _call([*install, f"--python-version={PYTHON}", *(f"--platform={name}" for name in PLATFORMS), f"{wheel}[tflite]"])
+    _call([*install, f"--python-version={PYTHON}", *(f"--platform={name}" for name in PLATFORMS), f"{wheel}[onnx]"])
     shutil.copy(shutil.which(QEMU) or QEMU, ROOT / "usr/bin" / QEMU)
 
 

@@ -40,19 +40,26 @@ settings.load_profile("no deadline")
 
 
 SLOW = (
-    "archive/test_archive_cli.py", "bench/test_bench.py", "export/test_export.py", "project/test_docs.py",
-    "serve/test_orthanc.py", "serve/test_page.py", "train/test_backbones.py", "train/test_fit.py",
-    "train/test_keras_backends.py", "train/test_train_cli.py",
+    "train/test_train_cli.py", "serve/test_orthanc.py", "export/test_export.py", "archive/test_archive_cli.py",
+    "train/test_fit.py", "bench/test_bench.py", "train/test_keras_backends.py", "serve/test_page.py",
+    "train/test_backbones.py", "serve/test_node.py", "serve/test_web.py", "web/test_web.py", "bench/test_sites.py",
+    "project/test_docs.py", "bench/test_archive.py",
 )  # fmt: skip
-"""Files that take half a minute or more each: at the end, processes that share the tests would wait for one of them."""
+"""Files that take half a minute or more each, the slowest first: at the end, processes that share the tests would wait
+for one of them. What waits for other programs stands beside what computes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts canaries first, since they say why much of the rest is red, and then what is slow."""
-    for item in items:
-        if item.path.as_posix().endswith(SLOW):
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        slow = next((i for i, name in enumerate(SLOW) if path.endswith(f"tests/{name}")), None)
+        if slow is not None:
             item.add_marker("slow")
-    items.sort(key=lambda item: 0 if "canary" in item.keywords else 1 if "slow" in item.keywords else 2)
+        return -1 if "canary" in item.keywords else len(SLOW) if slow is None else slow
+
+    items.sort(key=place)
 
 
 Infer: TypeAlias = Callable[..., "subprocess.CompletedProcess[Any]"]
@@ -278,3 +285,21 @@ def collected() -> Iterator[None]:
     """Calls the garbage collector at the end of a test, while its own filters of warnings still hold."""
     yield
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def runtime() -> dict[str, bytes]:
+    """What the page in the browser has from the npm registry: without a network, and outside CI, the tests that need it
+    are left out."""
+    from pneumo_edge.errors import PassingError
+    from pneumo_export.npm import PACKAGES, fetch
+
+    files: dict[str, bytes] = {}
+    try:
+        for package in PACKAGES:
+            files |= fetch(package)
+    except PassingError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"the browser's runtime is not here: {error}")
+    return files

@@ -118,7 +118,9 @@ def _openvino(model: bytes) -> Logit:
     return lambda film: float(compiled({"image": film})["logit"][0])
 
 
-def _litert(resolver: str) -> Callable[[bytes], Logit]:
+def litert(resolver: str) -> Callable[[bytes], Logit]:
+    """Returns what loads a file for LiteRT with the kernels of that `OpResolverType`."""
+
     def load(model: bytes) -> Logit:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -136,8 +138,8 @@ WAYS: dict[str, dict[str, Callable[[bytes], Logit]]] = {
         "OpenVINO": _openvino,
     },
     ".tflite": {
-        "LiteRT with XNNPACK": _litert("BUILTIN"),
-        "LiteRT without XNNPACK": _litert("BUILTIN_WITHOUT_DEFAULT_DELEGATES"),
+        "LiteRT with XNNPACK": litert("BUILTIN"),
+        "LiteRT without XNNPACK": litert("BUILTIN_WITHOUT_DEFAULT_DELEGATES"),
     },
 }
 """Suffix of a file -> name of another way to run it -> function that loads it for that way."""

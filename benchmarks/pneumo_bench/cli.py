@@ -428,6 +428,25 @@ def web(
     _publish(output, "web", record, web_tables(record))
 
 
+@app.command()
+def web_agreement(
+    films: Annotated[
+        list[Path], typer.Option(metavar="DIR", help="Folder of JPEG films; repeatable, and each gives as many.")
+    ],
+    model: Judge = None,
+    number: Annotated[int, typer.Option(min=1, help="Films that are judged, of all folders together.")] = 500,
+    output: Output = None,
+) -> None:
+    """Compares the answers of the page of pneumo-web in Chromium with those of pneumo-infer."""
+    from pneumo_bench.output import make_folder
+    from pneumo_bench.web_agreement import compare_web, web_agreement_table
+
+    if output is not None:
+        make_folder(output)
+    record = compare_web(bundle=model, folders=films, films=number)
+    _publish(output, "agreement", record, [web_agreement_table(record)])
+
+
 def _films_named(run_folder: Path | None, data: list[str] | None) -> Split:
     """Returns the validation films of a run, or the films of test splits."""
     from pneumo_bench.accuracy import test_split, validation_split

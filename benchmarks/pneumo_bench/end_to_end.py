@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from packaging.requirements import Requirement
 from PIL import Image
 
 import pneumo_edge
@@ -25,7 +26,7 @@ from pneumo_bench.oneshot import REPEATS
 from pneumo_bench.output import Table, header, machine_notes
 from pneumo_bench.spread import ratio_text, ratios, spread
 from pneumo_edge.bundle import Bundle
-from pneumo_edge.classifier import Classifier
+from pneumo_edge.classifier import ENGINE_ORDER
 from pneumo_edge.command_line import progress
 from pneumo_edge.errors import PneumoError, UsageError
 
@@ -54,14 +55,13 @@ class Way:
 
 
 def find_ways(bundles: Mapping[str, Bundle]) -> list[Way]:
-    """Lists the ways: the file that pneumo-infer would choose, and bare scripts on it and on the fp32 file."""
+    """Lists the ways: pneumo-infer with its best file for each engine, the one it would choose first, and bare scripts
+    on the ONNX files."""
     ways = []
     for name, bundle in bundles.items():
-        with Classifier.load(bundle.folder) as classifier:
-            chosen = classifier.file
-        ways.append(Way(f"{name}/{chosen}", "pneumo", bundle.folder, chosen))
-        files = [file for file in bundle.description.files if file in {"model.onnx", chosen}]
-        ways += [Way(f"bare:{name}/{f}", "bare", bundle.folder, f) for f in files if f.endswith(".onnx")]
+        found = [files[0] for engine in ENGINE_ORDER if (files := bundle.files_of_engine(engine))]
+        ways += [Way(f"{name}/{file}", "pneumo", bundle.folder, file) for file in found]
+        ways += [Way(f"bare:{name}/{file}", "bare", bundle.folder, file) for file in bundle.files_of_engine("onnx")]
     return ways
 
 
@@ -187,10 +187,10 @@ def installed_sizes() -> dict[str, int]:
 
 
 def _needed_by(package: str) -> list[str]:
-    """Returns the normalised names of the packages that a package requires without any extra."""
-    plain = [each for each in requires(package) or () if "extra ==" not in each]
-    names = [re.split(r"[^\w.-]", each, maxsplit=1)[0] for each in plain]
-    return [re.sub(r"[-_.]+", "-", name).lower() for name in names]
+    """Returns the normalised names of the packages that a package requires here without any extra."""
+    needed = map(Requirement, requires(package) or ())
+    here = [each.name for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return [re.sub(r"[-_.]+", "-", name).lower() for name in here]
 
 
 def end_to_end_table(record: Mapping[str, Any]) -> Table:

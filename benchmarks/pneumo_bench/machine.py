@@ -25,6 +25,9 @@ BUSY_STEAL = 0.02
 _TELLING_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """Instructions by which engines choose their int8 and float kernels, on x86-64 and on 64-bit Arm."""
 
+_SHOWN_AS = {"avx2": ("avx2",), "avx_vnni": ("avx2", "avx_vnni")}
+"""PNEUMO_BENCH_AS -> what benchmarks/as_older_processor.c leaves of these instructions."""
+
 
 def describe_machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Returns processor, cores, governor, memory in bytes, system, and the versions of the packages found."""
@@ -32,10 +35,15 @@ def describe_machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     versions = {"python": platform.python_version()} | installed_versions(packages)
     facts = _cpuinfo()
     flags = (facts.get("flags") or facts.get("Features") or "").split()
+    shown_as = os.environ.get("PNEUMO_BENCH_AS") if "as_older_processor" in os.environ.get("LD_PRELOAD", "") else None
+    if shown_as is not None:
+        flags = [flag for flag in flags if flag in _SHOWN_AS[shown_as]]
     return {
         "processor": facts.get("model name") or _board() or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "instructions": [flag for flag in _TELLING_FLAGS if flag in flags],
+        # None: the instructions are all that the processor has.
+        "shown_as": shown_as,
         "cores": usable_cores(),
         # Virtual machines have none: the host decides.
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),

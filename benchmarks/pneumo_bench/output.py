@@ -46,8 +46,9 @@ def machine_notes(machine: dict[str, Any], load: dict[str, Any]) -> tuple[str, .
     governor = f", governor {machine['governor']}" if machine["governor"] else ""
     versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
     instructions = f" ({', '.join(machine['instructions'])})" if machine["instructions"] else ""
+    shown_as = ", its other instructions hidden" if machine.get("shown_as") else ""
     notes = [
-        f"{machine['processor']}{instructions}, {machine['cores']} cores{governor}, "
+        f"{machine['processor']}{instructions}{shown_as}, {machine['cores']} cores{governor}, "
         f"{machine['memory'] / 2**30:.1f} GiB, {machine['system']}; {versions}; "
         f"load average {load['load_average_before']} before, {load['load_average_after']} after; "
         f"others took {load['others_share']:.1%} of the processor time"

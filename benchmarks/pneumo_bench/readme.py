@@ -30,8 +30,8 @@ SITES = {
 NOT_SEEN = "sites/sites.json"
 """Result of `pneumo-bench sites`: how good the recipe is at sites that training has not seen."""
 
-LARGEST = ("onnxruntime", "numpy", "pillow")
-"""Packages of the base install that take most of the disk."""
+LARGEST = 3
+"""Packages of the base install that are named, those that take most of the disk."""
 
 MEASURES = ("AUC", "accuracy", "sensitivity", "specificity", "ECE")
 
@@ -151,12 +151,14 @@ def footprint(results: Path) -> str:
     [cold] = [each for each in measured["results"] if each["name"] == name and each["mode"] == "cold"]
     times = read_result(results / "bench" / "latency.json")["results"]
     [time] = [each for each in times if each["name"] == name and each["threads"] == 1]
-    base = ", ".join(f"{package} {measured['install'][package] / 1e6:.0f}" for package in LARGEST)
+    install = measured["install"]
+    largest = sorted(install.keys() - {"total"}, key=install.__getitem__, reverse=True)[:LARGEST]
+    base = ", ".join(f"{package} {install[package] / 1e6:.0f}" for package in largest)
     rows = {
         "size of the file": f"{time['bytes'] / 1e6:.1f} MB",
         "time for one film against ResNet50 in float32, one thread": _one_in(time["p50_ratio"]["median"]),
         "memory of `pneumo-infer film.png` at its peak": f"{cold['peak_rss']['median'] / 1e6:.0f} MB",
-        f"base install on the disk ({base})": f"{measured['install']['total'] / 1e6:.0f} MB",
+        f"base install on the disk ({base})": f"{install['total'] / 1e6:.0f} MB",
     }
     return "\n".join([row((f"`{name}`", "")), row(("---", "---:")), *map(row, rows.items())])
 

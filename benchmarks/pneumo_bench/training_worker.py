@@ -15,8 +15,8 @@ import numpy as np
 
 from pneumo_bench.process import answer
 from pneumo_edge.bundle import LABELS
-from pneumo_train.allocator import keep_freed_memory
 from pneumo_train.augment import augment
+from pneumo_train.tuning import choose_kernels, keep_freed_memory
 
 if TYPE_CHECKING:
     import keras
@@ -41,6 +41,7 @@ def time_training(way: str, data: str, backbone: str, size: int, epochs: int, ba
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if way == OURS:
         keep_freed_memory()
+        choose_kernels(backbone)
     model = _build(backbone, size)
     train = _ours if way == OURS else _usual
     start = time.perf_counter()

@@ -8,14 +8,14 @@ import http.server
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pneumo_bench.inputs import open_bundles, sample_films
 from pneumo_bench.machine import Watch, describe_machine
@@ -26,14 +26,22 @@ from pneumo_edge.overlay import glow_layer
 from pneumo_export.npm import PACKAGES
 from pneumo_export.web import write_web
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+Browsers: TypeAlias = "Callable[[], Browser]"
+
 _WARM_UP = 3
 """Films of each kind before anything is measured."""
+
+_LAYER = 720
+"""Pixels of the longer side of a heatmap in the page: `LONG_SIDE` in heat.js."""
 
 _PATIENCE = 120.0
 """Seconds for one answer, on a machine of any speed."""
 
 _JUDGE = """async ({ bytes, name }) => {
-  const api = await import(new URL("api.js", location.href).href);
+  const api = await import(new URL("api.js", document.querySelector("script[type=module]").src));
   const blob = await (await fetch(bytes)).blob();
   const file = new File([await blob.arrayBuffer()], name);
   const start = performance.now();
@@ -55,7 +63,37 @@ class _Films(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def _served(folder: Path) -> Iterator[str]:
+def driven() -> Iterator[Browsers]:
+    """Gives what opens Chromium.
+
+    Raises:
+        MissingExtraError: Playwright is not installed.
+        PneumoError: There is no Chromium.
+    """
+    if find_spec("playwright") is None:
+        raise MissingExtraError("playwright", "bench", "driving a browser")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise PneumoError("there is no Chromium here: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
+        yield functools.partial(playwright.chromium.launch, executable_path=chromium, args=flags)
+
+
+@contextmanager
+def blank(browsers: Browsers) -> Iterator[Page]:
+    """An empty page in a browser of its own, which knows nothing yet."""
+    with browsers() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(1e3 * _PATIENCE)
+        yield page
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a folder, as a plain file server has it."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Films, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -78,6 +116,17 @@ def _largest_renderer(process: Any) -> int:
     return max(found)
 
 
+def _judged(classifier: Classifier, path: Path) -> dict[str, float]:
+    """Judges a film and draws its heatmap as large as the page does; returns milliseconds and the probability."""
+    start = time.perf_counter()
+    prediction = classifier.predict(path)
+    width, height = (1, 1) if prediction.region is None else (prediction.region.width, prediction.region.height)
+    scale = _LAYER / max(width, height)
+    glow_layer((round(width * scale), round(height * scale)), prediction)
+    whole = 1e3 * (time.perf_counter() - start)
+    return {**prediction.milliseconds, "whole": whole, "probability": prediction.probability}
+
+
 def measure_web(*, bundle: Path | None, folder: Path | None, films: int, rounds: int) -> dict[str, Any]:
     """Builds the page, opens it and has it judge films; returns what `web.json` holds.
 
@@ -91,20 +140,13 @@ def measure_web(*, bundle: Path | None, folder: Path | None, films: int, rounds:
         MissingExtraError: Playwright is not installed.
         PneumoError: There is no Chromium, or the page gives no verdict.
     """
-    if find_spec("playwright") is None:
-        raise MissingExtraError("playwright", "bench", "driving a browser")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        raise PneumoError("there is no Chromium here: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
     watch = Watch()
     [(_, found)] = open_bundles([] if bundle is None else [bundle]).items()
     with (
         TemporaryDirectory(prefix="pneumo-bench-") as scratch,
         sample_films(folder, films) as (paths, what),
         Classifier.load(bundle, engine="tflite", threads=1) as classifier,
-        sync_playwright() as playwright,
+        driven() as chromium,
     ):
         site = Path(scratch) / "site"
         files = write_web(found, site)
@@ -112,39 +154,31 @@ def measure_web(*, bundle: Path | None, folder: Path | None, films: int, rounds:
             shutil.copy(path, site / f"film{n}")
         own = import_module("psutil").Process()
         cold, native, web, memory = [], [], [], [0]
-        with _served(site) as address:
+        with served(site) as address:
             for _ in range(rounds):
-                browser = playwright.chromium.launch(
-                    executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
-                )
-                page = browser.new_page()
-                page.set_default_timeout(1e3 * _PATIENCE)
-                start = time.perf_counter()
-                page.goto(address, wait_until="commit")
-                page.set_input_files("#file", str(paths[0]))
-                page.locator("#verdict").wait_for()
-                cold.append(time.perf_counter() - start)
-                for turn in range(_WARM_UP + len(paths)):
-                    n = turn % len(paths)
-                    timed = page.evaluate(_JUDGE, {"bytes": f"film{n}", "name": paths[n].name})
-                    begin = time.perf_counter()
-                    prediction = classifier.predict(paths[n])
-                    # As large as the page draws it.
-                    scale = 720 / max(prediction.region.width, prediction.region.height) if prediction.region else 1.0
-                    region = prediction.region
-                    size = (720, 720) if region is None else (round(region.width * scale), round(region.height * scale))
-                    glow_layer(size, prediction)
-                    whole = 1e3 * (time.perf_counter() - begin)
-                    if turn >= _WARM_UP:
-                        web.append(timed | {"film": paths[n].name})
-                        native.append(prediction.milliseconds | {"whole": whole, "probability": prediction.probability})
-                    memory.append(_largest_renderer(own))
-                browser.close()
+                with blank(chromium) as page:
+                    start = time.perf_counter()
+                    page.goto(address, wait_until="commit")
+                    # As soon as anybody could choose a film.
+                    page.locator("#choose:not(:empty)").wait_for()
+                    page.set_input_files("#file", str(paths[0]))
+                    page.locator("#verdict").wait_for()
+                    cold.append(time.perf_counter() - start)
+                    # What it keeps for use without a network is fetched now.
+                    page.evaluate("navigator.serviceWorker.ready.then(() => {})")
+                    for turn in range(_WARM_UP + len(paths)):
+                        n = turn % len(paths)
+                        timed = page.evaluate(_JUDGE, {"bytes": f"film{n}", "name": paths[n].name})
+                        bare = _judged(classifier, paths[n])
+                        if turn >= _WARM_UP:
+                            web.append(timed)
+                            native.append(bare)
+                        memory.append(_largest_renderer(own))
     sizes = {
         "files": len(files),
         "bytes": sum(map(len, files.values())),
         "bytes_packed": sum(len(gzip.compress(data, 6)) for data in files.values()),
-        "model_bytes_packed": len(gzip.compress(files[classifier.file], 6)),
+        "model_bytes_packed": len(gzip.compress(found.read_file(classifier.file), 6)),
     }
     middle = {
         side: {part: median(row[part] for row in rows) for part in ("read", "infer", "whole")}

@@ -58,7 +58,10 @@ def open_backend(engine: str, model: bytes, size: int, threads: int, name: str) 
 
 class _Onnx:
     def __init__(self, model: bytes, size: int, threads: int, name: str) -> None:
-        import onnxruntime
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingExtraError("onnxruntime", "onnx", f"{name}: an ONNX model") from None
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pneumo_edge.errors import ImageError
-from pneumo_edge.levels import DeepFilm, film_range
+from pneumo_edge.levels import DeepFilm, film_range, look_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,15 +68,22 @@ def to_eight_bits(deep: Deep, name: str) -> Image.Image:
     # Eight bits keep their values, whatever they were packed in.
     low, high = (0.0, 255.0) if colours.dtype == np.uint8 else film_range(seen)
     scale = 255.0 / (high - low) if high > low else 1.0
-    eight = np.empty(colours.shape, np.uint8)
-    for at in range(0, len(colours), _ROWS):
-        levels = (colours[at : at + _ROWS].astype(np.float64) - low) * scale
-        levels = np.rint(levels, out=levels).clip(0, 255)
-        if deep.white_is_zero:
-            levels = 255 - levels
-        if opacity is not None and deep.opacity:
-            levels = np.rint(levels * (opacity[at : at + _ROWS, :, np.newaxis] / deep.opacity).clip(0, 1))
-        eight[at : at + _ROWS] = levels
+
+    def levels_of(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        levels: npt.NDArray[np.float64] = np.rint((values.astype(np.float64) - low) * scale).clip(0, 255)
+        return 255 - levels if deep.white_is_zero else levels
+
+    if opacity is None and colours.dtype.kind in "iu" and colours.dtype.itemsize <= 2:
+        # Each of the 65,536 values once.
+        every = np.arange(np.iinfo(colours.dtype).min, np.iinfo(colours.dtype).max + 1)
+        eight = look_up(levels_of(every).astype(np.uint8), colours, int(every[0]))
+    else:
+        eight = np.empty(colours.shape, np.uint8)
+        for at in range(0, len(colours), _ROWS):
+            levels = levels_of(colours[at : at + _ROWS])
+            if opacity is not None and deep.opacity:
+                levels = np.rint(levels * (opacity[at : at + _ROWS, :, np.newaxis] / deep.opacity).clip(0, 1))
+            eight[at : at + _ROWS] = levels
     return Image.fromarray(eight if deep.colours == 3 else eight[:, :, 0])
 
 

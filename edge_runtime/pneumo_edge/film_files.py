@@ -64,7 +64,16 @@ def _raise(error: OSError) -> None:
 def films_in(
     folder: str, *, recursive: bool = True, leave_out: str = "", skip: Callable[[OSError], None] = _raise
 ) -> Iterator[str]:
-    """Yields the films in a folder, sorted by name in each folder. Links to folders are not followed.
+    """Yields the films in a folder; takes what `files_in` takes."""
+    return filter(is_film_file, files_in(folder, recursive=recursive, leave_out=leave_out, skip=skip))
+
+
+def files_in(
+    folder: str, *, recursive: bool = True, leave_out: str = "", skip: Callable[[OSError], None] = _raise
+) -> Iterator[str]:
+    """Yields the files in a folder, sorted by name in each folder, but those that nobody put there on purpose.
+
+    Links to folders are not followed.
 
     Args:
         folder: The folder to search.
@@ -77,10 +86,7 @@ def films_in(
         folders[:] = sorted(name for name in folders if not is_left_behind(name)) if recursive else []
         if unwanted:
             folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) != unwanted]  # noqa: PTH118
-        for file in sorted(files):
-            path = os.path.join(parent, file)  # noqa: PTH118
-            if not is_left_behind(file) and is_film_file(path):
-                yield path
+        yield from (os.path.join(parent, file) for file in sorted(files) if not is_left_behind(file))  # noqa: PTH118
 
 
 def files_like(pattern: str) -> list[str]:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+Doubles: TypeAlias = npt.NDArray[np.float64]
+
+MOST_LEVELS = 1 << 16
+"""Most whole numbers, from the smallest to the largest, that are counted or looked up one by one."""
+
+_AT_A_TIME = 1 << 16
+"""Values that are converted at a time: their 8-byte numbers stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +58,56 @@ def film_range(values: npt.NDArray[Any]) -> tuple[float, float]:
         values: Any shape and number type, not empty, finite. The search takes as much memory again.
     """
     tail = int(TAIL * values.size)
-    ordered = np.partition(values, (tail, values.size - 1 - tail), axis=None)
-    # Sorted outwards. float64 holds every value of up to 32 bits, and differences do not wrap.
-    darkest = np.sort(ordered[: tail + 1])[::-1].astype(np.float64)
-    lightest = np.sort(ordered[values.size - 1 - tail :]).astype(np.float64)
+    darkest, lightest = _counted_tails(values, tail) or _sorted_tails(values, tail)
     span = lightest[0] - darkest[0]
     if not span:
         return float(darkest[-1]), float(lightest[-1])
     return _follow(darkest, span), _follow(lightest, span)
+
+
+def _sorted_tails(values: npt.NDArray[Any], tail: int) -> tuple[Doubles, Doubles]:
+    """Returns the smallest values from the one with `tail` below it outwards, and the largest in the same way."""
+    ordered = np.partition(values, (tail, values.size - 1 - tail), axis=None)
+    # float64 holds every value of up to 32 bits, and differences do not wrap.
+    darkest = np.sort(ordered[: tail + 1])[::-1].astype(np.float64)
+    return darkest, np.sort(ordered[values.size - 1 - tail :]).astype(np.float64)
+
+
+def _counted_tails(values: npt.NDArray[Any], tail: int) -> tuple[Doubles, Doubles] | None:
+    """Returns the same as `_sorted_tails`, each value once and sooner; None for numbers too far apart."""
+    if values.dtype.kind not in "iu":
+        return None
+    lowest, highest = int(values.min()), int(values.max())
+    if highest - lowest >= MOST_LEVELS:
+        return None
+    counts = np.zeros(highest - lowest + 1, np.int64)
+    flat = values.reshape(-1)
+    for at in range(0, flat.size, _AT_A_TIME):
+        part = flat[at : at + _AT_A_TIME]
+        counts += np.bincount(np.subtract(part, lowest, dtype=np.int64), minlength=len(counts))
+    up_to = np.cumsum(counts)
+    there = np.flatnonzero(counts)
+    darkest = there[there <= np.searchsorted(up_to, tail, side="right")][::-1]
+    lightest = there[there >= np.searchsorted(up_to, values.size - 1 - tail, side="right")]
+    return (darkest + lowest).astype(np.float64), (lightest + lowest).astype(np.float64)
+
+
+def look_up(table: npt.NDArray[Any], values: npt.NDArray[np.integer[Any]], lowest: int = 0) -> npt.NDArray[Any]:
+    """Returns `table[values - lowest]`.
+
+    Args:
+        table: One entry for each value from `lowest` to the largest.
+        values: Shape (H, ...), whole numbers.
+        lowest: Value of the first entry.
+    """
+    found = np.empty(values.shape, table.dtype)
+    # Some rows at a time: NumPy makes 8-byte indices of what it looks up, half a gigabyte for the largest films.
+    rows = max(1, _AT_A_TIME * len(values) // max(values.size, 1))
+    for at in range(0, len(values), rows):
+        part = values[at : at + rows]
+        # Nothing is out of range; "clip" only saves a copy.
+        np.take(table, np.subtract(part, lowest, dtype=np.int64), out=found[at : at + rows], mode="clip")
+    return found
 
 
 def _follow(tail: npt.NDArray[np.float64], span: float) -> float:

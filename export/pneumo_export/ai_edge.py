@@ -17,7 +17,7 @@ from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
 from pneumo_edge.command_line import progress
 from pneumo_edge.preprocess import Pixels
-from pneumo_export.quantise import quiet
+from pneumo_export.quiet import quiet
 
 OPERATIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MAX_POOL_2D", "PAD", "PADV2")
 """Become int8, where the recipe takes them."""

@@ -29,7 +29,7 @@ def model_card(
         config: `config.json` of the run.
         metrics: `metrics.json` of the run.
         parity: `parity.json` of the export.
-        elsewhere: `sites.json` of pneumo-bench sites: the same recipe where it has not been; None where unknown.
+        elsewhere: `sites.json` of pneumo-bench sites: results of the same recipe at sites left out; None if unknown.
     """
     calibration, provenance = description.calibration, description.provenance
     default = description.default_operating_point
@@ -71,9 +71,9 @@ chest X-rays with the label PNEUMONIA from those with the label NORMAL.
 Education and research: how a classifier is trained, quantised, calibrated and measured, and what it can and cannot do.
 
 ## Out of scope
-Diagnosis, triage or treatment of anybody. Whom it was never shown (below). Lateral films, other body parts, CT. Any
-other disease: a film that is not NORMAL need not be pneumonia. The verdict is withheld where the picture does not look
-like the training films, but that check is no proof.
+Diagnosis, triage or treatment of anybody. People whom it was never shown (see below). Lateral films, other body parts,
+CT. Any other disease: a film that is not NORMAL need not be pneumonia. The verdict is withheld where the picture does
+not look like the training films, but that check proves nothing.
 
 ## Whom it knows
 {_population(description)}
@@ -88,8 +88,8 @@ Started from {config.started_from}. {config.epochs} epochs at most, batches of {
 Trained on {config.trained}.
 
 ## How good it is
-The Keras model at the `{default}` operating point, with 95 % intervals bootstrapped by patient. {measured} One
-calibration and one threshold for all sites; the mean gives each site the same say.
+The Keras model at the `{default}` operating point, with 95 % intervals bootstrapped by patient. {measured} All
+sites share one calibration and one threshold; in the mean each site counts the same.
 
 | films | site | n | AUC | accuracy | sensitivity | specificity | calibration error |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -105,7 +105,7 @@ Each file on the {parity["validation_films"]} validation films, run by the engin
 {files}
 
 ## Operating points
-Chosen on validation films, clean and perturbed together, each site with the same say.
+Chosen on validation films, clean and perturbed together; each site counts the same.
 
 | name | threshold | sensitivity | specificity |
 | --- | --- | --- | --- |
@@ -113,7 +113,8 @@ Chosen on validation films, clean and perturbed together, each site with the sam
 
 ## Calibration and prevalence
 probability = sigmoid({calibration.scale:.4f} x logit {calibration.offset:+.4f}). It holds where
-{calibration.prevalence:.1%} of the films show pneumonia; `--prevalence` moves it. What a verdict is worth elsewhere:
+{calibration.prevalence:.1%} of the films show pneumonia; elsewhere, state the share
+with `--prevalence`. How often a verdict is right (PPV of PNEUMONIA, NPV of NORMAL) depends on that share:
 
 | share with pneumonia | PPV | NPV |
 | --- | --- | --- |
@@ -121,12 +122,12 @@ probability = sigmoid({calibration.scale:.4f} x logit {calibration.offset:+.4f})
 
 ## Limits
 {_places(provenance.sites)} At another place sensitivity and specificity will differ, and must be measured there before
-anyone relies on them. Labels were read from films, not proven by culture. Markers, tubes and exposure may have taught
-the network more than lungs did.
+anyone relies on them. Labels were read from films, not proven by culture. The network may have learned from markers,
+tubes and exposure more than from lungs.
 
 ## Licences
-Code: Apache-2.0. Weights: they were learned from films with terms of their own, which go with them: {terms}
-Weights the backbone started from: {find_backbone(config.backbone).licence if config.weights != "none" else "none."}
+Code: Apache-2.0. Weights: the terms of the films that they were learned from hold for them too: {terms}
+Weights that training started from: {find_backbone(config.backbone).licence if config.weights != "none" else "none."}
 """
 
 
@@ -159,7 +160,7 @@ def _population(description: Description) -> str:
 def never_shown(sites: Sequence[Site]) -> str:
     """Returns a plain paragraph on what a model has not seen, from what its sites state of themselves."""
     if not sites:
-        return "Whom its training films show is not stated: nothing can be said of whom it was never shown."
+        return "It is not stated whom its training films show, so nobody can say whom it was never shown."
     names = [site.name for site in sites]
     text = [f"It has never been shown a film of any place but {_listed(names)}."]
     aged = [site for site in sites if site.ages]
@@ -167,7 +168,7 @@ def never_shown(sites: Sequence[Site]) -> str:
         low, high = min(s.ages.low for s in aged if s.ages), max(s.ages.high for s in aged if s.ages)
         text.append(
             f"Where ages are known ({_listed([s.name for s in aged])}) it has seen people of {low:g} to {high:g} "
-            "years, and next to nobody younger or older."
+            "years, and hardly anybody younger or older."
         )
         if low >= _GROWN_UP:
             text.append("Children are not among them.")
@@ -178,7 +179,7 @@ def never_shown(sites: Sequence[Site]) -> str:
         text.append(f"The ages of {_listed(unaged)} are not stated.")
     views = sorted({view for site in sites for view in site.views})
     if views:
-        text.append(f"The views that are stated are {_listed(views)}; it has been shown no other on purpose.")
+        text.append(f"The views that are stated are {_listed(views)}; no other was shown to it on purpose.")
     else:
         text.append("Views are not stated; the films are meant to be frontal.")
     return " ".join(text)
@@ -223,7 +224,7 @@ def _one_class_row(title: str, site: str, m: Mapping[str, Any], default: str) ->
 
 
 def _elsewhere(metrics: dict[str, Any], record: Mapping[str, Any] | None, default: str) -> str:
-    """Returns what is known of places that taught nothing: the same recipe without each site, or this run's own."""
+    """Returns the results at sites that were left out of training: by `sites.json`, or those of this run."""
     head = ["| site | n | AUC | sensitivity | specificity |", "| --- | --- | --- | --- | --- |"]
     if record:
         rows = []
@@ -248,8 +249,8 @@ def _elsewhere(metrics: dict[str, Any], record: Mapping[str, Any] | None, defaul
             _elsewhere_row(site, str(m["n"]), m["auc"], m["operating_points"][default])
             for site, m in left_out["sites"].items()
         ]
-        return "\n".join(["Films of a site that nothing was learned from:", "", *head, *rows, ""])
-    return "How good it is at a place that it has not learned from has not been measured.\n"
+        return "\n".join(["Films of a site that was left out of training:", "", *head, *rows, ""])
+    return "How good it is at a site that it has not learned from has not been measured.\n"
 
 
 def _elsewhere_row(site: str, n: str, auc: dict[str, float], at: Mapping[str, Any]) -> str:
@@ -257,7 +258,7 @@ def _elsewhere_row(site: str, n: str, auc: dict[str, float], at: Mapping[str, An
 
 
 def _pointing(metrics: dict[str, Any], description: Description) -> str:
-    """Returns how well the heatmap points, where there are boxes to tell."""
+    """Returns how well the heatmap points into radiologists' boxes, if any film has one."""
     part = "test" if metrics.get("test") else "validation"
     pointing = metrics[part].get("pointing")
     if not pointing or not pointing["sites"]:

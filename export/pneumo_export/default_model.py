@@ -26,9 +26,7 @@ def install(bundle_folder: Path, target: Path = DEFAULT_BUNDLE) -> None:
     bundle = read_bundle(bundle_folder)
     description = bundle.description
     if "phantom" in description.provenance.data:
-        raise UsageError(
-            f"{bundle_folder} was trained on phantoms: the model that comes with pneumo has seen real films"
-        )
+        raise UsageError(f"{bundle_folder} was trained on phantoms: give a bundle that has learned from real films")
     small = {name: file for name, file in description.files.items() if file.precision == "int8"}
     if not small:
         raise UsageError(f"{bundle_folder} has no int8 file: export the run with --int8")

@@ -41,6 +41,7 @@ from pneumo_export.standard import standard_failures
 from pneumo_train.perturb import perturb_all
 from pneumo_train.run import Config, Films, Run, RunFilms
 from pneumo_train.split import TEST, TRAIN, VALIDATION
+from pneumo_train.surroundings import load_keras
 from pneumo_train.train import versions
 
 NOVELTY_FILMS = 1000
@@ -91,15 +92,16 @@ def export_run(
     Raises:
         RunError, UsageError, MissingExtraError: The message is one sentence, and nothing is written.
     """
-    from pneumo_export.graph import quantisable_blocks
-    from pneumo_train.explain import explained
-    from pneumo_train.inference import outputs_of
-
     run = Run(folder, data)
     config, metrics = run.config, run.metrics
     if output.exists() and not force:
         raise UsageError(f"{output} exists already: replace it with --force, or give another --output")
     _ = run.model_path
+    load_keras()
+    from pneumo_export.graph import quantisable_blocks
+    from pneumo_train.explain import explained
+    from pneumo_train.inference import outputs_of
+
     say("reading the films")
     films = run.films
     check_apart(films, folder)
@@ -109,7 +111,7 @@ def export_run(
     if warning:
         say(f"warning: {warning}")
     if int8 and len(chosen) < calibration_films - 1:
-        say(f"warning: there are only {len(chosen)} training films, half of each class, for the ranges of int8")
+        say(f"warning: only {len(chosen)} training films, half of each class, set the int8 ranges")
 
     say("building the graph")
     reference, model = _build(run, train)
@@ -220,7 +222,7 @@ def check_apart(films: RunFilms, run: Path) -> None:
             if identity in judged:
                 raise RunError(
                     f"{films.files[i].path} is in the training split of {run} and its {identity[0]} in "
-                    f"{judged[identity]} too: what calibrates must not be judged, train again"
+                    f"{judged[identity]} too: films that set the int8 ranges must not be judged, so train it again"
                 )
 
 

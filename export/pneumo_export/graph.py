@@ -91,7 +91,10 @@ def fold(model: keras.Model, backbone: str) -> keras.Model:
         if layer.name in folded or (grey and layer.name == "grey_to_rgb"):
             return keras.layers.Identity(name=layer.name)
         if grey and layer.name == "normalise":
-            return keras.layers.Rescaling(entry.scale, entry.offset[0], name=layer.name)
+            # Of four axes: with plain numbers ONNX Runtime multiplies and adds pixel by pixel where the last axis is 1,
+            # 0.75 ms of 3.6 ms for EfficientNet-Lite0 at 160 pixels.
+            scale, offset = (np.full((1, 1, 1, 1), number, np.float32) for number in (entry.scale, entry.offset[0]))
+            return keras.layers.Rescaling(scale, offset, name=layer.name)
         config = layer.get_config()
         if not isinstance(layer, keras.layers.Layer):
             # Keras numbers operations anew in each process: those of the file must not meet those that are added here.
@@ -129,7 +132,10 @@ def _batch_norm_after_convolution(model: keras.Model) -> dict[str, str]:
             continue
         before = convolution_before(layer)
         if before is None:
-            raise RunError(f"the batch-norm {layer.name} cannot be folded: this network cannot be exported")
+            raise RunError(
+                f"the batch-norm layer {layer.name} does not follow a convolution, so this network cannot be exported: "
+                "train another --backbone"
+            )
         found[layer.name] = before.name
     return found
 

@@ -6,14 +6,10 @@ they stand in the names of ONNX nodes and of TFLite tensors, so one list says fo
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
 import math
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +18,7 @@ from typing import Any
 from pneumo_edge.command_line import progress
 from pneumo_edge.errors import MissingExtraError
 from pneumo_edge.preprocess import Pixels
+from pneumo_export.quiet import quiet
 from pneumo_export.standard import sort_nodes
 
 Quantise = Callable[[Collection[str]], bytes]
@@ -131,22 +128,6 @@ def _pattern(layers: Collection[str]) -> str:
 
 def _names(layers: Collection[str]) -> Any:
     return re.compile(_pattern(layers)).search
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The quantisers print advice for their developers."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-            warnings.catch_warnings(action="ignore"),
-        ):
-            yield
-    finally:
-        logging.disable(level)
 
 
 def float_share(model: bytes, name: str) -> float:

@@ -9,7 +9,8 @@ import gzip
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,6 +27,7 @@ from pneumo_export.npm import PACKAGES, fetch
 
 _SHARED = Path(preprocess.__file__).parent / "serve" / "page"
 _OWN = Path(__file__).parent / "web_page"
+_PAGE = "index.html"
 _WORKER = "service-worker.js"
 
 _POLICY = (
@@ -48,7 +50,7 @@ def write_web(bundle: Bundle, output: Path) -> dict[str, bytes]:
         output: The folder.
 
     Returns:
-        Name -> bytes of all that it holds.
+        Path -> bytes of all that it holds.
 
     Raises:
         BundleError: There is no such file, or it was changed.
@@ -58,8 +60,9 @@ def write_web(bundle: Bundle, output: Path) -> dict[str, bytes]:
     check_output(output)
     files = _files(bundle)
     with replacing_folder(output) as folder:
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
+        for path, data in files.items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_bytes(data)
     return files
 
 
@@ -71,14 +74,25 @@ def _files(bundle: Bundle) -> dict[str, bytes]:
     files = own_modules()
     files[CATALOGUE.name] = CATALOGUE.read_bytes()
     files["legend.png"] = _legend()
-    files["index.html"] = _page(files["index.html"].decode()).encode()
     files["constants.json"] = json.dumps(constants(model)).encode()
     files[DESCRIPTION] = (bundle.folder / DESCRIPTION).read_bytes()
     files[model] = bundle.read_file(model)
     for package in PACKAGES:
         files |= fetch(package)
-    files[_WORKER] = _service_worker(files)
-    return files
+    version = _hash(json.dumps({name: _hash(data) for name, data in sorted(files.items())}).encode())[:16]
+    page, worker = files.pop(_PAGE), files.pop(_WORKER)
+    # A folder for each version: whatever answers, a page has all its files from the version that its index.html names.
+    files = {f"{version}/{name}": data for name, data in files.items()}
+    # The last one, as the service worker has to take it.
+    files[_PAGE] = _page(page.decode(), version, files).encode()
+    known = {path: _hash(data) for path, data in files.items()}
+    lines = {"FILES": known, "VERSION": version, "POLICY": _POLICY}
+    head = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in lines.items())
+    return files | {_WORKER: head.encode() + worker}
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def own_modules() -> dict[str, bytes]:
@@ -87,14 +101,25 @@ def own_modules() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for place in (_SHARED, _OWN) for file in sorted(place.iterdir())}
 
 
-def _page(page: str) -> str:
-    """Returns the page of pneumo-serve, which says of itself what a server says in headers."""
+def _page(page: str, version: str, files: Collection[str]) -> str:
+    """Returns the page of pneumo-serve, which says of itself what a server says in headers, and names its version."""
     told = f'{_HEAD}  <meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
     told += '  <meta name="referrer" content="no-referrer">\n  <link rel="manifest" href="manifest.webmanifest">\n'
+    # All at once: without this each is found only when the one before it has come.
+    told += "".join(f'  <link rel="modulepreload" href="{name}">\n' for name in _modules(files))
     changed = page.replace('<html lang="en">', '<html lang="en" data-judge="browser">', 1).replace(_HEAD, told, 1)
     if 'data-judge="browser"' not in changed or "manifest" not in changed:
         raise AssertionError("index.html begins otherwise than it did")
-    return changed
+    return re.sub(
+        r'((?:href|src)=")([\w.-]+)(?=")',
+        lambda at: f"{at[1]}{version}/{at[2]}" if f"{version}/{at[2]}" in files else at[0],
+        changed,
+    )
+
+
+def _modules(files: Collection[str]) -> list[str]:
+    """Returns the paths of all that is imported; LiteRT takes one of its own scripts by itself."""
+    return [path for path in files if path.endswith(".js") and "_wasm_" not in path]
 
 
 def constants(model: str) -> dict[str, Any]:
@@ -127,22 +152,13 @@ def _legend() -> bytes:
     return file.getvalue()
 
 
-def _service_worker(files: Mapping[str, bytes]) -> bytes:
-    """Returns the service worker, which knows every file by its hash: another file makes it another worker."""
-    known = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items()) if name != _WORKER}
-    version = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-    lines = {"FILES": known, "VERSION": version, "POLICY": _POLICY}
-    head = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in lines.items())
-    return head.encode() + files[_WORKER]
-
-
 def check_output(output: Path) -> None:
     """Raises `UsageError` for a folder that holds what is not ours."""
     if not output.exists():
         return
     if not output.is_dir():
         raise UsageError(f"{output} is a file: give a folder")
-    there = {path.name for path in output.iterdir()}
+    there = {path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir()}
     worker = output / _WORKER
     ours = worker.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if worker.is_file() else ""
     known = (

@@ -23,6 +23,7 @@ from pneumo_edge.errors import DataError, PneumoError, RunError, UsageError
 from pneumo_train.films import FilmFile
 from pneumo_train.run import FORMAT_VERSION, METRICS, Config, Run, write_config, write_rows
 from pneumo_train.split import LEFT_OUT, VALIDATION, write_split
+from tiny_backbone import with_tiny_backbone
 
 pytest.importorskip("sklearn", reason="needs the train extra")
 pytest.importorskip("psutil", reason="needs the bench extra")
@@ -222,10 +223,10 @@ def test_what_is_finished_is_not_trained_again(
         train_without(folders, ["a"], [], resume=True)
 
 
-def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pneumo_bench.cli", "sites", *map(str, arguments)],
-        capture_output=True, text=True, check=False,
+        env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -247,13 +248,14 @@ def test_bad_usage_is_one_sentence(arguments: list[str], words: str, tmp_path: P
     assert "Traceback" not in done.stderr
 
 
-def test_two_sites_from_films_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_sites_from_films_to_the_table(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow", reason="training needs TensorFlow")
     pytest.importorskip("matplotlib", reason="needs the bench extra")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    environment = with_tiny_backbone(tmp_path) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     data, output = draw_sites(tmp_path / "films"), tmp_path / "out"
-    options = (*LABEL_OPTIONS, "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "8")
-    done = command("--data", data, "--output", output, *options)
+    tiny = ("--backbone", "tiny", "--weights", "none", "--size", "64", "--learning-rate", "0.03")
+    options = (*LABEL_OPTIONS, *tiny, "--epochs", "4", "--batch-size", "8")
+    done = command("--data", data, "--output", output, *options, environment=environment)
     assert done.returncode == 0, done.stderr
     record = json.loads((output / "sites.json").read_text())
     assert [result["site"] for result in record["results"]] == ["north", "south"]
@@ -272,7 +274,7 @@ def test_two_sites_from_films_to_the_table(tmp_path: Path, monkeypatch: pytest.M
     with Image.open(output / "sites.png") as figure:
         assert figure.width > 500
     # Once more: nothing is left to train.
-    again = command("--data", data, "--output", output, "--resume", *options)
+    again = command("--data", data, "--output", output, "--resume", *options, environment=environment)
     assert again.returncode == 0, again.stderr
     assert "left out, training" not in again.stderr
     assert json.loads((output / "sites.json").read_text())["mean"] == record["mean"]

@@ -444,6 +444,7 @@ def test_bad_films_are_one_sentence_and_no_bundle(calibrate: Any, tmp_path: Path
         (["--output", "new", "--cost", "10"], "is not two numbers above 0"),
         (["--output", "new", "--sensitivity", "95"], "--sensitivity 95 is not between 0 and 1"),
         (["--plan", "--margin", "0.7"], "--margin 0.7 is not between 0 and 0.5"),
+        (["--plan", "--prevalence", "0"], "a prevalence of 0 is not between 0 and 1"),
     ],
 )
 def test_bad_options_are_one_sentence(calibrate: Any, tmp_path: Path, arguments: list[str], words: str) -> None:

@@ -30,12 +30,10 @@ from PIL import Image, features
 pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
 
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.pixels.processing import apply_modality_lut, apply_windowing  # noqa: E402
 from pydicom.uid import (  # noqa: E402
     MPEG2MPML,
     UID,
-    ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -50,6 +48,7 @@ from pydicom.uid import (  # noqa: E402
     RLELossless,
 )
 
+from dicom_films import compressed, dataset, encode  # noqa: E402
 from places import SHARED  # noqa: E402
 from pneumo_edge import Classifier  # noqa: E402
 from pneumo_edge.bundle import Ages, Provenance, Site  # noqa: E402
@@ -83,44 +82,6 @@ def no_package(name: str) -> None:
 def unit_levels(values: Pixels) -> npt.NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     return np.rint(255 * (values.astype(np.float64) - low) / (high - low)).astype(np.uint8)
-
-
-def dataset(pixels: Pixels, syntax: Any = ExplicitVRLittleEndian, bits: int | None = None, **tags: Any) -> Dataset:
-    """A film with all that a film needs; `tags` replace its elements, None removes them."""
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = syntax
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = ComputedRadiographyImageStorage
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = UID("1.2.3")
-    ds.PatientName, ds.PatientID = "SECRET^NAME", "SECRET-ID"
-    ds.Modality, ds.PatientAge, ds.BodyPartExamined, ds.ViewPosition = "CR", "003Y", "CHEST", "PA"
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.Rows, ds.Columns = pixels.shape
-    ds.BitsAllocated = 8 * pixels.dtype.itemsize
-    ds.BitsStored = bits or ds.BitsAllocated
-    ds.HighBit = ds.BitsStored - 1
-    ds.PixelRepresentation = int(pixels.dtype.kind == "i")
-    ds.PixelData = (pixels.byteswap() if syntax == ExplicitVRBigEndian else pixels).tobytes()
-    ds["PixelData"].VR = "OB" if ds.BitsAllocated == 8 else "OW"
-    for keyword, value in tags.items():
-        if value is None:
-            delattr(ds, keyword)
-        else:
-            setattr(ds, keyword, value)
-    return ds
-
-
-def encode(ds: Dataset) -> bytes:
-    buffer = io.BytesIO()
-    ds.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-def compressed(ds: Dataset, frame: bytes, syntax: UID) -> bytes:
-    ds.file_meta.TransferSyntaxUID = syntax
-    ds.PixelData = encapsulate([frame])
-    ds["PixelData"].VR = "OB"
-    return encode(ds)
 
 
 def read(data: bytes) -> DicomFilm:

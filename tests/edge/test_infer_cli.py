@@ -421,7 +421,7 @@ def test_a_terminal_of_few_letters_gets_escapes(infer: Infer, films: Path, tmp_p
         (["."], "no image named: give a film, a folder of films, or - for standard input"),
         (["a.png", "--model", "none"], "none is not a folder: give the bundle that pneumo-export wrote"),
         (["a.png", "--operating-point", "best"], "has no operating point best: it has balanced, screening"),
-        (["a.png", "--prevalence", "2"], "a prevalence of 2.0 is not between 0 and 1"),
+        (["a.png", "--prevalence", "2"], "a prevalence of 2 is not between 0 and 1"),
         (["a.png", "--engine", "tflite"], "has no file for the engine tflite: export it with that format"),
         (["a.png", "--file", "../model.onnx"], "has no file ../model.onnx: it has model.onnx"),
     ],

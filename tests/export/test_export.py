@@ -327,6 +327,18 @@ def test_float_files_answer_as_keras_and_keep_the_contract(exported: Exported) -
     assert several.heatmap.shape == (3, SIZE // 8, SIZE // 8)
 
 
+def test_normalisation_has_numbers_of_four_axes(exported: Exported) -> None:
+    """With plain ones ONNX Runtime takes sixty times as long for it."""
+    import onnx
+
+    assert exported.bundle is not None
+    graph = onnx.load(exported.bundle / "model.onnx").graph
+    stored = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    normalised = [node for node in graph.node if any("normalise" in output for output in node.output)]
+    assert {node.op_type for node in normalised} == {"Mul", "Add"}
+    assert [stored[name] for node in normalised for name in node.input if name in stored] == [[1, 1, 1, 1]] * 2
+
+
 @pytest.mark.parametrize("head", ["gap", "flatten"])
 def test_int8_files_are_int8_and_close(head: str, exported: Exported, flat: Exported) -> None:
     made = exported if head == "gap" else flat
@@ -684,6 +696,29 @@ def test_the_command_shows_one_table(
     assert shown.out.splitlines()[-1] == str(tmp_path / "bundle")
     assert [p.name for p in (tmp_path / "bundle").glob("model.*")].count("model.onnx") == 1
     assert not (tmp_path / "bundle" / "model.int8.onnx").exists()
+
+
+def test_the_page_comes_with_the_bundle(
+    runs: Path,
+    runtime: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = ["pneumo-export", str(runs / "gap"), "--output", str(tmp_path / "bundle"), "--web", str(tmp_path / "page")]
+    monkeypatch.setattr("sys.argv", [*line, "--formats", "onnx"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "--web needs the TFLite file" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*line, "--formats", "tflite", "--no-int8"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(tmp_path / "bundle"), str(tmp_path / "page")]
+    [version] = (each for each in (tmp_path / "page").iterdir() if each.is_dir())
+    for name in ("model.tflite", "model.json"):
+        assert (version / name).read_bytes() == (tmp_path / "bundle" / name).read_bytes()
 
 
 # --- the gate on numbers

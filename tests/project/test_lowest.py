@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from places import ROOT
 
@@ -84,19 +86,26 @@ draw_phantoms(Path("phantoms"), films=300)
 
 
 def lowest(*extras: str) -> list[str]:
-    """Returns constraints for pip: every lower bound of the base and of some extras, as the version itself."""
-    found = []
-    for group in [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]:
-        for requirement in group:
-            if requirement.startswith("pneumo["):
-                found += lowest(*requirement[len("pneumo[") : -1].split(","))
-                continue
-            name, at_least, rest = requirement.partition(">=")
-            if at_least:
-                version, _, marker = rest.partition(";")
-                pin = f"{name.partition('[')[0]}=={version.partition(',')[0]}"
-                found.append(f"{pin};{marker}" if marker else pin)
-    return sorted(set(found))
+    """Returns constraints for pip: every lower bound of the base and of some extras, as the version itself.
+
+    Where two of them bound the same package, the higher bound holds.
+    """
+    found: dict[str, Requirement] = {}
+    waiting = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
+    while waiting:
+        for requirement in map(Requirement, waiting.pop()):
+            if requirement.name == "pneumo":
+                waiting += [PROJECT["optional-dependencies"][extra] for extra in requirement.extras]
+            elif requirement.marker is None or requirement.marker.evaluate():
+                known = found.get(requirement.name)
+                if known is None or bound(known) < bound(requirement):
+                    found[requirement.name] = requirement
+    return sorted(f"{name}=={bound(requirement)}" for name, requirement in found.items())
+
+
+def bound(requirement: Requirement) -> Version:
+    """Returns the lowest version that a requirement allows."""
+    return next(Version(each.version) for each in requirement.specifier if each.operator in (">=", "=="))
 
 
 def test_every_requirement_has_a_lower_bound() -> None:
@@ -147,12 +156,12 @@ def test_base(wheel: Path, tmp_path: Path) -> None:
     lowest_base = Environment(tmp_path, wheel)
     for command in ("train", "export", "infer", "serve", "bench", "archive"):
         assert "--version" in lowest_base.run(f"pneumo-{command}", "--help")
-    assert lowest_base.verdict("film.png", "--heatmap", "heatmaps")["file"] == "model.int8.onnx"
+    assert lowest_base.verdict("film.png", "--heatmap", "heatmaps")["file"] == "model.int8.tflite"
     assert len(list((tmp_path / "heatmaps").iterdir())) == 1
 
 
-def test_tflite(wheel: Path, tmp_path: Path) -> None:
-    assert Environment(tmp_path, wheel, "tflite").verdict("film.png", "--engine", "tflite")
+def test_onnx(wheel: Path, tmp_path: Path) -> None:
+    assert Environment(tmp_path, wheel, "onnx").verdict("film.png", "--engine", "onnx")
 
 
 def test_dicom(wheel: Path, tmp_path: Path) -> None:

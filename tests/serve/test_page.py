@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromium import CHROMIUM, QUIET, need_chromium, violations
+from chromium import Visit, launched, need_chromium, verdict, violations, visits
 from pneumo_edge import Classifier, Prediction
 from pneumo_edge.bundle import DEFAULT_BUNDLE
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS
@@ -30,12 +30,11 @@ from pneumo_edge.words import CATALOGUE, Words
 
 need_chromium("fastapi")
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, Page, expect  # noqa: E402
 
 from pneumo_train.phantom import draw_phantoms  # noqa: E402
 
 Serve = Callable[..., Any]
-Open = Callable[..., Page]
 
 TOKEN = "0123456789abcdef"  # noqa: S105 - of the tests
 
@@ -56,8 +55,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, Predi
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "Chromium is not installed, and CI must not skip this: apt-get install chromium"
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET) as browser:
+    with launched() as browser:
         yield browser
 
 
@@ -69,48 +67,15 @@ def service(serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Open]:
-    """Opens the page. At the end nothing may have been asked of another host, and nothing said on the console but
-    what the test expects: violations of the content security policy stand there too."""
-    asked: list[str] = []
-    said: list[str] = []
-    expected: list[str] = []
-    homes: list[str] = []
-    with ExitStack() as stack:
-
-        def open_page(address: str, *expect_said: str, touch: bool = False, width: int = 1280, **options: Any) -> Page:
-            context = browser.new_context(
-                viewport={"width": width, "height": 860}, has_touch=touch, is_mobile=touch, **options
-            )
-            stack.callback(context.close)
-            page = context.new_page()
-            page.set_default_timeout(60_000)
-            page.on("request", lambda request: asked.append(request.url))
-            page.on("console", lambda message: said.append(message.text))
-            page.on("pageerror", lambda error: said.append(str(error)))
-            # From the start: a key is quicker than a listener that is added at the moment it is pressed.
-            page.on("filechooser", lambda _: None)
-            homes.append(address)
-            expected.extend(expect_said)
-            page.goto(address)
-            return page
-
-        yield open_page
-    assert [url for url in asked if not url.removeprefix("blob:").startswith(tuple(homes))] == []
-    assert [text for text in said if not any(part in text for part in expected)] == []
-
-
-expect.set_options(timeout=60_000)
+def visit(browser: Browser) -> Iterator[Visit]:
+    with visits(browser) as visit:
+        yield visit
 
 
 def hand_in(page: Page, film: str | Path | list[str | Path]) -> None:
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name=re.compile("a film|Another film")).click()
     chooser.value.set_files(film)
-
-
-def verdict(page: Page, word: str) -> None:
-    expect(page.get_by_role("heading", name=word)).to_be_visible()
 
 
 def picture(page: Page) -> Image.Image:
@@ -132,7 +97,7 @@ def no_sideways_scroll(page: Page) -> bool:
 # ------------------------------------------------------------------------------------------------------ verdicts
 
 
-def test_a_phantom_gets_its_verdict(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+def test_a_phantom_gets_its_verdict(service: Any, visit: Visit, phantoms: dict[str | None, Prediction]) -> None:
     film = phantoms["PNEUMONIA"]
     page = visit(service.address)
     expect(page.get_by_text(NOT_A_DIAGNOSIS)).to_be_in_viewport()
@@ -206,7 +171,7 @@ def test_a_phantom_gets_its_verdict(service: Any, visit: Open, phantoms: dict[st
     expect(page.get_by_text("Drop a chest X-ray here")).to_be_visible()
 
 
-def test_normal_and_withheld(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+def test_normal_and_withheld(service: Any, visit: Visit, phantoms: dict[str | None, Prediction]) -> None:
     page = visit(service.address)
     hand_in(page, phantoms["NORMAL"].path)
     verdict(page, "The model says Normal")
@@ -228,7 +193,7 @@ def test_normal_and_withheld(service: Any, visit: Open, phantoms: dict[str | Non
 
 
 def test_the_slider_lays_the_heatmap_over_the_film(
-    service: Any, visit: Open, phantoms: dict[str | None, Prediction]
+    service: Any, visit: Visit, phantoms: dict[str | None, Prediction]
 ) -> None:
     page = visit(service.address, reduced_motion="reduce")
     hand_in(page, phantoms["PNEUMONIA"].path)
@@ -265,7 +230,7 @@ def test_the_slider_lays_the_heatmap_over_the_film(
     assert on_the_film - on_the_legend <= {(255, 255, 255, 255)}
 
 
-def test_a_region_is_outlined_and_told(serve: Serve, visit: Open, local_bundle: Path, tmp_path: Path) -> None:
+def test_a_region_is_outlined_and_told(serve: Serve, visit: Visit, local_bundle: Path, tmp_path: Path) -> None:
     page = visit(serve("--model", local_bundle).address, reduced_motion="reduce")
     light = np.full((200, 400), 30, np.uint8)
     light[:, 200:] = 220
@@ -307,7 +272,7 @@ def test_a_region_is_outlined_and_told(serve: Serve, visit: Open, local_bundle: 
 # ------------------------------------------------------------------------------------------------ ways to hand in
 
 
-def test_by_keyboard_alone(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+def test_by_keyboard_alone(service: Any, visit: Visit, phantoms: dict[str | None, Prediction]) -> None:
     page = visit(service.address)
     page.get_by_role("heading", name="About the model").wait_for()
 
@@ -355,7 +320,7 @@ def test_by_keyboard_alone(service: Any, visit: Open, phantoms: dict[str | None,
     expect(page.locator("#verdict")).to_be_focused()
 
 
-def test_drop_and_paste(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+def test_drop_and_paste(service: Any, visit: Visit, phantoms: dict[str | None, Prediction]) -> None:
     page = visit(service.address)
     page.get_by_role("heading", name="About the model").wait_for()
     for event, label in (("drop", "PNEUMONIA"), ("paste", "NORMAL")):
@@ -375,7 +340,7 @@ def test_drop_and_paste(service: Any, visit: Open, phantoms: dict[str | None, Pr
 
 
 def test_several_films_at_once(
-    service: Any, visit: Open, phantoms: dict[str | None, Prediction], tmp_path: Path
+    service: Any, visit: Visit, phantoms: dict[str | None, Prediction], tmp_path: Path
 ) -> None:
     (tmp_path / "letter.png").write_text("no picture")
     page = visit(service.address, "422")
@@ -390,7 +355,7 @@ def test_several_films_at_once(
 
 
 def test_what_is_no_film_is_said_to_be_none(
-    service: Any, visit: Open, phantoms: dict[str | None, Prediction], tmp_path: Path
+    service: Any, visit: Visit, phantoms: dict[str | None, Prediction], tmp_path: Path
 ) -> None:
     (tmp_path / "letter.png").write_text("no picture")
     (tmp_path / "damaged.jpeg").write_bytes(Path(phantoms[None].path).read_bytes()[:2000])
@@ -408,7 +373,7 @@ def test_what_is_no_film_is_said_to_be_none(
 
 
 def test_films_that_come_meanwhile_are_listed(
-    service: Any, visit: Open, phantoms: dict[str | None, Prediction]
+    service: Any, visit: Visit, phantoms: dict[str | None, Prediction]
 ) -> None:
     page = visit(service.address)
     hand_in(page, phantoms["NORMAL"].path)
@@ -451,7 +416,7 @@ def test_films_that_come_meanwhile_are_listed(
 
 @pytest.mark.skipif(os.name != "posix", reason="the mode of a file is about POSIX")
 def test_the_token_is_asked_for_once(
-    serve: Serve, visit: Open, phantoms: dict[str | None, Prediction], tmp_path: Path
+    serve: Serve, visit: Visit, phantoms: dict[str | None, Prediction], tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "token").chmod(0o600)
@@ -475,7 +440,7 @@ def test_the_token_is_asked_for_once(
     expect(dialog).to_be_hidden()
 
 
-def test_a_busy_device_is_tried_again(serve: Serve, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+def test_a_busy_device_is_tried_again(serve: Serve, visit: Visit, phantoms: dict[str | None, Prediction]) -> None:
     service = serve()
     page = visit(service.address, "429")
     host, port = service.address.removeprefix("http://").split(":")
@@ -496,7 +461,7 @@ def test_a_busy_device_is_tried_again(serve: Serve, visit: Open, phantoms: dict[
 
 
 def test_a_device_that_goes_away_and_comes_back(
-    serve: Serve, visit: Open, phantoms: dict[str | None, Prediction]
+    serve: Serve, visit: Visit, phantoms: dict[str | None, Prediction]
 ) -> None:
     service = serve()
     page = visit(service.address, "ERR_CONNECTION_", "404")
@@ -523,7 +488,7 @@ def test_a_device_that_goes_away_and_comes_back(
 
 @pytest.mark.parametrize("width", [360, 768])
 def test_a_phone_shows_it_all_without_scrolling_sideways(
-    width: int, service: Any, visit: Open, phantoms: dict[str | None, Prediction]
+    width: int, service: Any, visit: Visit, phantoms: dict[str | None, Prediction]
 ) -> None:
     page = visit(service.address, touch=True, width=width)
     expect(page.get_by_text("Choose or photograph a chest X-ray")).to_be_visible()
@@ -548,7 +513,7 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(
     expect(page.locator("#viewer")).to_be_in_viewport()
 
 
-def test_it_prints_on_one_sheet(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+def test_it_prints_on_one_sheet(service: Any, visit: Visit, phantoms: dict[str | None, Prediction]) -> None:
     page = visit(service.address)
     for label in (None, "PNEUMONIA"):
         hand_in(page, phantoms[label].path)
@@ -592,7 +557,7 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everybody_can_read_it(
-    scheme: str, service: Any, visit: Open, phantoms: dict[str | None, Prediction], tmp_path: Path
+    scheme: str, service: Any, visit: Visit, phantoms: dict[str | None, Prediction], tmp_path: Path
 ) -> None:
     (tmp_path / "letter.png").write_text("no picture")
     page = visit(service.address, "422", color_scheme=scheme)
@@ -618,7 +583,7 @@ def test_everybody_can_read_it(
     assert (sum(map(int, re.findall(r"\d+", ground))) < 300) is (scheme == "dark")
 
 
-def test_structure_for_a_screen_reader(service: Any, visit: Open) -> None:
+def test_structure_for_a_screen_reader(service: Any, visit: Visit) -> None:
     page = visit(service.address)
     assert page.evaluate("document.documentElement.lang") == "en"
     expect(page.get_by_role("banner")).to_have_count(1)
@@ -637,7 +602,7 @@ def test_structure_for_a_screen_reader(service: Any, visit: Open) -> None:
     assert NOT_A_DIAGNOSIS in page.locator("header").inner_text()
 
 
-def test_no_animation_for_those_who_want_none(service: Any, visit: Open) -> None:
+def test_no_animation_for_those_who_want_none(service: Any, visit: Visit) -> None:
     moving = "getComputedStyle(document.querySelector('.pin')).transitionDuration"
     assert visit(service.address, reduced_motion="reduce").evaluate(moving) == "0s"
     assert visit(service.address, reduced_motion="no-preference").evaluate(moving) != "0s"
@@ -680,7 +645,7 @@ def deep_film(path: Path, height: int = 1500, width: int = 1200) -> np.ndarray[A
     return np.asarray(pixels)
 
 
-def test_the_film_is_shown_at_its_own_resolution_and_depth(service: Any, visit: Open, tmp_path: Path) -> None:
+def test_the_film_is_shown_at_its_own_resolution_and_depth(service: Any, visit: Visit, tmp_path: Path) -> None:
     pixels = deep_film(tmp_path / "deep.png")
     page = visit(service.address)
     hand_in(page, tmp_path / "deep.png")
@@ -718,7 +683,7 @@ def test_the_film_is_shown_at_its_own_resolution_and_depth(service: Any, visit: 
     assert np.abs(turned[:, film] - (255 - narrow[:, film])).max() <= 1
 
 
-def test_the_window_moves_by_dragging_and_by_sliders(service: Any, visit: Open, tmp_path: Path) -> None:
+def test_the_window_moves_by_dragging_and_by_sliders(service: Any, visit: Visit, tmp_path: Path) -> None:
     deep_film(tmp_path / "deep.png")
     page = visit(service.address)
     hand_in(page, tmp_path / "deep.png")
@@ -755,7 +720,7 @@ def test_the_window_moves_by_dragging_and_by_sliders(service: Any, visit: Open, 
     expect(page.locator("#contrast")).to_have_value("-10")
 
 
-def test_zoom_and_pan_by_mouse(service: Any, visit: Open, tmp_path: Path) -> None:
+def test_zoom_and_pan_by_mouse(service: Any, visit: Visit, tmp_path: Path) -> None:
     deep_film(tmp_path / "deep.png")
     page = visit(service.address)
     hand_in(page, tmp_path / "deep.png")
@@ -784,7 +749,7 @@ def test_zoom_and_pan_by_mouse(service: Any, visit: Open, tmp_path: Path) -> Non
     assert page.evaluate("scrollY") == 0
 
 
-def test_two_fingers_zoom(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+def test_two_fingers_zoom(service: Any, visit: Visit, phantoms: dict[str | None, Prediction]) -> None:
     page = visit(service.address, touch=True, width=390)
     hand_in(page, phantoms["NORMAL"].path)
     verdict(page, "The model says")
@@ -809,7 +774,7 @@ def test_two_fingers_zoom(service: Any, visit: Open, phantoms: dict[str | None, 
     assert no_sideways_scroll(page)
 
 
-def test_it_fills_the_screen(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+def test_it_fills_the_screen(service: Any, visit: Visit, phantoms: dict[str | None, Prediction]) -> None:
     page = visit(service.address)
     hand_in(page, phantoms["NORMAL"].path)
     verdict(page, "The model says")
@@ -824,7 +789,7 @@ def test_it_fills_the_screen(service: Any, visit: Open, phantoms: dict[str | Non
 
 
 def test_names_of_files_stay_in_the_tab(
-    serve: Serve, visit: Open, phantoms: dict[str | None, Prediction], tmp_path: Path
+    serve: Serve, visit: Visit, phantoms: dict[str | None, Prediction], tmp_path: Path
 ) -> None:
     service = serve("--model", DEFAULT_BUNDLE)
     named = {
@@ -860,7 +825,7 @@ def test_names_of_files_stay_in_the_tab(
 
 
 def test_the_list_is_sorted_filtered_and_turned(
-    serve: Serve, visit: Open, phantoms: dict[str | None, Prediction]
+    serve: Serve, visit: Visit, phantoms: dict[str | None, Prediction]
 ) -> None:
     service = serve("--model", DEFAULT_BUNDLE)
     for label in ("NORMAL", "PNEUMONIA", None):
@@ -902,7 +867,7 @@ def test_the_list_is_sorted_filtered_and_turned(
     expect(page.get_by_text("1 to 50 of 63")).to_be_visible()
 
 
-def test_a_film_is_judged_again_and_deleted(serve: Serve, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+def test_a_film_is_judged_again_and_deleted(serve: Serve, visit: Visit, phantoms: dict[str | None, Prediction]) -> None:
     service = serve("--model", DEFAULT_BUNDLE)
     page = visit(service.address)
     hand_in(page, phantoms["NORMAL"].path)
@@ -932,7 +897,7 @@ def test_a_film_is_judged_again_and_deleted(serve: Serve, visit: Open, phantoms:
     assert not (service.spool / "films" / key).exists()
 
 
-def test_whose_film_it_is_where_the_clinic_wants_that(serve: Serve, visit: Open, nobody: int, tmp_path: Path) -> None:
+def test_whose_film_it_is_where_the_clinic_wants_that(serve: Serve, visit: Visit, nobody: int, tmp_path: Path) -> None:
     pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
     pixels = (deep_film(tmp_path / "deep.png", 300, 240) // 16).astype(np.uint8)
     ds = pydicom.Dataset()
@@ -988,7 +953,7 @@ def test_every_language_and_axe(
     locale: str,
     language: str,
     service: Any,
-    visit: Open,
+    visit: Visit,
     phantoms: dict[str | None, Prediction],
     tmp_path: Path,
 ) -> None:
@@ -1024,7 +989,7 @@ def test_every_language_and_axe(
     assert re.findall(r"\{\w+\}", page.locator("body").inner_text()) == []
 
 
-def test_the_language_is_chosen_and_kept(service: Any, visit: Open, phantoms: dict[str | None, Prediction]) -> None:
+def test_the_language_is_chosen_and_kept(service: Any, visit: Visit, phantoms: dict[str | None, Prediction]) -> None:
     page = visit(service.address, locale="de-DE")
     hand_in(page, phantoms["NORMAL"].path)
     verdict(page, "The model says Normal")
@@ -1039,7 +1004,7 @@ def test_the_language_is_chosen_and_kept(service: Any, visit: Open, phantoms: di
     verdict(page, "O modelo diz Normal")
 
 
-def test_the_page_translates_as_the_runtime_does(service: Any, visit: Open) -> None:
+def test_the_page_translates_as_the_runtime_does(service: Any, visit: Visit) -> None:
     page = visit(service.address)
     catalogue = json.loads(CATALOGUE.read_text(encoding="utf-8"))
     samples = [re.sub(r"\{\w+\}", "a lateral view", each["en"]) for each in catalogue["sentences"]]

@@ -197,7 +197,7 @@ def test_sizes_in_use(size: int) -> None:
 
 @pytest.mark.parametrize(("size", "nearest"), [(100, 96), (120, 128), (31, 32), (0, 32), (-64, 32)])
 def test_other_sizes_are_refused_with_one_that_goes(size: int, nearest: int) -> None:
-    with pytest.raises(UsageError, match=rf"multiple of 32 pixels, not {size}: {nearest} would do"):
+    with pytest.raises(UsageError, match=rf"multiple of 32 pixels, not {size}: give {nearest}"):
         build_model("mobilenetv2", "gap", size)
 
 
@@ -476,8 +476,8 @@ def _other_network(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_nothing, "There is no weight file"),
-        (Path.mkdir, "There is no weight file"),
+        (_nothing, "there is no weight file"),
+        (Path.mkdir, "there is no weight file"),
         (_text, "cannot be read as a Keras HDF5"),
         (_cut, "cannot be read as a Keras HDF5"),
         (_names_without_groups, "cannot be read as a Keras HDF5"),

@@ -182,7 +182,7 @@ def test_missing_parents_are_made_and_progress_counts_every_film(tmp_path: Path)
 
 @pytest.mark.parametrize(("films", "seed"), [(19, 0), (-1, 0), (20, -1)])
 def test_arguments_out_of_range_are_refused(tmp_path: Path, films: int, seed: int) -> None:
-    with pytest.raises(UsageError, match="received"):
+    with pytest.raises(UsageError, match="phantom set"):
         draw_phantoms(tmp_path / "set", films=films, seed=seed)
     assert list(tmp_path.iterdir()) == []
 

@@ -152,7 +152,7 @@ def test_a_rule_of_the_user_finds_the_patient(data: Path, rule: str, patient: st
 
 
 def test_a_broken_rule_is_a_sentence(data: Path) -> None:
-    with pytest.raises(DataError, match=r"the patient rule '\(person' is no regular expression"):
+    with pytest.raises(DataError, match=r"--patient-regex '\(person' is no regular expression"):
         films_of(data, patient_rule="(person")
 
 

@@ -51,7 +51,7 @@ def start(command: tuple[str, ...], home: Path, backend: str | None = None, cwd:
         (EXPORT, {"image_data_format": "channels_first"}, "keras.json sets image_data_format to channels_first"),
         (TRAIN, {"floatx": "float16"}, "keras.json sets floatx to float16, and the networks are float32"),
         (EXPORT, {"floatx": "float64"}, "keras.json sets floatx to float64, and the networks are float32"),
-        (TRAIN, {"floatx": "int8"}, "keras.json sets it up (Invalid `floatx` configuration."),
+        (TRAIN, {"floatx": "int8"}, "keras.json sets floatx to int8, and the networks are float32"),
     ],
 )
 def test_keras_set_up_otherwise_is_a_sentence(
@@ -67,10 +67,25 @@ def test_keras_set_up_otherwise_is_a_sentence(
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is there")
 def test_a_backend_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
     assert start(TRAIN, tmp_path, "torch").endswith(
-        "Keras cannot start on torch, which KERAS_BACKEND asks for (No module named 'torch'): "
+        "Keras is to run on torch (KERAS_BACKEND), which is not installed: "
         "install it, or choose another with KERAS_BACKEND"
     )
     assert "exporting needs Keras on tensorflow, and KERAS_BACKEND asks for torch" in start(EXPORT, tmp_path, "torch")
+
+
+@needs_keras
+def test_what_keras_itself_refuses_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "keras.json").write_text('{"epsilon": "small"}', encoding="utf-8")
+    code = (
+        "from pneumo_edge.errors import UsageError; from pneumo_train.surroundings import load_keras\n"
+        "try: load_keras()\n"
+        "except UsageError as error: print(error)"
+    )
+    environment = os.environ | {"KERAS_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    [said] = done.stdout.splitlines()
+    assert said.startswith("Keras cannot start on tensorflow (Invalid `epsilon`")
+    assert f"delete {tmp_path / 'keras.json'}" in said
 
 
 # ----------------------------------------------------------------------------------------------------------- names

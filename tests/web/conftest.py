@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from chromium import CHROMIUM, QUIET
-from pneumo_edge.errors import PassingError
-from pneumo_export.npm import PACKAGES, fetch
+from chromium import launched
 from pneumo_export.web import constants, own_modules
 
 Read = Callable[..., dict[str, Any]]
@@ -46,12 +43,9 @@ SCRIPT = """async ([name, size, limits, all]) => {
 @pytest.fixture(scope="module")
 def read(runtime: dict[str, bytes]) -> Iterator[Read]:
     """Reads a file as the page does."""
-    assert CHROMIUM, "Chromium is not installed, and CI must not skip this: apt-get install chromium"
     files = own_modules() | runtime
     limits = constants("model.int8.onnx")["limits"]
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET) as browser:
+    with launched() as browser:
         page = browser.new_page()
         page.route(
             "http://localhost/**",
@@ -75,17 +69,3 @@ def read(runtime: dict[str, bytes]) -> Iterator[Read]:
             return found
 
         yield run
-
-
-@pytest.fixture(scope="session")
-def runtime() -> dict[str, bytes]:
-    """What comes from the npm registry: without a network, and outside CI, the tests that need it are left out."""
-    files: dict[str, bytes] = {}
-    try:
-        for package in PACKAGES:
-            files |= fetch(package)
-    except PassingError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"the browser's runtime is not here: {error}")
-    return files

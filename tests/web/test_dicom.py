@@ -21,11 +21,9 @@ from pneumo_edge.preprocess import read_deep_film, read_film
 
 need_chromium("pydicom")
 
-from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.encaps import encapsulate  # noqa: E402
+from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.uid import (  # noqa: E402
     UID,
-    ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForProcessing,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -36,6 +34,8 @@ from pydicom.uid import (  # noqa: E402
     JPEGLosslessSV1,
     RLELossless,
 )
+
+from dicom_films import compressed, dataset, encode  # noqa: E402
 
 Read = Callable[..., dict[str, Any]]
 Pixels = npt.NDArray[Any]
@@ -49,43 +49,6 @@ def film(bits: int = 12, signed: bool = False) -> Pixels:
     unit = (0.5 + 0.4 * np.sin(x / 17) * np.cos(y / 29) + np.random.default_rng(4).normal(0, 0.02, x.shape)).clip(0, 1)
     values = np.rint(unit * (2**bits - 1)).astype(np.int64) - (2 ** (bits - 1) if signed else 0)
     return np.asarray(values, dtype=f"{'i' if signed else 'u'}{1 if bits <= 8 else 2}")
-
-
-def dataset(pixels: Pixels, syntax: UID = ExplicitVRLittleEndian, bits: int | None = None, **tags: Any) -> Dataset:
-    """A film with all that a film needs; `tags` replace its elements, None removes them."""
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = syntax
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = ComputedRadiographyImageStorage
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = UID("1.2.3")
-    ds.PatientName, ds.Modality, ds.PatientAge, ds.BodyPartExamined = "SECRET^NAME", "CR", "003Y", "CHEST"
-    ds.ViewPosition, ds.SamplesPerPixel, ds.PhotometricInterpretation = "PA", 1, "MONOCHROME2"
-    ds.Rows, ds.Columns = pixels.shape
-    ds.BitsAllocated = 8 * pixels.dtype.itemsize
-    ds.BitsStored = bits or ds.BitsAllocated
-    ds.HighBit = ds.BitsStored - 1
-    ds.PixelRepresentation = int(pixels.dtype.kind == "i")
-    ds.PixelData = (pixels.byteswap() if syntax == ExplicitVRBigEndian else pixels).tobytes()
-    ds["PixelData"].VR = "OB" if ds.BitsAllocated == 8 else "OW"
-    for keyword, value in tags.items():
-        if value is None:
-            delattr(ds, keyword)
-        else:
-            setattr(ds, keyword, value)
-    return ds
-
-
-def encode(ds: Dataset) -> bytes:
-    buffer = io.BytesIO()
-    ds.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-def compressed(ds: Dataset, frame: bytes, syntax: UID) -> bytes:
-    ds.file_meta.TransferSyntaxUID = syntax
-    ds.PixelData = encapsulate([frame])
-    ds["PixelData"].VR = "OB"
-    return encode(ds)
 
 
 def table(first: int, bits: int, entries: Pixels) -> Dataset:

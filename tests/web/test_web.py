@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import base64
-import functools
-import http.server
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from chromium import CHROMIUM, QUIET, need_chromium, violations
+from chromium import Quiet, Visit, launched, need_chromium, served, verdict, violations, visits
 from places import SHARED
 from pneumo_edge import Classifier, Prediction
 from pneumo_edge.bundle import DEFAULT_BUNDLE, InputContract, read_bundle
@@ -30,20 +25,16 @@ from pneumo_edge.overlay import glow_layer
 from pneumo_edge.region import Region
 from pneumo_edge.words import Words
 from pneumo_export.npm import PACKAGES
-from pneumo_export.web import write_web
+from pneumo_export.web import own_modules, write_web
 
 need_chromium("ai_edge_litert")
 
-from playwright.sync_api import Browser, BrowserContext, Page, TimeoutError, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, Page, expect  # noqa: E402
 
 from pneumo_train.phantom import draw_phantoms  # noqa: E402
 
-Visit = Callable[..., Page]
-
 TURNS = 0.02
 """Of the probability: int8 kernels of two builds of one runtime round otherwise here and there."""
-
-expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +62,11 @@ def kinds(phantoms: list[Path]) -> dict[str | None, Prediction]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "Chromium is not installed, and CI must not skip this: apt-get install chromium"
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET) as browser:
+    with launched() as browser:
         yield browser
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-class _Isolating(_Quiet):
+class _Isolating(Quiet):
     """With the headers that allow threads."""
 
     def end_headers(self) -> None:
@@ -90,56 +75,11 @@ class _Isolating(_Quiet):
         super().end_headers()
 
 
-@contextmanager
-def served(folder: Path, handler: type[_Quiet] = _Quiet) -> Iterator[str]:
-    """The folder as `python -m http.server` serves it."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://localhost:{server.server_address[1]}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
-    """Opens a page. At the end nothing may have been asked of another host, and nothing said on the console but what
-    the test expects: violations of the content security policy stand there too."""
-    asked: list[str] = []
-    said: list[str] = []
     # Where the server of a test is gone before the page has been kept.
-    expected: list[str] = ["An unknown error occurred when fetching the script"]
-    homes: list[str] = ["blob:"]
-    with ExitStack() as stack:
-
-        def open_page(
-            address: str,
-            *expect_said: str,
-            context: BrowserContext | None = None,
-            before: str = "",
-            width: int = 1280,
-            **options: Any,
-        ) -> Page:
-            if context is None:
-                context = browser.new_context(viewport={"width": width, "height": 860}, **options)
-                stack.callback(context.close)
-            page = context.new_page()
-            page.set_default_timeout(60_000)
-            page.on("request", lambda request: asked.append(request.url))
-            page.on("console", lambda message: said.append(message.text))
-            page.on("pageerror", lambda error: said.append(str(error)))
-            page.on("filechooser", lambda _: None)
-            if before:
-                page.add_init_script(before)
-            homes.append(address)
-            expected.extend(expect_said)
-            page.goto(address)
-            return page
-
-        yield open_page
-    assert [url for url in asked if not url.startswith(tuple(homes))] == []
-    assert [text for text in said if not any(part in text for part in expected)] == []
+    with visits(browser, "An unknown error occurred when fetching the script") as visit:
+        yield visit
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +88,19 @@ def address(site: Path) -> Iterator[str]:
         yield address
 
 
-def verdict(page: Page, word: str) -> None:
-    expect(page.get_by_role("heading", name=word)).to_be_visible()
+def version(site: Path) -> Path:
+    """The folder of all files but index.html and the service worker."""
+    [folder] = (each for each in site.iterdir() if each.is_dir())
+    return folder
+
+
+def until(page: Page, question: str) -> None:
+    """Waits until it is answered with true. Playwright's own way to wait is against the page's policy."""
+    for _ in range(600):
+        if page.evaluate(question):
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(question)
 
 
 def hand_in(page: Page, film: str | Path) -> None:
@@ -162,7 +113,7 @@ def kept(page: Page) -> None:
 
 
 JUDGE = """async (names) => {
-  const api = await import(new URL("api.js", location.href).href);
+  const api = await import(new URL("api.js", document.querySelector("script[type=module]").src));
   const found = [];
   for (const name of names) {
     const blob = await (await fetch(name)).blob();
@@ -193,7 +144,10 @@ def compare(page: Page, folder: Path, films: list[Path], place: Path) -> list[fl
             assert one["error"] is None, one
             away.append(abs(one["probability"] - want.probability))
             assert one["novelty"] == pytest.approx(want.novelty, abs=0.05)
+            assert set(one) == {*want.record(), "error"}
             assert one["threshold"] == pytest.approx(want.threshold)
+            assert one["prevalence"] == pytest.approx(want.prevalence)
+            assert one["contrast"] == pytest.approx(want.contrast, abs=0.5)
             assert (one["operating_point"], one["model"], one["file"]) == (
                 want.operating_point, want.model, want.file,
             )  # fmt: skip
@@ -268,8 +222,9 @@ def test_colours_are_those_of_the_runtime(
         prediction = replace(kinds["PNEUMONIA"], heatmap=heatmap, region=region if outlines else None)
         drawn = visit(address).evaluate(
             """async ([map, outlines]) => {
-              const { layer } = await import(new URL("heat.js", location.href).href);
-              const { look } = await (await fetch("constants.json")).json();
+              const beside = (name) => new URL(name, document.querySelector("script[type=module]").src);
+              const { layer } = await import(beside("heat.js"));
+              const { look } = await (await fetch(beside("constants.json"))).json();
               const values = Float32Array.from(map.flat());
               const made = layer({ width: map[0].length, height: map.length, values }, 320, 240, outlines, look);
               let text = "";
@@ -301,6 +256,7 @@ def test_operating_point_and_prevalence(address: str, visit: Visit, kinds: dict[
             want = classifier.predict(film.path)
         expect(page.locator("#point")).to_contain_text(f"{want.threshold:.1%}".replace("%", " %"))
         expect(page.locator("#point")).to_contain_text(point)
+        expect(page.locator("#condition")).to_contain_text("at a prevalence of 20.0 %")
         verdict(page, f"The model says {want.label.capitalize() if want.label else 'No verdict'}")
         shown = float(page.locator("#share").inner_text().split(" ")[0])
         assert shown == pytest.approx(100 * want.probability, abs=1)
@@ -318,6 +274,8 @@ def test_the_page_says_what_it_does(address: str, visit: Visit, kinds: dict[str 
     expect(page.get_by_text("Nothing is sent: the film stays in this browser.")).to_be_in_viewport()
     hand_in(page, kinds["PNEUMONIA"].path)
     verdict(page, "The model says Pneumonia")
+    told = read_bundle(DEFAULT_BUNDLE).description.calibration.prevalence
+    expect(page.locator("#condition")).to_contain_text(f"at a prevalence of {100 * told:.1f} %")
     expect(page.locator("#facts")).to_contain_text("% of the film stands out")
     expect(page.locator("#facts")).to_contain_text("in this tab")
     expect(page.locator("#figure[data-whole]")).to_be_visible()
@@ -401,7 +359,7 @@ def test_every_language_and_axe(
     narrow = language in ("es", "fr")
     page = visit(
         address, locale=locale, color_scheme="dark" if narrow else "light", width=390 if narrow else 1280,
-        has_touch=narrow, is_mobile=narrow,
+        touch=narrow,
     )  # fmt: skip
     expect(page.get_by_role("heading", name=words("about"))).to_be_visible()
     expect(page.get_by_text(words("private"))).to_be_visible()
@@ -449,49 +407,86 @@ def test_it_can_be_installed(address: str, visit: Visit) -> None:
     assert set(hindrances) <= {"in-incognito"}
 
 
-def again(page: Page) -> Page:
-    """Visits the page again; in another tab where Chromium waits for ever for a worker that takes over meanwhile."""
-    try:
-        page.reload(timeout=20_000)
-    except TimeoutError:
-        address, context = page.url, page.context
-        page.close()
-        page = context.new_page()
-        page.goto(address)
-    return page
+UPDATE = "navigator.serviceWorker.getRegistration().then((found) => found.update().catch(() => {}))"
+
+MODELS = """async () => {
+  const beside = (name) => new URL(name, document.querySelector("script[type=module]").src);
+  const api = await import(beside("api.js"));
+  return [(await api.model()).name, (await (await fetch(beside("model.json"))).json()).name];
+}"""
+"""What the page has in memory, and what it gets now."""
+
+MARKED = ("dom.js", "words.js", "viewer.js", "heat.js")
 
 
 def test_an_update_comes_whole(site: Path, other: Path, visit: Visit, tmp_path: Path) -> None:
     place = tmp_path / "site"
     shutil.copytree(site, place)
-    name = "fetch('model.json').then((answer) => answer.json()).then((model) => model.name)"
-    update = "navigator.serviceWorker.getRegistration().then((found) => found.update().catch(() => {}))"
-    old = read_bundle(DEFAULT_BUNDLE).description.name
+    [old, new] = [read_bundle(each).description.name for each in (DEFAULT_BUNDLE, other)]
     with served(place) as address:
         page = visit(address, "Failed to update", "service worker", "404")
         kept(page)
+        # A page that is kept; the first one came from the server.
+        page.reload()
+        expect(page.locator("#model-line")).to_contain_text("It gives a verdict")
         # Half of an update: the new worker finds a file of another version, and all stays as it is.
         write_web(read_bundle(other), place)
-        changed = place / "constants.json"
+        changed = version(place) / "model.json"
         whole = changed.read_bytes()
         changed.write_bytes(whole + b" ")
-        page.evaluate(update)
-        page.wait_for_timeout(3000)
-        page = again(page)
-        expect(page.locator("#model-line")).to_contain_text(old)
-        assert page.evaluate(name) == old
-        # All of it: fetched beside what is in use, and used from the next visit on.
+        page.evaluate(UPDATE)
+        until(page, "navigator.serviceWorker.getRegistration().then((found) => !found.installing)")
+        page.reload()
+        assert page.evaluate(MODELS) == [old, old]
+        # All of it: fetched beside what is in use, and used after a reload in the same tab.
         changed.write_bytes(whole)
-        os.utime(changed, (2e9, 2e9))  # so that no second is too short to tell the two apart
-        for _ in range(60):
-            page.evaluate(update)
-            page.wait_for_timeout(1000)
-            page = again(page)
-            expect(page.locator("#model-line")).to_contain_text("It gives a verdict")
-            if "other" in page.locator("#model-line").inner_text():
-                break
+        page.evaluate(UPDATE)
+        expect(page.get_by_text("A newer version has been fetched")).to_be_visible()
+        assert page.evaluate(MODELS) == [old, old]
+        beside = page.context.new_page()
+        beside.goto(address)
+        expect(beside.locator("#model-line")).to_contain_text("other")
+        assert page.evaluate(MODELS) == [old, old]
+        page.reload()
         expect(page.locator("#model-line")).to_contain_text("other")
-        assert page.evaluate(name) == "other"
+        assert page.evaluate(MODELS) == [new, new]
+        # The old one goes when no page needs it.
+        paths = (
+            """caches.keys().then(async ([name]) => (await (await caches.open(name)).keys()).map(({ url }) => url))"""
+        )
+        kept_now = page.evaluate(paths)
+        assert len({url.removeprefix(address).partition("/")[0] for url in kept_now}) == 3
+        context = page.context
+        page.close()
+        beside.close()
+        page = context.new_page()
+        page.goto(address)
+        until(page, "navigator.serviceWorker.getRegistration().then((found) => !found.waiting)")
+        until(page, f"{paths}.then((all) => all.length < {len(kept_now)})")
+        names = {url.removeprefix(address).partition("/")[0] for url in page.evaluate(paths)}
+        assert names == {"index.html", version(place).name}
+
+
+def test_reloads_while_updates_come(site: Path, visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is loaded anew at every moment of an update: it never hangs, and never has files of two versions."""
+    place = tmp_path / "site"
+    shutil.copytree(site, place)
+    with served(place) as address:
+        page = visit(address)
+        kept(page)
+        modules = own_modules()
+        for turn in range(6):
+            mark = f"\nself.marks = [...(self.marks ?? []), {turn}];\n".encode()
+            changed = modules | {name: modules[name] + mark for name in MARKED}
+            monkeypatch.setattr("pneumo_export.web.own_modules", lambda changed=changed: changed)
+            write_web(read_bundle(DEFAULT_BUNDLE), place)
+            page.evaluate(UPDATE.replace("found.update()", "void found.update()"))
+            page.wait_for_timeout(150 * turn)
+            for _ in range(2):
+                page.reload()
+                seen = page.evaluate("self.marks ?? []")
+                assert len(set(seen)) <= 1, seen
+                assert len(seen) in (0, len(MARKED))
 
 
 # ------------------------------------------------------------------------------------------------- what is bad
@@ -499,7 +494,7 @@ def test_an_update_comes_whole(site: Path, other: Path, visit: Visit, tmp_path: 
 
 def test_a_changed_model_is_refused(site: Path, visit: Visit, tmp_path: Path) -> None:
     shutil.copytree(site, tmp_path / "site")
-    model = tmp_path / "site" / "model.int8.tflite"
+    model = version(tmp_path / "site") / "model.int8.tflite"
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 1
     model.write_bytes(data)
@@ -513,6 +508,15 @@ def test_a_changed_model_is_refused(site: Path, visit: Visit, tmp_path: Path) ->
         hand_in(page, tmp_path / "film.png")
         expect(page.locator("#broken-why")).to_contain_text(sentence)
         expect(page.get_by_text("not all of the page could be fetched", exact=False)).to_be_visible()
+
+
+def test_a_runtime_that_does_not_come(site: Path, visit: Visit, tmp_path: Path) -> None:
+    shutil.copytree(site, tmp_path / "site")
+    for file in version(tmp_path / "site").glob("*.wasm"):
+        file.unlink()
+    with served(tmp_path / "site") as address:
+        page = visit(address, "404")
+        expect(page.locator("#banner")).to_contain_text("The runtime of the model does not start")
 
 
 def test_bad_films_get_a_sentence(
@@ -558,7 +562,7 @@ def test_browsers_that_lack_something(
         # The worker looks for it, where no script of a test comes: it is said in front of its own.
         place = tmp_path / "site"
         shutil.copytree(site, place)
-        judge = place / "judge.js"
+        judge = version(place) / "judge.js"
         judge.write_text(judge.read_text(encoding="utf-8") + f"\n{before};\n", encoding="utf-8")
         text = judge.read_text(encoding="utf-8").replace(
             "const loading = load();", f"{before};\nconst loading = load();"

@@ -75,6 +75,11 @@ class Backbone:
     float_layers: str
     licence: str
 
+    @property
+    def light(self) -> bool:
+        """Whether it is one of the small networks for devices."""
+        return not self.frozen_layers
+
 
 class _Stage(NamedTuple):
     kernel: int
@@ -233,7 +238,7 @@ def find_backbone(name: str) -> Backbone:
         UsageError: There is none of that name; the message lists those that there are.
     """
     if name not in BACKBONES:
-        raise UsageError(f"There is no backbone {name!r}: choose one of {', '.join(BACKBONES)}.")
+        raise UsageError(f"there is no backbone {name!r}: choose one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
 
 
@@ -245,14 +250,14 @@ def check_architecture(backbone: str, head: str, size: int) -> Backbone:
     """
     entry = find_backbone(backbone)
     if head not in HEADS:
-        raise UsageError(f"There is no head {head!r}: choose one of {', '.join(HEADS)}.")
+        raise UsageError(f"there is no head {head!r}: choose one of {', '.join(HEADS)}")
     if size < 32 or size % 32:
         # Other sizes would run, but rounding at an odd size shifts the cells of the feature map against the image,
         # and the heatmap with them.
         nearest = max(32, 32 * round(size / 32))
         raise UsageError(
-            f"The networks halve the image five times, so its side must be a multiple of 32 pixels, not {size}: "
-            f"{nearest} would do."
+            f"the networks halve the image five times, so --size must be a multiple of 32 pixels, not {size}: "
+            f"give {nearest}"
         )
     return entry
 

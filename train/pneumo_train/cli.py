@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -11,9 +12,9 @@ import typer
 
 from pneumo_edge.command_line import NOT_A_DIAGNOSIS, print_version, run, say
 from pneumo_edge.errors import UsageError
-from pneumo_train.allocator import keep_freed_memory
 from pneumo_train.backbones import BACKBONES
 from pneumo_train.sources import KAGGLE_PATIENT
+from pneumo_train.tuning import choose_kernels, keep_freed_memory
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -121,6 +122,7 @@ def train(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     keep_freed_memory()
+    choose_kernels(backbone if resume is None else _backbone_of(resume))
     from pneumo_train.train import resume_run, start_run
 
     if (not data) == (resume is None):
@@ -167,6 +169,14 @@ def _range(site: str, text: str) -> tuple[float, float]:
     if not 0 <= low <= high:
         raise UsageError(f"--ages {site}={text}: give youngest and oldest in years, such as 1-5")
     return low, high
+
+
+def _backbone_of(run: Path) -> str:
+    """Returns the name in a run's config.json; "" if it cannot be read, which `resume_run` will say."""
+    try:
+        return str(json.loads((run / "config.json").read_text(encoding="utf-8"))["backbone"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:

@@ -26,7 +26,7 @@ import numpy as np
 from pneumo_edge.atomic import replacing_file, write_text
 from pneumo_edge.calibrate.measure import mean_auc
 from pneumo_edge.command_line import progress, say
-from pneumo_edge.errors import RunError
+from pneumo_edge.errors import RunError, one_line
 from pneumo_train.backbones import LOCAL_LOGIT
 from pneumo_train.batches import Batches, FitData, progressive_sizes, soft_targets
 from pneumo_train.inference import outputs_of
@@ -174,7 +174,7 @@ def _take_up(checkpoint: Path, settings: FitSettings, steps: int) -> tuple[keras
         for variable, value in zip(model.optimizer.variables, stored.variables, strict=True):
             variable.assign(value)
     except Exception as error:
-        raise RunError(f"{checkpoint} cannot be read ({error}): delete it to start this run anew") from error
+        raise RunError(f"{checkpoint} cannot be read ({one_line(error)}): delete it to start this run anew") from error
     return model, history
 
 

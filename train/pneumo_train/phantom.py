@@ -76,8 +76,8 @@ _SITES = {
 _SITE_SHARE = {"phantom_north": 0.5, "phantom_south": 0.3, "phantom_coast": 0.2}
 
 
-class _Place(NamedTuple):
-    """One lot of films: its folder below the set, the look and number of the films, and the start of their seed."""
+class _Lot(NamedTuple):
+    """Films that are drawn together: their folder below the set, look and number, and the start of their seed."""
 
     folder: str
     site: _Site
@@ -86,7 +86,7 @@ class _Place(NamedTuple):
 
 
 class _Rectangle(NamedTuple):
-    """Around an opacity: shares of width and height, origin at the top left."""
+    """A box: shares of width and height, origin at the top left."""
 
     x0: float
     y0: float
@@ -169,9 +169,9 @@ def draw_phantoms(
         DataError: `folder` holds something else, or cannot be written.
     """
     if films < _MIN_FILMS:
-        raise UsageError(f"A phantom set needs at least {_MIN_FILMS} films, received {films}: ask for more.")
+        raise UsageError(f"a phantom set has at least {_MIN_FILMS} films, not {films}: ask for more")
     if seed < 0:
-        raise UsageError(f"The seed of a phantom set cannot be negative, received {seed}: give 0 or more.")
+        raise UsageError(f"the seed of a phantom set cannot be {seed}: give 0 or more")
     mark: dict[str, str | int] = {
         "source": SOURCE, "note": _NOTE, "films": films, "seed": seed, "several_sites": several_sites,
         "version": _VERSION,
@@ -186,8 +186,8 @@ def draw_phantoms(
             drawing = Path(scratch) / folder.name
             rows: list[dict[str, Any]] = []
             boxes: list[dict[str, Any]] = []
-            for place in _places(films, seed, several_sites=several_sites):
-                for row, around in _draw(drawing, place):
+            for lot in _lots(films, seed, several_sites=several_sites):
+                for row, around in _draw(drawing, lot):
                     rows.append(row)
                     boxes += ({"path": row["path"]} | box._asdict() for box in around)
                     if progress is not None:
@@ -200,40 +200,39 @@ def draw_phantoms(
     except OSError as error:
         if folder.exists():  # another process drew it meanwhile
             return _reuse(folder, mark)
-        raise DataError(f"{folder} cannot be drawn ({error}): name a folder that can be written.") from error
+        raise DataError(f"{folder} cannot be drawn ({error}): name a folder that can be written") from error
     return folder
 
 
-def _places(films: int, seed: int, *, several_sites: bool) -> list[_Place]:
+def _lots(films: int, seed: int, *, several_sites: bool) -> list[_Lot]:
     if not several_sites:
-        return [_Place("", _Site(), films, (seed,))]
+        return [_Lot("", _Site(), films, (seed,))]
     counts = {name: round(films * share) for name, share in _SITE_SHARE.items()}
     counts["phantom_north"] += films - sum(counts.values())
     return [
-        _Place(f"{name}/", site, counts[name], (seed, 100 + number))
-        for number, (name, site) in enumerate(_SITES.items())
+        _Lot(f"{name}/", site, counts[name], (seed, 100 + number)) for number, (name, site) in enumerate(_SITES.items())
     ]
 
 
-def _draw(drawing: Path, place: _Place) -> Iterator[tuple[dict[str, Any], list[_Rectangle]]]:
-    """Draw the films of one place; yield what a manifest says of each, and the boxes around its opacities."""
-    for kind, patient_seed, paths in _plan(place):
-        patient = _patient(kind, np.random.default_rng([*place.seed, *patient_seed]))
+def _draw(drawing: Path, lot: _Lot) -> Iterator[tuple[dict[str, Any], list[_Rectangle]]]:
+    """Draws the films of one lot; yields the row of the manifest for each, and the boxes around its opacities."""
+    for kind, patient_seed, paths in _plan(lot):
+        patient = _patient(kind, np.random.default_rng([*lot.seed, *patient_seed]))
         # From lots of their own: who a film shows says nothing about how it looks.
-        who = np.random.default_rng([*place.seed, *patient_seed, 0, 0])
-        age, sex = round(float(who.uniform(*place.site.ages)), 1), "FM"[int(who.integers(2))]
+        who = np.random.default_rng([*lot.seed, *patient_seed, 0, 0])
+        age, sex = round(float(who.uniform(*lot.site.ages)), 1), "FM"[int(who.integers(2))]
         for film, path in enumerate(paths, start=1):
-            rng = np.random.default_rng([*place.seed, *patient_seed, film])
-            target = drawing / place.folder / path
+            rng = np.random.default_rng([*lot.seed, *patient_seed, film])
+            target = drawing / lot.folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            pixels, boxes = _film(patient, place.site, rng)
-            Image.fromarray(pixels).save(target, "JPEG", quality=int(rng.integers(*place.site.quality)))
+            pixels, boxes = _film(patient, lot.site, rng)
+            Image.fromarray(pixels).save(target, "JPEG", quality=int(rng.integers(*lot.site.quality)))
             split, label, _ = path.split("/")
             row = {
-                "path": f"{place.folder}{path}", "label": label,
-                "patient": f"{place.folder.rstrip('/')} {patient_seed[0]}-{patient_seed[1]}",
-                "site": place.folder.rstrip("/"), "split": split, "age": age, "sex": sex,
-                "view": "AP" if who.random() < place.site.ap else "PA",
+                "path": f"{lot.folder}{path}", "label": label,
+                "patient": f"{lot.folder.rstrip('/')} {patient_seed[0]}-{patient_seed[1]}",
+                "site": lot.folder.rstrip("/"), "split": split, "age": age, "sex": sex,
+                "view": "AP" if who.random() < lot.site.ap else "PA",
             }  # fmt: skip
             yield row, boxes
 
@@ -246,7 +245,7 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _reuse(folder: Path, mark: dict[str, str | int]) -> Path:
-    """Return the folder if its mark is this one, refuse it otherwise."""
+    """Returns the folder if it holds the set that `mark` describes, and refuses it otherwise."""
     try:
         found = json.loads((folder / _MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -255,25 +254,25 @@ def _reuse(folder: Path, mark: dict[str, str | int]) -> Path:
         return folder
     raise DataError(
         f"{folder} exists and is not the phantom set of {mark['films']} films with seed {mark['seed']} "
-        f"(version {mark['version']}): name a new folder, or remove this one."
+        f"(version {mark['version']}): name a new folder, or remove this one"
     )
 
 
-def _plan(place: _Place) -> list[tuple[str, tuple[int, int], list[str]]]:
-    """List every patient as (kind, seed of its own, paths of its films)."""
-    rng = np.random.default_rng([*place.seed, 0])
-    counts = {split: round(place.films * share) for split, share in _SPLIT_SHARE.items()}
-    counts["train"] += place.films - sum(counts.values())
+def _plan(lot: _Lot) -> list[tuple[str, tuple[int, int], list[str]]]:
+    """Lists every patient: kind of film, seed, paths of the films."""
+    rng = np.random.default_rng([*lot.seed, 0])
+    counts = {split: round(lot.films * share) for split, share in _SPLIT_SHARE.items()}
+    counts["train"] += lot.films - sum(counts.values())
     plan: list[tuple[str, tuple[int, int], list[str]]] = []
     normals = persons = 0
     images = {"bacteria": 0, "virus": 0}
     for split, count in counts.items():
-        ill = round(count * place.site.pneumonia[split == "test"])
-        for own in _share_out(count - ill, rng):
+        ill = round(count * lot.site.pneumonia[split == "test"])
+        for own in _films_of_patients(count - ill, rng):
             normals += 1
             names = [f"{split}/NORMAL/IM-{normals:04d}-{film:04d}.jpeg" for film in range(1, own + 1)]
             plan.append(("normal", (1, normals), names))
-        for own in _share_out(ill, rng):
+        for own in _films_of_patients(ill, rng):
             persons += 1
             kind = "bacteria" if rng.random() < _BACTERIA_SHARE else "virus"
             numbers = range(images[kind] + 1, images[kind] + own + 1)
@@ -283,8 +282,8 @@ def _plan(place: _Place) -> list[tuple[str, tuple[int, int], list[str]]]:
     return plan
 
 
-def _share_out(films: int, rng: np.random.Generator) -> Iterator[int]:
-    """Deal films to patients: how many each one has."""
+def _films_of_patients(films: int, rng: np.random.Generator) -> Iterator[int]:
+    """Yields how many films each patient has, until all are given out."""
     while films > 0:
         own = min(films, 1 + int(rng.choice(len(_FILMS_PER_PATIENT), p=_FILMS_PER_PATIENT)))
         films -= own
@@ -295,7 +294,7 @@ def _share_out(films: int, rng: np.random.Generator) -> Iterator[int]:
 
 
 def _patient(kind: str, rng: np.random.Generator) -> _Patient:
-    """Draw lots for one patient; kind is "normal", "bacteria" (focal, often one-sided) or "virus" (on both sides)."""
+    """Makes up a patient; kind is "normal", "bacteria" (focal, often one-sided) or "virus" (on both sides)."""
     haze: list[_Haze] = []
     interstitial = 0.0
     # Everything that both classes have is drawn first, in one order: nothing but the disease depends on the class.
@@ -337,7 +336,7 @@ def _patient(kind: str, rng: np.random.Generator) -> _Patient:
 
 
 def _vessel_tree(side: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Grow the vessels of one lung from its hilum: (n, 5) rows x0, y0, x1, y1, width, in chest units."""
+    """Makes up the vessels of one lung, from its hilum: (n, 5) rows x0, y0, x1, y1, width, in chest units."""
     segments: list[tuple[float, float, float, float, float]] = []
     # Angles are measured from straight lateral, downward positive.
     tips = [
@@ -362,7 +361,7 @@ def _vessel_tree(side: float, rng: np.random.Generator) -> npt.NDArray[np.float3
 
 
 def _film(patient: _Patient, site: _Site, rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], list[_Rectangle]]:
-    """Draw one film of a patient, uint8, shape (h, w), 0 = black = air, and a box around each opacity that shows."""
+    """Draws one film of a patient, uint8, shape (h, w), 0 = black = air, and a box around each opacity that shows."""
     width = int(rng.integers(*site.width))
     height = round(width / rng.uniform(*site.shape))
     shape = (height, width)
@@ -388,7 +387,7 @@ def _film(patient: _Patient, site: _Site, rng: np.random.Generator) -> tuple[npt
     boxes = [box for core in cores if (box := _box_around(core * air)) is not None]
     air *= 1.0 - opacity
     # Muscle, fat and clothing are uneven, and broadly so: a broad brightness shall say little about the lung.
-    uneven = 1.0 + 0.05 * _clouds(rng, coarse, 3) + 0.02 * _clouds(rng, coarse, 9)
+    uneven = 1.0 + 0.05 * _smooth_noise(rng, coarse, 3) + 0.02 * _smooth_noise(rng, coarse, 9)
     total = patient.tissue * soft * uneven
     total -= patient.lung_air * air
     total += _bones(patient, x, y, side, lateral)
@@ -396,7 +395,7 @@ def _film(patient: _Patient, site: _Site, rng: np.random.Generator) -> tuple[npt
     vessels = _vessels(patient.vessels, coarse, unit / 2.0, (centre_x / 2.0, centre_y / 2.0), angle)
     # A vessel shows against air alone: over the heart or in a consolidation it is nearly lost.
     total += patient.vessel * cuffs * rng.uniform(0.8, 1.2) * vessels * (0.2 * lung + 0.8 * air)
-    total += 0.010 * _clouds(rng, coarse, 40) * lung
+    total += 0.010 * _smooth_noise(rng, coarse, 40) * lung
     return _develop(_enlarge(_expose(total, soft, site, rng), shape), site, rng), boxes
 
 
@@ -409,9 +408,9 @@ def _soft_tissue(patient: _Patient, x: _Plane, y: _Plane, side: _Plane) -> _Plan
     grid = np.linspace(-3.0, 3.0, 601)
     kernel = np.hanning(17)
     outline = np.convolve(np.pad(np.interp(grid, knots_y, knots_w), 8, mode="edge"), kernel / kernel.sum(), "valid")
-    ratio = side / _lookup(grid, outline, y)
+    ratio = side / _interpolated(grid, outline, y)
     torso = np.sqrt(np.clip(1.0 - ratio * ratio * ratio, 0.0, 1.0))
-    torso *= 0.80 + 0.20 * _rise(y + 0.55, 1.3) - 0.08 * _rise(-0.85 - y, 0.4)
+    torso *= 0.80 + 0.20 * _smooth_step(y + 0.55, 1.3) - 0.08 * _smooth_step(-0.85 - y, 0.4)
     torso += 0.10 * np.exp(-((x / 0.45) ** 2)) * (torso > 0)
 
     jaw = 1.0 - (x / 0.52) ** 2 - ((y + 1.88) / 0.52) ** 2
@@ -420,11 +419,11 @@ def _soft_tissue(patient: _Patient, x: _Plane, y: _Plane, side: _Plane) -> _Plan
     bones = np.zeros_like(torso)
     for sign, angle in ((-1.0, patient.arm_left), (1.0, patient.arm_right)):
         joint = (0.94 + 0.7 * patient.wall, -0.80)
-        away = _segment(sign * x, y, joint, angle, 1.6)
+        away = _distance_to_segment(sign * x, y, joint, angle, 1.6)
         squares += 0.40 * np.clip(1.0 - (away / 0.23) ** 2, 0.0, 1.0)
         ball = np.hypot(sign * x - joint[0], y - joint[1]) - 0.045
         shaft = np.minimum(away, ball)
-        bones = np.maximum(bones, _rise(0.058 - shaft, 0.025) * (0.08 + 30.0 * np.clip(shaft, 0.0, 0.06) ** 2))
+        bones = np.maximum(bones, _smooth_step(0.058 - shaft, 0.025) * (0.08 + 30.0 * np.clip(shaft, 0.0, 0.06) ** 2))
     return (np.sqrt(squares) + bones).astype(np.float32, copy=False)
 
 
@@ -433,34 +432,34 @@ def _lungs(patient: _Patient, x: _Plane, y: _Plane, side: _Plane, breath: float)
     grid = np.linspace(-3.0, 3.0, 601)
     up = np.clip((0.62 - grid) / (0.62 - patient.apex), 0.0, 1.0)
     edge = 0.95 * (1.0 - up**patient.cage) ** (1.0 / patient.cage) - 0.10 * np.clip(grid - 0.62, 0.0, None)
-    lateral = _lookup(grid, edge, y) - side
+    lateral = _interpolated(grid, edge, y) - side
     medial = side - patient.mediastinum * 0.75
-    inner = _rise(medial, 0.10)
+    inner = _smooth_step(medial, 0.10)
     outer = np.sqrt(np.clip(lateral / 0.22, 0.0, 1.0))
     top = np.where(x < 0, np.float32(patient.dome_left + breath), np.float32(patient.dome_right + breath))
     dome = top + 0.85 * (side - 0.48) ** 2 + 0.6 * np.clip(side - 0.62, 0.0, None) ** 2
-    base = _rise(dome - y, 0.035)
+    base = _smooth_step(dome - y, 0.035)
     depth = inner * outer * base
     # The lower lobes lie behind the dome: a little air shines through just below it.
-    behind = inner * outer * (1.0 - base) * 0.16 * _rise(dome + 0.14 - y, 0.28)
+    behind = inner * outer * (1.0 - base) * 0.16 * _smooth_step(dome + 0.14 - y, 0.28)
     fundus = ((x - 0.52) / 0.24) ** 2 + ((y - dome - 0.13) / 0.10) ** 2
-    bubble = patient.bubble * _rise(1.0 - fundus, 0.9) * (x > 0) * (1.0 - base)
+    bubble = patient.bubble * _smooth_step(1.0 - fundus, 0.9) * (x > 0) * (1.0 - base)
     return (depth + behind + bubble).astype(np.float32, copy=False), lateral
 
 
 def _heart(patient: _Patient, x: _Plane, y: _Plane, rng: np.random.Generator) -> _Plane:
     """Share of the lung's air that heart and great vessels hide, 0 to 1: most of it on the viewer's right."""
     scale = patient.heart
-    ripple = 0.04 * _clouds(rng, x.shape, 10)
+    ripple = 0.04 * _smooth_noise(rng, x.shape, 10)
     along, across = 0.83 * x + 0.56 * y, 0.83 * y - 0.56 * x
     left = ((along - 0.25) / (0.44 * scale)) ** 2 + ((across - 0.12) / (0.38 * scale)) ** 2
     right = ((x + 0.06) / (0.21 * scale)) ** 2 + ((y - 0.24) / (0.36 * scale)) ** 2
     arch = 0.08 * np.exp(-(((y + 0.36) / 0.14) ** 2)) + 0.05 * np.exp(-(((y + 0.08) / 0.16) ** 2))
     trunk = np.abs(x - 0.02) - patient.mediastinum * (0.85 + 0.5 * np.clip(y + 0.5, 0.0, 0.8)) - arch * (x > 0)
     hila = sum(np.exp(-(((x - 0.24 * s) / 0.11) ** 2) - ((y + 0.02) / 0.17) ** 2) for s in (-1.0, 1.0))
-    clear = 1.0 - _rise(1.0 - left + ripple, 0.30)
-    clear *= 1.0 - _rise(1.0 - right + ripple, 0.36)
-    clear *= 1.0 - 0.9 * _rise(0.2 * ripple - trunk, 0.08)
+    clear = 1.0 - _smooth_step(1.0 - left + ripple, 0.30)
+    clear *= 1.0 - _smooth_step(1.0 - right + ripple, 0.36)
+    clear *= 1.0 - 0.9 * _smooth_step(0.2 * ripple - trunk, 0.08)
     clear *= 1.0 - 0.3 * hila
     return (1.0 - clear).astype(np.float32, copy=False)
 
@@ -472,23 +471,25 @@ def _consolidation(patient: _Patient, x: _Plane, y: _Plane, rng: np.random.Gener
     cores: list[_Plane] = []
     for haze in patient.haze:
         # Noise moves the outline and mottles the inside, so that no two patches are ellipses.
-        ragged = 0.26 * _clouds(rng, shape, 7) + 0.12 * _clouds(rng, shape, 16)
+        ragged = 0.26 * _smooth_noise(rng, shape, 7) + 0.12 * _smooth_noise(rng, shape, 16)
         away = ((x - haze.x) / haze.radius_x) ** 2 + ((y - haze.y) / haze.radius_y) ** 2
-        patch = _rise(1.0 - np.sqrt(away) + ragged, 1.05)
-        mottle = 1.0 + 0.10 * _clouds(rng, shape, 26)
+        patch = _smooth_step(1.0 - np.sqrt(away) + ragged, 1.05)
+        mottle = 1.0 + 0.10 * _smooth_noise(rng, shape, 26)
         filled = np.clip(haze.strength * rng.uniform(0.85, 1.1) * patch * mottle, 0.0, 0.97)
         clear *= 1.0 - filled
         if not haze.halo:
             cores.append(filled)
     if patient.interstitial:
-        net = np.exp(-((_clouds(rng, shape, 24) / 0.5) ** 2)) + 0.7 * np.exp(-((_clouds(rng, shape, 42) / 0.4) ** 2))
-        patchy = _rise(_clouds(rng, shape, 5) + 0.4, 2.0)
+        net = np.exp(-((_smooth_noise(rng, shape, 24) / 0.5) ** 2)) + 0.7 * np.exp(
+            -((_smooth_noise(rng, shape, 42) / 0.4) ** 2)
+        )
+        patchy = _smooth_step(_smooth_noise(rng, shape, 5) + 0.4, 2.0)
         clear *= 1.0 - np.clip(0.26 * patient.interstitial * net * patchy, 0.0, 0.8)
     return 1.0 - clear, cores
 
 
 def _box_around(opacity: _Plane) -> _Rectangle | None:
-    """Put a box around an opacity, as (h, w) of air that it fills; None where next to nothing shows.
+    """Returns the box around an opacity (h, w), a share of filled air; None where next to nothing shows.
 
     As a radiologist would, it leaves out the faint rim: a twentieth of the opacity may stick out on each side.
     """
@@ -506,25 +507,27 @@ def _box_around(opacity: _Plane) -> _Rectangle | None:
 
 def _bones(patient: _Patient, x: _Plane, y: _Plane, side: _Plane, lateral: _Plane) -> _Plane:
     """Attenuation that ribs, clavicles and spine add."""
-    caged = _rise(lateral + 0.045, 0.03)
+    caged = _smooth_step(lateral + 0.045, 0.03)
     spacing, half = patient.rib_spacing, patient.rib_spacing * 0.27
     # All ribs of one set are the level lines of one field: distance to the nearest line, whichever rib it is.
     behind = y - 0.78 * (side - 0.30) ** 2 * (1.15 - 0.3 * y)
     ahead = y + 0.62 * (side - 1.0) * (0.9 + 0.3 * y)
-    ribs = _tube(_nearest(behind, spacing, patient.rib_phase) / half) * _rise(side - 0.08, 0.1)
+    ribs = _bone_profile(_distance_to_lines(behind, spacing, patient.rib_phase) / half) * _smooth_step(side - 0.08, 0.1)
     ribs *= 0.85 + 0.15 * np.cos(5.0 * behind)
-    front = _tube(_nearest(ahead, spacing * 1.08, patient.rib_phase + 0.4) / (1.3 * half))
-    ribs += 0.32 * front * _rise(side - 0.42, 0.3)
-    ribs *= caged * _rise(y - patient.apex, 0.2) * (1.0 - 0.75 * _rise(y - 0.75, 0.5))
-    rim = np.exp(-(((lateral + 0.012) / 0.028) ** 2)) * _rise(0.85 - y, 0.3) * (0.55 + 0.6 * ribs)
+    front = _bone_profile(_distance_to_lines(ahead, spacing * 1.08, patient.rib_phase + 0.4) / (1.3 * half))
+    ribs += 0.32 * front * _smooth_step(side - 0.42, 0.3)
+    ribs *= caged * _smooth_step(y - patient.apex, 0.2) * (1.0 - 0.75 * _smooth_step(y - 0.75, 0.5))
+    rim = np.exp(-(((lateral + 0.012) / 0.028) ** 2)) * _smooth_step(0.85 - y, 0.3) * (0.55 + 0.6 * ribs)
 
     vertebra = 0.5 + 0.5 * np.cos(np.float32(2.0 * math.pi / 0.165) * y)
-    spine = _tube(side / 0.115) * (0.62 + 0.38 * vertebra) * (0.6 + 0.4 * _rise(y + 0.2, 1.2))
-    windpipe = np.exp(-(((x + 0.01) / 0.055) ** 2)) * _rise(-0.30 - y, 0.25)
+    spine = _bone_profile(side / 0.115) * (0.62 + 0.38 * vertebra) * (0.6 + 0.4 * _smooth_step(y + 0.2, 1.2))
+    windpipe = np.exp(-(((x + 0.01) / 0.055) ** 2)) * _smooth_step(-0.30 - y, 0.25)
 
     bar = y + 0.70 + 0.30 * (side - 0.1) - 0.08 * np.sin((side - 0.12) * 4.2)
-    clavicle = _tube(bar / 0.042) * _rise(side - 0.11, 0.05) * _rise(0.95 - side, 0.1)
-    blade = _rise(0.30 - np.abs(side - 0.98 - 0.25 * (y + 0.5)), 0.16) * _rise(0.32 - np.abs(y + 0.50), 0.2)
+    clavicle = _bone_profile(bar / 0.042) * _smooth_step(side - 0.11, 0.05) * _smooth_step(0.95 - side, 0.1)
+    blade = _smooth_step(0.30 - np.abs(side - 0.98 - 0.25 * (y + 0.5)), 0.16) * _smooth_step(
+        0.32 - np.abs(y + 0.50), 0.2
+    )
     total: _Plane = patient.bone * (ribs + 0.7 * rim + 1.25 * spine + 1.2 * clavicle + 0.35 * blade) - 0.09 * windpipe
     return total.astype(np.float32, copy=False)
 
@@ -532,7 +535,7 @@ def _bones(patient: _Patient, x: _Plane, y: _Plane, side: _Plane, lateral: _Plan
 def _vessels(
     tree: npt.NDArray[np.float32], shape: tuple[int, int], unit: float, centre: tuple[float, float], angle: float
 ) -> _Plane:
-    """Draw a vessel tree into the film's frame, 0 to 1."""
+    """Draws a vessel tree into the film's frame, 0 to 1."""
     cos, sin = math.cos(angle), math.sin(angle)
     canvas = Image.new("L", (shape[1], shape[0]))
     pen = ImageDraw.Draw(canvas)
@@ -548,7 +551,7 @@ def _vessels(
 
 
 def _expose(total: _Plane, soft: _Plane, site: _Site, rng: np.random.Generator) -> _Plane:
-    """Turn attenuation into grey, about 0 to 1: exposure, fog and the film's curve."""
+    """Turns attenuation into grey, about 0 to 1: exposure, fog and the film's curve."""
     grey = total * rng.uniform(*site.gain) + rng.uniform(-0.12, 0.10) * (soft > 0.02)
     grey = grey / (1.0 + 0.35 * np.clip(grey - 0.6, 0.0, None))  # the film's shoulder
     grey = np.clip(grey, 0.0, 1.2) ** math.exp(rng.normal(site.gamma, 0.22))
@@ -557,7 +560,7 @@ def _expose(total: _Plane, soft: _Plane, site: _Site, rng: np.random.Generator) 
 
 
 def _develop(grey: _Plane, site: _Site, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Add what belongs to the film and not to the patient: collimator, grain, blur, the side marker."""
+    """Adds what belongs to the film and not to the patient: collimator, grain, blur, the side marker."""
     height, width = grey.shape
     if rng.random() < site.collimated:
         grey = grey * _collimator(grey.shape, rng)
@@ -590,28 +593,28 @@ def _collimator(shape: tuple[int, int], rng: np.random.Generator) -> _Plane:
 # -------------------------------------------------------------------------------------------------------- shapes
 
 
-def _rise(value: _Plane, width: float) -> _Plane:
+def _smooth_step(value: _Plane, width: float) -> _Plane:
     """Smooth step from 0 to 1, `width` wide, one half at 0."""
     t = np.clip(value * np.float32(1.0 / width) + np.float32(0.5), 0.0, 1.0)
     step: _Plane = t * t * (3.0 - 2.0 * t)
     return step
 
 
-def _tube(away: _Plane) -> _Plane:
+def _bone_profile(away: _Plane) -> _Plane:
     """Profile of a bone of radius 1 at a distance from its axis: the cortex is denser than the marrow."""
     away = np.abs(away)
     profile: _Plane = np.clip((1.0 - away) * 5.0, 0.0, 1.0) * (0.65 + 0.35 * away * away)
     return profile
 
 
-def _nearest(field: _Plane, spacing: float, phase: float) -> _Plane:
+def _distance_to_lines(field: _Plane, spacing: float, phase: float) -> _Plane:
     """Distance of a field from its nearest level line, lines lying `spacing` apart."""
     level = field * np.float32(1.0 / spacing) + np.float32(phase)
     away: _Plane = np.abs(level - np.rint(level)) * np.float32(spacing)
     return away
 
 
-def _segment(x: _Plane, y: _Plane, start: tuple[float, float], angle: float, length: float) -> _Plane:
+def _distance_to_segment(x: _Plane, y: _Plane, start: tuple[float, float], angle: float, length: float) -> _Plane:
     """Distance from a segment that leaves `start` at `angle` radians from straight down, outward."""
     right, down = np.float32(math.sin(angle)), np.float32(math.cos(angle))
     dx, dy = x - np.float32(start[0]), y - np.float32(start[1])
@@ -620,18 +623,18 @@ def _segment(x: _Plane, y: _Plane, start: tuple[float, float], angle: float, len
     return away
 
 
-def _lookup(grid: npt.NDArray[np.float64], values: npt.NDArray[np.float64], at: _Plane) -> _Plane:
-    """Interpolate a curve that is given on a grid."""
+def _interpolated(grid: npt.NDArray[np.float64], values: npt.NDArray[np.float64], at: _Plane) -> _Plane:
+    """Interpolates a curve that is given on a grid."""
     return np.interp(at, grid, values).astype(np.float32)
 
 
 def _enlarge(plane: _Plane, shape: tuple[int, int]) -> _Plane:
-    """Resize smoothly to (h, w)."""
+    """Resizes smoothly to (h, w)."""
     large = Image.fromarray(plane).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     return np.array(large, dtype=np.float32)
 
 
-def _clouds(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> _Plane:
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> _Plane:
     """Smooth noise of about zero mean and unit spread, `cells` bumps across the film."""
     height, width = shape
     rows = max(2, round(cells * height / width))

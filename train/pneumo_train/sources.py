@@ -296,7 +296,9 @@ def _compiled(patient_rule: str) -> re.Pattern[str]:
     try:
         return re.compile(patient_rule)
     except re.error as error:
-        raise DataError(f"the patient rule {patient_rule!r} is no regular expression ({error})") from None
+        raise DataError(
+            f"--patient-regex {patient_rule!r} is no regular expression ({error}): mend it, or leave it out"
+        ) from None
 
 
 def _patient(path: Path, rule: re.Pattern[str]) -> str:

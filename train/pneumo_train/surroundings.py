@@ -7,7 +7,9 @@ import json
 import os
 import tempfile
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pneumo_edge.command_line import say
 from pneumo_edge.errors import UsageError, one_line
@@ -17,7 +19,7 @@ TRAINS = ("tensorflow", "jax", "torch")
 
 
 def check_keras(backends: tuple[str, ...], purpose: str) -> None:
-    """Imports Keras and checks that the user's settings let it do what is asked.
+    """Checks that the user's settings of Keras let it do what is asked, without importing it, which takes seconds.
 
     The rules are Keras's own (`keras/src/backend/config.py`): KERAS_BACKEND comes before `backend` in keras.json, which
     lies in $KERAS_HOME or ~/.keras.
@@ -30,33 +32,49 @@ def check_keras(backends: tuple[str, ...], purpose: str) -> None:
         UsageError: Another backend is set, one that is not there, or a layout or precision that the networks have not.
     """
     file = _keras_json()
-    backend, source = _backend(file)
+    settings = _settings(file)
+    backend, source = _backend(settings, file)
     if backend not in backends:
         raise UsageError(
             f"{purpose} needs Keras on {' or '.join(backends)}, and {source} asks for {backend}: "
             f"set KERAS_BACKEND={backends[0]}"
         )
-    try:
-        import keras
-    except ImportError as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):
-            raise
+    if find_spec(backend) is None:
         raise UsageError(
-            f"Keras cannot start on {backend}, which {source} asks for ({one_line(error)}): "
+            f"Keras is to run on {backend} ({source}), which is not installed: "
             "install it, or choose another with KERAS_BACKEND"
-        ) from error
-    except Exception as error:
-        raise UsageError(f"Keras cannot start as {file} sets it up ({one_line(error)}): delete that file") from error
-    if keras.config.image_data_format() != "channels_last":
+        )
+    layout = settings.get("image_data_format", "channels_last")
+    if layout != "channels_last":
         raise UsageError(
-            f"{file} sets image_data_format to {keras.config.image_data_format()}, and the networks are channels_last: "
+            f"{file} sets image_data_format to {layout}, and the networks are channels_last: "
             "set that there, or delete the file"
         )
-    if keras.config.floatx() != "float32":
+    precision = settings.get("floatx", "float32")
+    if precision != "float32":
         raise UsageError(
-            f"{file} sets floatx to {keras.config.floatx()}, and the networks are float32: set that there, or delete "
+            f"{file} sets floatx to {precision}, and the networks are float32: set that there, or delete "
             "the file (--mixed-precision trains in bfloat16)"
         )
+
+
+def load_keras() -> None:
+    """Imports Keras and its backend, which takes seconds: after all checks that need neither.
+
+    Raises:
+        UsageError: It cannot be imported as it is installed or set up.
+    """
+    try:
+        import keras  # noqa: F401 - so that a fault of it is met here
+    except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        file = _keras_json()
+        backend, _ = _backend(_settings(file), file)
+        raise UsageError(
+            f"Keras cannot start on {backend} ({one_line(error)}): install that package again, "
+            f"choose another with KERAS_BACKEND, or delete {file} if it is there"
+        ) from error
 
 
 def _keras_json() -> Path:
@@ -67,15 +85,23 @@ def _keras_json() -> Path:
     return Path(home) / "keras.json"
 
 
-def _backend(file: Path) -> tuple[str, str]:
+def _settings(file: Path) -> dict[str, Any]:
+    """Returns what keras.json says; nothing where there is none, or none that Keras could read."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _backend(settings: dict[str, Any], file: Path) -> tuple[str, str]:
     """Returns the backend that Keras will take, and what says so."""
     from_environment = os.environ.get("KERAS_BACKEND")
     if from_environment:
         return from_environment, "KERAS_BACKEND"
-    try:
-        return str(json.loads(file.read_text(encoding="utf-8")).get("backend", "tensorflow")), str(file)
-    except (OSError, ValueError, AttributeError):
-        return "tensorflow", "the default"
+    if "backend" in settings:
+        return str(settings["backend"]), str(file)
+    return "tensorflow", "the default"
 
 
 def check_path(path: str | Path, what: str) -> None:

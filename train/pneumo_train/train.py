@@ -39,7 +39,7 @@ from pneumo_train.split import (
     split_films,
     write_split,
 )
-from pneumo_train.surroundings import TRAINS, check_keras, check_path
+from pneumo_train.surroundings import TRAINS, check_keras, check_path, load_keras
 
 if TYPE_CHECKING:
     import keras
@@ -129,6 +129,10 @@ def start_run(
         if site is not None and site not in {f.site for f in files}:
             known = ", ".join(dict.fromkeys(f.site for f in files))
             raise DataError(f"{option} names the site {site!r}, and no film is of it: there are {known}")
+    taught_by = [Run(teacher) for teacher in teachers]
+    for teacher_run in taught_by:
+        _ = teacher_run.metrics, teacher_run.model_path  # that it is finished
+    load_keras()
     # Built before the films are decoded, which may take long, and before anything is written.
     precision = "mixed_bfloat16" if mixed_precision else "float32"
     model, started_from = _build(backbone, head, side, weights, seed, precision)
@@ -136,7 +140,7 @@ def start_run(
     for message in prepared.errors.values():
         say(f"skipped: {message}")
     split = split_films(files, prepared, leave_out=leave_out, limit=limit)
-    _check_teachers(teachers, files, split)
+    _check_teachers(taught_by, files, split)
     said = [
         *describe_left_aside(files, split, prepared.sha256),
         *describe_doubtful(files, split, prepared.remarks),
@@ -197,6 +201,7 @@ def resume_run(folder: Path, *, test: bool = False) -> None:
     for data in config.data:
         check_path(data, "the films")
     _need_training_packages()
+    load_keras()
     if run.is_finished:
         say(f"{folder} is finished already")
     else:
@@ -232,7 +237,7 @@ def _measure_test(run: Run) -> None:
         raise RunError(
             f"{run.folder} was judged by an earlier pneumo: delete its metrics.json and judge it anew with --resume"
         )
-    scores, maps = _look(run.model, test.pixels)
+    scores, maps = _logits_and_maps(run.model, test.pixels)
     calibration = Calibration(**metrics["calibration"])
     thresholds = {name: point["threshold"] for name, point in metrics["operating_points"].items()}
     region = metrics["validation"]["pointing"]["region_threshold"]
@@ -259,7 +264,7 @@ def _build(backbone: str, head: str, size: int, weights: str, seed: int, precisi
 
 
 def _describe_weights(files: Sequence[FilmFile], split: Sequence[str]) -> list[str]:
-    """Returns for each site how many films do what, and what is left of the class in its weight in training."""
+    """Returns a sentence for each site: its films in each split, and what classes and site weigh in training."""
     from pneumo_train.batches import film_weights
 
     learned = [film for film, part in zip(files, split, strict=True) if part == TRAIN]
@@ -287,19 +292,17 @@ def _describe_weights(files: Sequence[FilmFile], split: Sequence[str]) -> list[s
     return said
 
 
-def _check_teachers(teachers: Sequence[Path], files: Sequence[FilmFile], split: Sequence[str]) -> None:
-    """Refuses a teacher that is not finished, or that has learned from films by which the student will be judged."""
+def _check_teachers(teachers: Sequence[Run], files: Sequence[FilmFile], split: Sequence[str]) -> None:
+    """Refuses a teacher that has learned from films by which the student will be judged."""
     judges = {VALIDATION, TEST, LEFT_OUT}
     judging = {(film.site, film.path) for film, part in zip(files, split, strict=True) if part in judges}
-    for folder in teachers:
-        teacher = Run(folder)
-        _ = teacher.metrics, teacher.model_path
+    for teacher in teachers:
         seen = zip(*teacher.split, strict=True)
         learned = {(film.site, film.path) for film, part in seen if part == TRAIN}
         if learned & judging:
             raise UsageError(
-                f"{folder} has learned from {len(learned & judging)} of the films that this run would be judged by: "
-                "give a teacher that was trained on the same data with the same --limit and --patient-regex"
+                f"{teacher.folder} has learned from {len(learned & judging)} of the films by which this run would be "
+                "judged: give a teacher that was trained on the same data with the same --limit and --patient-regex"
             )
 
 
@@ -333,8 +336,8 @@ def _train(run: Run, build: Callable[[], keras.Model], *, resume: bool) -> None:
 def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
     """Calibrates, chooses the operating points, and measures; writes predictions.csv and metrics.json."""
     films, model = run.films, run.model
-    clean, maps = _look(model, validation.pixels)
-    disturbed, disturbed_maps = _look(model, perturbed)
+    clean, maps = _logits_and_maps(model, validation.pixels)
+    disturbed, disturbed_maps = _logits_and_maps(model, perturbed)
     labels = np.concatenate([validation.labels] * 2)
     pooled = np.concatenate([clean, disturbed])
     # Each site has the same say, however many films it has.
@@ -353,7 +356,7 @@ def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
     ]
     left_out, elsewhere = films.part(LEFT_OUT), None
     if left_out.files:
-        scores, left_out_maps = _look(model, left_out.pixels)
+        scores, left_out_maps = _logits_and_maps(model, left_out.pixels)
         rows += _prediction_rows(LEFT_OUT, left_out, scores, probabilities(scores, calibration))
         elsewhere = _judge(left_out, scores, left_out_maps, calibration, thresholds, region)
     probe = probe_sites(
@@ -384,7 +387,7 @@ def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
     )
 
 
-def _look(model: keras.Model, pixels: Pixels) -> tuple[Floats, Floats]:
+def _logits_and_maps(model: keras.Model, pixels: Pixels) -> tuple[Floats, Floats]:
     """Returns logits (N,) and heatmaps (N, h, w) of films uint8 (N, S, S)."""
     from pneumo_train.explain import explained
     from pneumo_train.inference import outputs_of

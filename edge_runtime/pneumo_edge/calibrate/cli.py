@@ -87,6 +87,9 @@ def calibrate(
     ] = False,
 ) -> None:
     """Calibrates a bundle on the films of a place, and judges it there."""
+    from pneumo_edge.classifier import check_prevalence
+
+    check_prevalence(prevalence)
     if plan:
         _plan(sensitivity or [0.95], specificity, margin, 0.5 if prevalence is None else prevalence)
         return
@@ -96,14 +99,12 @@ def calibrate(
         raise UsageError("no place for the new bundle: give --output")
     if output.exists():
         raise UsageError(f"{output} exists already: give another --output")
-    if prevalence is not None and not 0 < prevalence < 1:
-        raise UsageError(f"a prevalence of {prevalence:g} is not between 0 and 1: give a share such as 0.2")
     from pneumo_edge.bundle import DEFAULT_BUNDLE, read_bundle
     from pneumo_edge.calibrate.card import POINT_COLUMNS, point_row
     from pneumo_edge.calibrate.films import read_films
     from pneumo_edge.calibrate.fit import STANDARD, Wish
-    from pneumo_edge.calibrate.place import CARD, PAGE, write_bundle
     from pneumo_edge.calibrate.place import calibrate as fit_to_place
+    from pneumo_edge.calibrate.write import CARD, PAGE, write_bundle
 
     wishes = STANDARD | {"screening": Wish("sensitivity", _share("--screening", screening))}
     for kind, values in (("sensitivity", sensitivity), ("specificity", specificity)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from pneumo_edge.bundle import LABELS
 from pneumo_edge.errors import DataError
-from pneumo_edge.film_files import is_film_file, is_left_behind
+from pneumo_edge.film_files import files_in, is_film_file, is_left_behind
 from pneumo_edge.manifest import check_path, csv_rows
 
 MANIFEST = "films.csv"
@@ -83,15 +82,12 @@ def _read_folder(source: Path) -> LocalFilms:
         )
     films, others = [], 0
     for folder in folders:
-        for parent, below, files in os.walk(folder, onerror=_cannot_be_searched):
-            below[:] = sorted(each for each in below if not is_left_behind(each))
-            for file in sorted(each for each in files if not is_left_behind(each)):
-                path = Path(parent) / file
-                if not is_film_file(path):
-                    others += 1
-                    continue
-                name = path.relative_to(source).as_posix()
-                films.append(LocalFilm(path, name, labels[folder.name.casefold()], name))
+        for path in map(Path, files_in(str(folder), skip=_cannot_be_searched)):
+            if not is_film_file(path):
+                others += 1
+                continue
+            name = path.relative_to(source).as_posix()
+            films.append(LocalFilm(path, name, labels[folder.name.casefold()], name))
     remarks = [f"{source}: not used: {others} files that are no films"] if others else []
     return LocalFilms(tuple(films), False, tuple(remarks))
 

@@ -1,18 +1,15 @@
-"""From a bundle and the films of a place to a bundle for that place: the steps in the order in which they happen."""
+"""From a bundle and the films of a place to what fits there: the steps in the order in which they happen."""
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pneumo_edge.atomic import replacing_folder, write_text
 from pneumo_edge.bundle import (
     LABELS,
     Bundle,
@@ -20,7 +17,6 @@ from pneumo_edge.bundle import (
     Interval,
     LocalSite,
     OperatingPoint,
-    write_description,
 )
 from pneumo_edge.calibrate.films import LocalFilm, LocalFilms, patients_by_class
 from pneumo_edge.calibrate.fit import (
@@ -51,10 +47,6 @@ GOOD_ENOUGH = 0.8
 """Area under the ROC curve from which on discrimination is called excellent (Hosmer and Lemeshow, "Applied logistic
 regression", 2nd edition 2000, chapter 5). A convention: no area says that a model does more good than harm."""
 MARGIN = 0.05
-
-CARD, PAGE = "SITE.md", "calibration.html"
-_PAPERS = ("MODEL_CARD.md", "NOTICE", "parity.json")
-"""What goes with the model files, where it is there."""
 
 
 @dataclass(frozen=True)
@@ -314,28 +306,3 @@ def _describe(
         files=files,
         site=site,
     )
-
-
-def write_bundle(bundle: Bundle, result: Result, output: Path, *, pictures: bool) -> None:
-    """Writes the new bundle, whole or not at all: the same model files, a new model.json, the card and the page.
-
-    Args:
-        bundle: The one that was calibrated.
-        result: What came of it.
-        output: Folder that is not there yet.
-        pictures: Show films in the page.
-    """
-    from pneumo_edge.calibrate.card import site_card
-    from pneumo_edge.calibrate.page import calibration_page
-
-    page = calibration_page(bundle, result, pictures=pictures)
-    with replacing_folder(output) as folder:
-        for name in bundle.description.files:
-            # Read, so that its hash is compared: a file that was damaged since must not come out as if it were whole.
-            (folder / name).write_bytes(bundle.read_file(name))
-        for name in _PAPERS:
-            if (bundle.folder / name).is_file():
-                shutil.copyfile(bundle.folder / name, folder / name)
-        write_description(folder, result.description)
-        write_text(folder / CARD, site_card(result))
-        write_text(folder / PAGE, page)

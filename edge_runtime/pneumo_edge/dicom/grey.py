@@ -9,14 +9,14 @@ An element of the chain that cannot be used is left out, with a remark: the film
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pneumo_edge.dicom.decode import Values
 from pneumo_edge.dicom.tags import items, numbers, text, texts, words
-from pneumo_edge.levels import DeepFilm, film_range
+from pneumo_edge.levels import DeepFilm, film_range, look_up
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -46,7 +46,7 @@ def grey_levels(pixels: Values, bits: int, ds: Dataset, remarks: list[str]) -> t
         The grey levels, and whether the file says which values matter.
     """
     lowest, light, told = _light(pixels, bits, ds, remarks)
-    return _looked_up(pixels, lowest, np.rint(255.0 * light.clip(0.0, 1.0)).astype(np.uint8)), told
+    return look_up(np.rint(255.0 * light.clip(0.0, 1.0)).astype(np.uint8), pixels, lowest), told
 
 
 def deep_levels(pixels: Values, bits: int, ds: Dataset) -> DeepFilm:
@@ -59,17 +59,8 @@ def deep_levels(pixels: Values, bits: int, ds: Dataset) -> DeepFilm:
     levels = max(len(light) - 1, 1)
     scale = levels / (lightest - darkest or 1.0)
     kind = np.uint8 if levels < 256 else np.uint16
-    values = _looked_up(pixels, lowest, np.rint(scale * (light - darkest)).astype(kind))
+    values = look_up(np.rint(scale * (light - darkest)).astype(kind), pixels, lowest)
     return DeepFilm(values, levels, -scale * darkest, scale * (1.0 - darkest))
-
-
-def _looked_up(pixels: Values, lowest: int, table: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns `table[pixels - lowest]`."""
-    found = np.empty(pixels.shape, dtype=table.dtype)
-    for row, values in enumerate(pixels):
-        # Row by row: numpy makes 8-byte indices of what it looks up, half a gigabyte for the largest films.
-        found[row] = table[values.astype(np.int64) - lowest]
-    return found
 
 
 def _light(pixels: Values, bits: int, ds: Dataset, remarks: list[str]) -> tuple[int, Doubles, bool]:

@@ -1,7 +1,7 @@
 // Where answers come from: this browser itself. Of the names and forms of pneumo_edge/serve/page/api.js, whose place it
 // takes. Films are kept by this tab alone, as long as it is open; nothing is sent anywhere.
 
-import { tab } from "./dom.js";
+import { pause, tab } from "./dom.js";
 import { layer } from "./heat.js";
 import { pointsAt, record } from "./verdict.js";
 
@@ -15,9 +15,11 @@ export class Refusal extends Error {
 
 export const hooks = { reached: (_there, _why) => {}, askForToken: async () => "", modelChanged: () => {} };
 
-const fetched = (name) => fetch(name).then((answer) => answer.json());
+const beside = (name) => new URL(name, import.meta.url).href; // in the folder of this version
+const fetched = (name) => fetch(beside(name)).then((answer) => answer.json());
 const films_ = new Map(); // key -> {entry, blob, judged, waiting}
 let offline = ""; // how it stands with the use without a network
+const QUIET = 1000; // milliseconds after an answer in which the next question may come
 const wasKept = Boolean(navigator.serviceWorker?.controller);
 
 // Addresses of films lead nowhere after a reload: they were in the memory of the page.
@@ -31,7 +33,7 @@ for (const each of [description, constants]) each.catch(() => {});
 
 // By way of a blob it is bound by the content security policy of this page, whatever the server says of its scripts.
 const script = `
-  const judge = import(${JSON.stringify(new URL("judge.js", import.meta.url).href)});
+  const judge = import(${JSON.stringify(beside("judge.js"))});
   judge.catch((error) => setTimeout(() => { throw error; }));
   onmessage = async ({ data }) => (await judge).receive(data);
 `;
@@ -138,9 +140,15 @@ export async function film(key) {
   return told(key);
 }
 
+let seen = { blob: null, film: null }; // what the page shows
+
 export async function pixels(key) {
   const { blob, entry } = films_.get(key) ?? {};
-  return blob ? ask("film", { blob, name: entry.name }) : null;
+  if (!blob) return null;
+  if (blob === seen.blob) return seen.film;
+  const film = await ask("film", { blob, name: entry.name });
+  seen = { blob, film };
+  return film;
 }
 
 export const preview = pixels;
@@ -192,7 +200,11 @@ function begin(key) {
   );
 }
 
-export const remove = async (key) => void films_.delete(key);
+export async function remove(key) {
+  if (films_.get(key)?.blob === seen.blob) seen = { blob: null, film: null };
+  films_.delete(key);
+}
+
 export const rejudge = async (key) => begin(key);
 export const resend = async () => {};
 
@@ -204,8 +216,12 @@ function tellOffline(text) {
 }
 
 async function keep() {
-  // Not before the first film can be judged.
-  await ask("ready").catch(() => {});
+  // At a first visit not before the first film has been judged: all files are fetched for that.
+  if (!wasKept) {
+    await ask("ready").catch(() => {});
+    do await pause(QUIET);
+    while (waiting.size);
+  }
   if (!navigator.serviceWorker) {
     tellOffline("this browser cannot keep the page: without a network it cannot be opened");
     return;
@@ -222,23 +238,32 @@ async function keep() {
   });
   try {
     const registration = await navigator.serviceWorker.register("service-worker.js", { updateViaCache: "none" });
-    registration.addEventListener("updatefound", () => follow(registration.installing));
-    follow(registration.installing);
-    if (registration.active) tellOffline("this page also opens without a network");
+    registration.addEventListener("updatefound", () => follow(registration));
+    follow(registration);
+    if (registration.active) await tellKept(registration);
   } catch {
     tellOffline("this browser cannot keep the page: without a network it cannot be opened");
   }
 }
 
-function follow(worker) {
+function follow(registration) {
+  const { installing: worker, active } = registration;
   worker?.addEventListener("statechange", () => {
-    if (worker.state !== "activated") return;
-    tellOffline(
-      wasKept
-        ? "a newer version has been fetched: it is used when the page is opened again"
-        : "this page also opens without a network",
-    );
+    // The first one is activated at once. A later one waits, but what it has fetched is there.
+    if (worker.state === (active ? "installed" : "activated")) tellKept(registration);
   });
+}
+
+/** Says which version is kept: this page, or one that has come since. */
+async function tellKept({ scope }) {
+  const page = await (await caches.open(`pneumo ${scope}`)).match(`${scope}index.html`);
+  if (!page) return;
+  const same = (await page.text()).includes(`"${import.meta.url.split("/").at(-2)}/`);
+  tellOffline(
+    same
+      ? "this page also opens without a network"
+      : "a newer version has been fetched: it is used when the page is opened again",
+  );
 }
 
 keep();

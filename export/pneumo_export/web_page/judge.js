@@ -3,7 +3,7 @@
 import { loadAndCompile, loadLiteRt, supportsFeature, Tensor } from "./litert.js";
 import { readerOf, readFilm } from "./read.js";
 import { Unreadable } from "./unreadable.js";
-import { objections } from "./verdict.js";
+import { contrast, objections } from "./verdict.js";
 
 const MOST_THREADS = 4;
 
@@ -25,6 +25,9 @@ async function file(name) {
   return answer;
 }
 
+/** The first line of what an error says. */
+const said = (error) => String(error?.message ?? error).split("\n")[0].slice(0, 200);
+
 const hex = (buffer) => [...new Uint8Array(buffer)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
 /** The model, once it has been seen to be the one that model.json describes. */
@@ -35,6 +38,8 @@ async function load() {
   if (!crypto.subtle) {
     throw new Unreadable("this browser cannot check the model at this address: open the page over HTTPS, or as localhost");
   }
+  const runtime = start();
+  runtime.catch(() => {}); // it is waited for below
   const [description, constants] = await Promise.all(["model.json", "constants.json"].map(async (each) => (await file(each)).json()));
   const { file: name } = constants;
   const model = await (await file(name)).arrayBuffer();
@@ -42,22 +47,30 @@ async function load() {
     throw new Unreadable(`${name} is not the model that model.json describes: open the page again, or build it anew with pneumo-web`);
   }
   try {
-    return { run: await compiled(new Uint8Array(model)), size: description.input.size, name, ...constants };
+    return { run: await compiled(new Uint8Array(model), await runtime), size: description.input.size, name, ...constants };
   } catch (error) {
-    const why = String(error.message ?? error).split("\n")[0].slice(0, 200);
-    throw new Unreadable(`${name} is no model that LiteRT accepts (${why})`);
+    if (error instanceof Unreadable) throw error;
+    throw new Unreadable(`${name} is no model that LiteRT accepts (${said(error)})`);
   }
 }
 
-/** Takes the bytes of a model and gives what runs it: from a film to {name: {values, shape}} of all that it puts out. */
-async function compiled(model) {
+/** LiteRT, while the model is still on its way; gives how many threads it has. */
+async function start() {
   // What it says, among other things that there is no GPU, is for its developers.
   for (const each of ["log", "info", "warn", "error"]) console[each] = () => {};
   // Its threads come with relaxed SIMD alone.
   const threads = crossOriginIsolated && (await supportsFeature("relaxedSimd"));
   self.Module = { locateFile: here, mainScriptUrlOrBlob: here("litert_wasm_threaded_internal.js") };
-  await loadLiteRt(here("./"), { threads });
-  const numThreads = threads ? Math.min(navigator.hardwareConcurrency, MOST_THREADS) : 1;
+  try {
+    await loadLiteRt(here("./"), { threads });
+  } catch (error) {
+    throw new Unreadable(`the runtime of the model does not start (${said(error)}): open the page again where there is a network`);
+  }
+  return threads ? Math.min(navigator.hardwareConcurrency, MOST_THREADS) : 1;
+}
+
+/** Takes the bytes of a model and gives what runs it: from a film to {name: {values, shape}} of all that it puts out. */
+async function compiled(model, numThreads) {
   const net = await loadAndCompile(model, { accelerator: "wasm", cpuOptions: { numThreads } });
   const [{ shape }] = net.getInputDetails();
   return async (pixels) => {
@@ -76,7 +89,7 @@ async function compiled(model) {
 const loading = load();
 loading.catch(() => {});
 
-let last = { blob: null, film: null }; // the film that was read last, as people look at it
+let last = { blob: null, film: null }; // the film that was read last, as people look at it, until it is asked for
 
 async function bytes(blob, name) {
   try {
@@ -114,12 +127,15 @@ async function judge({ blob, name }) {
   }
   const { width, height, warnings, age, view } = read;
   const milliseconds = { read: between - start, infer: done - between };
-  return { ...judged, width, height, warnings, age, view, doubts, milliseconds };
+  return { ...judged, contrast: contrast(read.pixels), width, height, warnings, age, view, doubts, milliseconds };
 }
 
-/** The film at its own depth, read again where another has been read since. */
+/** The film at its own depth, read again where it is not the last one. It is handed over and not copied. */
 async function film({ blob, name }) {
-  return blob === last.blob ? last.film : (await readOnce(blob, name)).film;
+  if (blob !== last.blob) await readOnce(blob, name);
+  const { film: asked } = last;
+  last = { blob: null, film: null };
+  return asked;
 }
 
 /** Refuses what is no film, once the model is there. */
@@ -135,7 +151,8 @@ let queue = Promise.resolve();
 export function receive({ id, task, ...asked }) {
   queue = queue.then(async () => {
     try {
-      postMessage({ id, answer: await tasks[task](asked) });
+      const answer = await tasks[task](asked);
+      postMessage({ id, answer }, task === "film" ? [answer.values.buffer] : []);
     } catch (error) {
       if (!(error instanceof Unreadable)) throw error;
       postMessage({ id, refused: error.message });

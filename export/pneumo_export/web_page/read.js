@@ -271,7 +271,7 @@ async function readJpeg(data, name, size, limits) {
   if (width * height * scans > limits.max_scanned_pixels) {
     throw refuse(`${name} is a JPEG with too many scans: save it again as a baseline JPEG`);
   }
-  const rgba = await decoded(new Blob(plain, { type: "image/jpeg" }), width, height);
+  const rgba = await decoded(new Blob([plain], { type: "image/jpeg" }), width, height);
   const full = { width, height, values: new Uint8Array(width * height) };
   const say = { orientation: orientationOf(exif, xmp), several, full };
   let colours = null;
@@ -319,7 +319,8 @@ function averaged(picture, step) {
 /** What the header says, and the file without what would make a browser turn or colour it: EXIF and ICC profile. */
 function jpegParts(data) {
   const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
-  const parts = { plain: [data.subarray(0, 2)], exif: null, xmp: null, several: false, scans: 0 };
+  const plain = [data.subarray(0, 2)];
+  const parts = { exif: null, xmp: null, several: false, scans: 0 };
   let at = 2;
   for (;;) {
     if (at + 4 > data.length) throw new Unreadable("it ends too early");
@@ -345,11 +346,11 @@ function jpegParts(data) {
     else if (marker === 0xe2 && named("MPF\0")) parts.several = true;
     // APP0 says how many dots an inch has, APP14 what the colours are.
     const kept = marker < 0xe1 || marker === 0xee || (marker > 0xef && marker !== 0xfe);
-    if (kept) parts.plain.push(data.subarray(at, at + 2 + length));
+    if (kept) plain.push(data.subarray(at, at + 2 + length));
     at += 2 + length;
   }
   if (!parts.kind || !parts.width || !parts.height) throw new Unreadable("its header makes no sense");
-  parts.plain.push(data.subarray(at));
+  plain.push(data.subarray(at));
   let ended = false;
   for (let i = at; i + 1 < data.length; i += 1) {
     if (data[i] !== 0xff) continue;
@@ -358,7 +359,18 @@ function jpegParts(data) {
   }
   // A browser would fill up with grey what is missing.
   if (!ended) throw new Unreadable("it ends too early");
-  return parts;
+  return { ...parts, plain: joined(plain) };
+}
+
+/** All in one piece: Firefox takes no picture whose first piece has two bytes only. */
+function joined(pieces) {
+  const whole = new Uint8Array(pieces.reduce((sum, each) => sum + each.length, 0));
+  let at = 0;
+  for (const each of pieces) {
+    whole.set(each, at);
+    at += each.length;
+  }
+  return whole;
 }
 
 /** The orientation that EXIF or XMP states, 1 to 8; 1 where neither does. */
@@ -384,7 +396,7 @@ function orientationOf(exif, xmp) {
 
 async function readDicomFilm(data, name, size, limits) {
   const decodeJpeg = async (frame, width, height) => {
-    const rgba = await decoded(new Blob(jpegParts(frame).plain, { type: "image/jpeg" }), width, height);
+    const rgba = await decoded(new Blob([jpegParts(frame).plain], { type: "image/jpeg" }), width, height);
     return Uint8Array.from({ length: width * height }, (_, i) => rgba[4 * i]);
   };
   const { grey, film, ...said } = await readDicom(data, name, limits, { decodeJpeg, jpegHeader: jpegParts });
@@ -401,7 +413,9 @@ async function decoded(blob, width, height) {
   const context = canvas.getContext("2d", { willReadFrequently: true, alpha: false });
   context.drawImage(picture, 0, 0);
   picture.close();
-  return context.getImageData(0, 0, width, height).data;
+  const { data } = context.getImageData(0, 0, width, height);
+  canvas.width = canvas.height = 0; // its memory is needed at once
+  return data;
 }
 
 const readWebp = (data, name, size, limits) => readByBrowser(data, name, size, limits, webp(data));

@@ -59,27 +59,28 @@ function places(cells) {
 
 /** The bilinear logit at places in cells: the first cell's centre lies at 0.5. */
 function between({ width, height, values }, y, x) {
-  const across = x.map((at) => neighbours(width, at));
+  const across = neighbours(width, x);
+  const down = neighbours(height, y);
   const found = new Float64Array(y.length * x.length);
   const row = new Float64Array(width);
-  let out = 0;
-  for (const [above, below, fy] of y.map((at) => neighbours(height, at))) {
+  for (let i = 0, out = 0; i < y.length; i += 1) {
     for (let column = 0; column < width; column += 1) {
-      const upper = values[above * width + column];
-      row[column] = upper + fy * (values[below * width + column] - upper);
+      const upper = values[down.before[i] * width + column];
+      row[column] = upper + down.share[i] * (values[down.after[i] * width + column] - upper);
     }
-    for (let i = 0; i < across.length; i += 1, out += 1) {
-      const [left, right, fx] = across[i];
-      found[out] = row[left] + fx * (row[right] - row[left]);
+    for (let k = 0; k < x.length; k += 1, out += 1) {
+      const left = row[across.before[k]];
+      found[out] = left + across.share[k] * (row[across.after[k]] - left);
     }
   }
   return found;
 }
 
-function neighbours(cells, place) {
-  const held = Math.min(Math.max(place - 0.5, 0), cells - 1);
-  const before = Math.trunc(held);
-  return [before, Math.min(before + 1, cells - 1), held - before];
+/** For each place the two cells between whose centres it lies, and how near it is to the second. */
+function neighbours(cells, at) {
+  const held = Float64Array.from(at, (each) => Math.min(Math.max(each - 0.5, 0), cells - 1));
+  const before = Int32Array.from(held, Math.trunc);
+  return { before, after: before.map((each) => Math.min(each + 1, cells - 1)), share: held.map((each, i) => each - before[i]) };
 }
 
 /** The closed lines around what is >= 0, each as the sides of squares that it crosses, in order. */

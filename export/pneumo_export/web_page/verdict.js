@@ -21,7 +21,7 @@ export function objections({ pixels, width, height, chroma, doubts: said }, limi
 }
 
 /** The standard deviation of the grey levels. */
-function contrast(pixels) {
+export function contrast(pixels) {
   let [sum, squares] = [0, 0];
   for (const level of pixels) [sum, squares] = [sum + level, squares + level * level];
   return Math.sqrt(pixels.length * squares - sum * sum) / pixels.length;
@@ -57,11 +57,13 @@ export function record(judged, name, description, file, point, prevalence) {
     logit: judged.logit,
     threshold: sigmoid(cut),
     operating_point: point,
+    prevalence,
     novelty: judged.novelty,
     in_distribution: !doubts.length,
     warnings: [...doubts, ...judged.warnings, ...unseen(judged.age, judged.view, description.provenance.sites)],
     model: description.name,
     file,
+    contrast: judged.contrast,
     region,
     milliseconds: judged.milliseconds,
   };
