@@ -440,7 +440,7 @@ def test_what_cannot_be_split_is_a_sentence() -> None:
         made.split()
     made.unreadable = set(range(len(made.films)))
     for limit in (None, 20):
-        with pytest.raises(DataError, match="no NORMAL film can be used"):
+        with pytest.raises(DataError, match="no NORMAL film can be trained on"):
             made.split(limit=limit)
     one_sided = Set()
     one_sided.patients(0, [1] * 10)

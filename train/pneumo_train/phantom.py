@@ -361,7 +361,7 @@ def _vessel_tree(side: float, rng: np.random.Generator) -> npt.NDArray[np.float3
 
 
 def _film(patient: _Patient, site: _Site, rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], list[_Rectangle]]:
-    """Draw one film of a patient, uint8, shape (h, w), 0 = black = air, and a box around each opacity that shows."""
+    """Draws one film of a patient, uint8, shape (h, w), 0 = black = air, and a box around each opacity that shows."""
     width = int(rng.integers(*site.width))
     height = round(width / rng.uniform(*site.shape))
     shape = (height, width)

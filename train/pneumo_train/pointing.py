@@ -128,14 +128,14 @@ def boxes_touched(mask: Flags, film: Sequence[Box]) -> list[bool]:
     for number in range(1, int(labels.max()) + 1):
         rows, columns = np.nonzero(labels == number)
         found.append(Box(columns.min() / side, rows.min() / side, (columns.max() + 1) / side, (rows.max() + 1) / side))
-    return [any(_shared(region, box) >= TOUCHED * _area(region) for region in found) for box in film]
+    return [any(_shared_area(region, box) >= TOUCHED * _area(region) for region in found) for box in film]
 
 
 def _area(box: Box) -> float:
     return (box.x1 - box.x0) * (box.y1 - box.y0)
 
 
-def _shared(one: Box, other: Box) -> float:
+def _shared_area(one: Box, other: Box) -> float:
     width = min(one.x1, other.x1) - max(one.x0, other.x0)
     height = min(one.y1, other.y1) - max(one.y0, other.y0)
     return max(0.0, width) * max(0.0, height)

@@ -89,14 +89,14 @@ def _decimal(value: float) -> str:
 
 
 def _cell(value: dict[str, float], shown: Callable[[float], str]) -> str:
-    """A value above its interval, and above Wilson's where there is one."""
-    text = f"{shown(value['value'])} {_small(value['low'], value['high'], shown)}"
+    """Returns a value above its interval, and above Wilson's interval where there is one."""
+    text = f"{shown(value['value'])} {_small_interval(value['low'], value['high'], shown)}"
     if "wilson_low" in value:
-        text += f" {_small(value['wilson_low'], value['wilson_high'], shown, 'W ')}"
+        text += f" {_small_interval(value['wilson_low'], value['wilson_high'], shown, 'W ')}"
     return text
 
 
-def _small(low: float, high: float, shown: Callable[[float], str], before: str = "") -> str:
+def _small_interval(low: float, high: float, shown: Callable[[float], str], before: str = "") -> str:
     # Without its unit, which the value has, and with a dash: three such columns must go on a phone.
     bare = [shown(limit).removesuffix("%").rstrip() for limit in (low, high)]
     return f"<small>{before}{bare[0]}\N{EN DASH}{bare[1]}</small>"
@@ -182,7 +182,7 @@ def _predictive(judged: Part) -> str:
     def cell(value: dict[str, float], key: str) -> str:
         text = percent(value[key])
         if f"{key}_low" in value:  # runs of earlier versions have none
-            text += f" {_small(value[f'{key}_low'], value[f'{key}_high'], percent)}"
+            text += f" {_small_interval(value[f'{key}_low'], value[f'{key}_high'], percent)}"
         return text
 
     rows = []
@@ -193,7 +193,7 @@ def _predictive(judged: Part) -> str:
     return table(f"Predictive values by the share of films with pneumonia, from {judged.name}", header, rows)
 
 
-def _make_up(films: RunFilms, remarks: Sequence[str]) -> str:
+def _films_table(films: RunFilms, remarks: Sequence[str]) -> str:
     rows = []
     for part in [p for p in (TRAIN, VALIDATION, TEST, LEFT_OUT, *LEFT_ASIDE) if p in films.split]:
         chosen = [films.files[i] for i in films.positions(part)]
@@ -271,9 +271,9 @@ def _site_table(caption: str, measured: dict[str, Any]) -> str:
             [
                 html.escape(site) + films,
                 _cell(m["auc"], _decimal),
-                *(_cell(_plain(point[key]), percent) for key in ("accuracy", "sensitivity", "specificity")),
+                *(_cell(_without_wilson(point[key]), percent) for key in ("accuracy", "sensitivity", "specificity")),
                 _cell(m["ece"], _decimal),
-                _own(m.get("own")),
+                _own_fit(m.get("own")),
             ]
         )
     for site, m in measured.get("one_class", {}).items():
@@ -285,7 +285,7 @@ def _site_table(caption: str, measured: dict[str, Any]) -> str:
     return table(caption, header, rows)
 
 
-def _own(own: dict[str, Any] | None) -> str:
+def _own_fit(own: dict[str, Any] | None) -> str:
     if own is None:
         return ""
     point = own["operating_points"]["balanced"]
@@ -311,13 +311,13 @@ def _group_tables(part: Part) -> str:
     return "".join(tables)
 
 
-def _plain(value: dict[str, float]) -> dict[str, float]:
-    """The same without Wilson's interval."""
+def _without_wilson(value: dict[str, float]) -> dict[str, float]:
+    """Returns a value with its bootstrapped interval alone."""
     return {key: value[key] for key in ("value", "low", "high")}
 
 
 def _weighing(metrics: dict[str, Any]) -> str:
-    """Returns what the site gives away of the class, and the features of the site."""
+    """Returns how well the site tells the class, and how well the features tell the site."""
     probe = metrics[VALIDATION].get("site_probe")
     if not probe:
         return ""
@@ -481,7 +481,7 @@ perturbed validation films.</p>{_copies(copies)}</section>
 <section><h2>The data</h2>
 <p>{html.escape(config.data_name)}: <code>split.csv</code> says how each film is used. No patient is in both
 training and validation, and no copy of a film is on another side than the film.</p>
-{_make_up(run.films, run.remarks)}</section>
+{_films_table(run.films, run.remarks)}</section>
 <section><h2>Settings</h2>{_settings(config)}</section>"""
     title = f"{name}: report of a pneumonia classifier"
     return page(title, header, main, html.escape(config.versions.get("pneumo", "")))

@@ -75,15 +75,15 @@ def split_films(
         if site == leave_out and split[i] in {TRAIN, "val"}:
             split[i] = LEFT_OUT
     # Before any film is left out: what copies say about who is who still holds.
-    groups = _patient_groups(films, prepared.sha256, _in(split, TRAIN, "val"))
-    tested = _tested(films, prepared.sha256, groups, _in(split, TEST, LEFT_OUT))
+    groups = _patient_groups(films, prepared.sha256, _positions(split, TRAIN, "val"))
+    tested = _tested(films, prepared.sha256, groups, _positions(split, TEST, LEFT_OUT))
     _leave_out_contradictions(split, films, prepared.sha256)
     to_cut = _take_given_validation(split, sites)
-    for i in _in(split, TRAIN, VALIDATION):
+    for i in _positions(split, TRAIN, VALIDATION):
         if groups[i] in tested:
             split[i] = DUPLICATE
     _keep_patients_apart(split, groups)
-    pool = _in(split, TRAIN, VALIDATION)
+    pool = _positions(split, TRAIN, VALIDATION)
     missing = _missing_class(films, pool)
     if missing:
         raise DataError(
@@ -92,7 +92,7 @@ def split_films(
     if limit is not None:
         _limit(split, films, groups, limit, seed)
     for site in to_cut:
-        members = [i for i in _in(split, TRAIN) if sites[i] == site]
+        members = [i for i in _positions(split, TRAIN) if sites[i] == site]
         for i in _cut(films, groups, members, seed, site):
             split[i] = VALIDATION
     _keep_patients_apart(split, groups)
@@ -107,7 +107,7 @@ def describe_left_aside(films: Sequence[FilmFile], split: Sequence[str], sha256:
     """
     said = []
     copies: dict[str, list[str]] = defaultdict(list)
-    for i in _in(split, CONTRADICTION):
+    for i in _positions(split, CONTRADICTION):
         copies[sha256[i]].append(f"{films[i].path} ({films[i].site})")
     if copies:
         named = "; ".join(" = ".join(paths) for paths in list(copies.values())[:_NAMED])
@@ -133,7 +133,7 @@ def describe_doubtful(
         remarks: Position -> what was noticed while the film was read (`PreparedFilms.remarks`).
     """
     kinds: dict[str, list[str]] = defaultdict(list)
-    for i in _in(split, TRAIN, VALIDATION, TEST, LEFT_OUT):
+    for i in _positions(split, TRAIN, VALIDATION, TEST, LEFT_OUT):
         for remark in remarks.get(i, ()):
             kinds[re.sub(r"\d+", "#", remark)].append(f"{films[i].path} ({films[i].site}): {remark}")
     return [
@@ -143,31 +143,31 @@ def describe_doubtful(
 
 def _check_classes(films: Sequence[FilmFile], split: Sequence[str], leave_out: str | None) -> None:
     for part in (TRAIN, VALIDATION):
-        missing = _missing_class(films, _in(split, part))
+        missing = _missing_class(films, _positions(split, part))
         if missing:
             raise DataError(f"the {part} split has no {missing} film: give more films, or more patients of that class")
-    judging = {(films[i].site, films[i].label) for i in _in(split, VALIDATION)}
+    judging = {(films[i].site, films[i].label) for i in _positions(split, VALIDATION)}
     if not any({(site, 0), (site, 1)} <= judging for site, _ in judging):
         raise DataError(
             "no site has validation films of both classes, so a model that tells sites apart would look good: "
             "give one site more films of the class that it lacks"
         )
-    missing = _missing_class(films, _in(split, LEFT_OUT)) if leave_out is not None else None
+    missing = _missing_class(films, _positions(split, LEFT_OUT)) if leave_out is not None else None
     if missing:
         raise DataError(f"--leave-out {leave_out}: the site has no {missing} film that could be measured")
 
 
 def _limit(split: list[str], films: Sequence[FilmFile], groups: dict[int, str], limit: int, seed: int) -> None:
     """Marks what `--limit` leaves out: a given validation set keeps its share, each site its own, and both classes."""
-    pool = _in(split, TRAIN, VALIDATION)
+    pool = _positions(split, TRAIN, VALIDATION)
     for part, site in product((TRAIN, VALIDATION), dict.fromkeys(film.site for film in films)):
-        members = [i for i in _in(split, part) if films[i].site == site]
+        members = [i for i in _positions(split, part) if films[i].site == site]
         kept = _limited(members, groups, labels_of(films), limit * len(members) / len(pool), seed)
         for i in set(members) - kept:
             split[i] = UNUSED
 
 
-def _in(split: Sequence[str], *parts: str) -> list[int]:
+def _positions(split: Sequence[str], *parts: str) -> list[int]:
     return [i for i, part in enumerate(split) if part in parts]
 
 
@@ -180,8 +180,8 @@ def _take_given_validation(split: list[str], sites: Sequence[str]) -> list[str]:
     """Puts the films of each site's `val/` where they belong; returns the sites whose validation has to be cut."""
     to_cut = []
     for site in dict.fromkeys(sites):
-        given = [i for i in _in(split, "val") if sites[i] == site]
-        films = sum(sites[i] == site for i in _in(split, TRAIN, "val", VALIDATION))
+        given = [i for i in _positions(split, "val") if sites[i] == site]
+        films = sum(sites[i] == site for i in _positions(split, TRAIN, "val", VALIDATION))
         usable = len(given) >= min(USABLE_VALIDATION, max(SMALL_VALIDATION, films / _PARTS))
         for i in given:
             split[i] = VALIDATION if usable else TRAIN
@@ -215,8 +215,8 @@ def _tested(
 
 def _keep_patients_apart(split: list[str], groups: dict[int, str]) -> None:
     """Marks the training films whose patient stands in validation too."""
-    held = {groups[i] for i in _in(split, VALIDATION)}
-    for i in _in(split, TRAIN):
+    held = {groups[i] for i in _positions(split, VALIDATION)}
+    for i in _positions(split, TRAIN):
         if groups[i] in held:
             split[i] = DUPLICATE
 

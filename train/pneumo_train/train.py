@@ -237,7 +237,7 @@ def _measure_test(run: Run) -> None:
         raise RunError(
             f"{run.folder} was judged by an earlier pneumo: delete its metrics.json and judge it anew with --resume"
         )
-    scores, maps = _look(run.model, test.pixels)
+    scores, maps = _logits_and_maps(run.model, test.pixels)
     calibration = Calibration(**metrics["calibration"])
     thresholds = {name: point["threshold"] for name, point in metrics["operating_points"].items()}
     region = metrics["validation"]["pointing"]["region_threshold"]
@@ -264,7 +264,7 @@ def _build(backbone: str, head: str, size: int, weights: str, seed: int, precisi
 
 
 def _describe_weights(files: Sequence[FilmFile], split: Sequence[str]) -> list[str]:
-    """Returns for each site how many films do what, and what is left of the class in its weight in training."""
+    """Returns a sentence for each site: its films in each split, and what classes and site weigh in training."""
     from pneumo_train.batches import film_weights
 
     learned = [film for film, part in zip(files, split, strict=True) if part == TRAIN]
@@ -336,8 +336,8 @@ def _train(run: Run, build: Callable[[], keras.Model], *, resume: bool) -> None:
 def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
     """Calibrates, chooses the operating points, and measures; writes predictions.csv and metrics.json."""
     films, model = run.films, run.model
-    clean, maps = _look(model, validation.pixels)
-    disturbed, disturbed_maps = _look(model, perturbed)
+    clean, maps = _logits_and_maps(model, validation.pixels)
+    disturbed, disturbed_maps = _logits_and_maps(model, perturbed)
     labels = np.concatenate([validation.labels] * 2)
     pooled = np.concatenate([clean, disturbed])
     # Each site has the same say, however many films it has.
@@ -356,7 +356,7 @@ def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
     ]
     left_out, elsewhere = films.part(LEFT_OUT), None
     if left_out.files:
-        scores, left_out_maps = _look(model, left_out.pixels)
+        scores, left_out_maps = _logits_and_maps(model, left_out.pixels)
         rows += _prediction_rows(LEFT_OUT, left_out, scores, probabilities(scores, calibration))
         elsewhere = _judge(left_out, scores, left_out_maps, calibration, thresholds, region)
     probe = probe_sites(
@@ -387,7 +387,7 @@ def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
     )
 
 
-def _look(model: keras.Model, pixels: Pixels) -> tuple[Floats, Floats]:
+def _logits_and_maps(model: keras.Model, pixels: Pixels) -> tuple[Floats, Floats]:
     """Returns logits (N,) and heatmaps (N, h, w) of films uint8 (N, S, S)."""
     from pneumo_train.explain import explained
     from pneumo_train.inference import outputs_of
