@@ -271,17 +271,16 @@ async function readJpeg(data, name, size, limits) {
   if (width * height * scans > limits.max_scanned_pixels) {
     throw refuse(`${name} is a JPEG with too many scans: save it again as a baseline JPEG`);
   }
-  const rgba = await decoded(new Blob([plain], { type: "image/jpeg" }), width, height);
-  const full = { width, height, values: new Uint8Array(width * height) };
+  const rgba =
+    (components === 1 && (await decodedGrey(plain, width, height))) ||
+    (await decoded(new Blob([plain], { type: "image/jpeg" }), width, height));
+  const full =
+    components === 1
+      ? { width, height, values: everyFourth(rgba, width * height) }
+      : fromRgb(rgba, width, height, 4).grey;
+  // The model sees the luma that is stored, people the one that Pillow makes of the colours.
+  const { grey, colours } = components === 1 ? { grey: full, colours: null } : stored(rgba, width, height);
   const say = { orientation: orientationOf(exif, xmp), several, full };
-  let colours = null;
-  let grey = full;
-  if (components === 1) for (let i = 0; i < full.values.length; i += 1) full.values[i] = rgba[4 * i];
-  else {
-    full.values = fromRgb(rgba, width, height, 4).grey.values;
-    // The model sees the luma that is stored, people the one that Pillow makes of the colours.
-    ({ grey, colours } = stored(rgba, width, height));
-  }
   // libjpeg scales by 1/2, 1/4 or 1/8 while it decodes, and Python lets it: each pixel is the mean of a square.
   const least = Math.min(Math.floor(width / (2 * size)), Math.floor(height / (2 * size)));
   const step = [8, 4, 2].find((each) => least >= each) ?? 1;
@@ -293,9 +292,16 @@ async function readJpeg(data, name, size, limits) {
   });
 }
 
+function everyFourth(bytes, count) {
+  const found = new Uint8Array(count);
+  for (let i = 0; i < count; i += 1) found[i] = bytes[4 * i];
+  return found;
+}
+
 /** The mean of squares; at the edges of what there is of them. */
 function averaged(picture, step) {
   if (step === 1) return picture;
+  const { values } = picture;
   const width = Math.ceil(picture.width / step);
   const height = Math.ceil(picture.height / step);
   const found = new Uint8Array(width * height);
@@ -306,9 +312,13 @@ function averaged(picture, step) {
       // Encoders fill up the last square with the edge of the picture.
       const row = Math.min(y * step + k, picture.height - 1) * picture.width;
       const all = Math.floor(picture.width / step);
-      for (let x = 0, i = row; x < all; x += 1) for (let end = i + step; i < end; i += 1) sums[x] += picture.values[i];
+      for (let x = 0, i = row; x < all; x += 1) {
+        let sum = 0;
+        for (const end = i + step; i < end; i += 1) sum += values[i];
+        sums[x] += sum;
+      }
       for (let x = all; x < width; x += 1) {
-        for (let j = 0; j < step; j += 1) sums[x] += picture.values[row + Math.min(x * step + j, picture.width - 1)];
+        for (let j = 0; j < step; j += 1) sums[x] += values[row + Math.min(x * step + j, picture.width - 1)];
       }
     }
     for (let x = 0; x < width; x += 1) found[y * width + x] = rint(sums[x] / (step * step));
@@ -397,7 +407,7 @@ function orientationOf(exif, xmp) {
 async function readDicomFilm(data, name, size, limits) {
   const decodeJpeg = async (frame, width, height) => {
     const rgba = await decoded(new Blob([jpegParts(frame).plain], { type: "image/jpeg" }), width, height);
-    return Uint8Array.from({ length: width * height }, (_, i) => rgba[4 * i]);
+    return everyFourth(rgba, width * height);
   };
   const { grey, film, ...said } = await readDicom(data, name, limits, { decodeJpeg, jpegHeader: jpegParts });
   return { ...filmOf(grey, size, { film }), ...said };
@@ -406,6 +416,25 @@ async function readDicomFilm(data, name, size, limits) {
 // ---------------------------------------------------------------------------------- what the browser decodes
 
 /** Red, green, blue and opacity of a picture, over black. */
+/** Four equal bytes for a pixel of a grey JPEG, without the way over a canvas; null where the browser does not give them. */
+async function decodedGrey(data, width, height) {
+  if (typeof ImageDecoder !== "function") return null;
+  const decoder = new ImageDecoder({ data, type: "image/jpeg", colorSpaceConversion: "none" });
+  try {
+    const { image } = await decoder.decode();
+    const pixels = new Uint8Array(image.allocationSize());
+    const [{ offset, stride }] = await image.copyTo(pixels);
+    const plain = /^(RGB|BGR)[AX]$/.test(image.format) && offset === 0 && stride === 4 * width;
+    const fits = plain && image.codedWidth === width && image.codedHeight === height;
+    image.close();
+    return fits ? pixels : null;
+  } catch {
+    return null;
+  } finally {
+    decoder.close();
+  }
+}
+
 async function decoded(blob, width, height) {
   const picture = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "premultiply" });
   if (picture.width !== width || picture.height !== height) throw new Unreadable("its header makes no sense");
