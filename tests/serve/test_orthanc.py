@@ -352,10 +352,10 @@ def test_a_full_disk_takes_no_film_either_way_and_takes_them_again_when_there_is
             films_at = f"{service.address}/v1/films"
 
             def by_http() -> int:
-                return httpx.post(films_at, content=films[1], timeout=60).status_code
+                return int(httpx.post(films_at, content=films[1], timeout=60).status_code)
 
             def health() -> int:
-                return httpx.get(f"{service.address}/healthz", timeout=60).status_code
+                return int(httpx.get(f"{service.address}/healthz", timeout=60).status_code)
 
             assert (storescu(service, paths[0]).returncode, by_http(), health()) == (0, 202, 200)
             with (disk / "filled").open("wb") as filled:
