@@ -60,12 +60,14 @@ class Watch:
     def __init__(self) -> None:
         self._psutil = _psutil()
         self._load = self._psutil.getloadavg()[0]
-        self._start, self._own, self._all = time.perf_counter(), _own_seconds(), self._psutil.cpu_times()
+        self._start, self._own, self._all = time.perf_counter(), os.times(), self._psutil.cpu_times()
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, children_seconds: float = 0.0) -> dict[str, Any]:
         """Returns the load averages, the shares of other programs, and `busy`: one sentence for each sign of them.
 
-        The caller must have waited for the children of this process: only then does their time count as its own.
+        Args:
+            children_seconds: Processor time of the children of this process and of theirs, where the caller knows it.
+                Without it, only those count as this process's own for which somebody has waited.
         """
         cores = os.cpu_count() or 1
         there = cores * (time.perf_counter() - self._start)
@@ -74,7 +76,10 @@ class Watch:
         def passed(*kinds: str) -> float:
             return sum(getattr(now, kind, 0.0) - getattr(self._all, kind, 0.0) for kind in kinds)
 
-        others = max(0.0, passed("user", "nice", "system", "irq", "softirq") - (_own_seconds() - self._own)) / there
+        own, before = os.times(), self._own
+        waited_for = own.children_user + own.children_system - before.children_user - before.children_system
+        own_seconds = own.user + own.system - before.user - before.system + max(waited_for, children_seconds)
+        others = max(0.0, passed("user", "nice", "system", "irq", "softirq") - own_seconds) / there
         steal = max(0.0, passed("steal")) / there
         # Not by the load average at the start, which still contains programs that have ended, such as the last
         # benchmark.
@@ -111,11 +116,6 @@ def _psutil() -> Any:
         return import_module("psutil")
     except ImportError:
         raise MissingExtraError("psutil", "bench", "watching the load of the machine") from None
-
-
-def _own_seconds() -> float:
-    own = os.times()
-    return own.user + own.system + own.children_user + own.children_system
 
 
 def _cpuinfo() -> dict[str, str]:
