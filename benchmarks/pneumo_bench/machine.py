@@ -60,7 +60,7 @@ class Watch:
     def __init__(self) -> None:
         self._psutil = _psutil()
         self._load = self._psutil.getloadavg()[0]
-        self._start, self._own, self._all = time.perf_counter(), os.times(), self._psutil.cpu_times()
+        self._start, self._own, self._all = time.perf_counter(), _own_seconds(), self._psutil.cpu_times()
 
     def finish(self, children_seconds: float = 0.0) -> dict[str, Any]:
         """Returns the load averages, the shares of other programs, and `busy`: one sentence for each sign of them.
@@ -76,10 +76,9 @@ class Watch:
         def passed(*kinds: str) -> float:
             return sum(getattr(now, kind, 0.0) - getattr(self._all, kind, 0.0) for kind in kinds)
 
-        own, before = os.times(), self._own
-        waited_for = own.children_user + own.children_system - before.children_user - before.children_system
-        own_seconds = own.user + own.system - before.user - before.system + max(waited_for, children_seconds)
-        others = max(0.0, passed("user", "nice", "system", "irq", "softirq") - own_seconds) / there
+        own, waited_for = (now - before for now, before in zip(_own_seconds(), self._own, strict=True))
+        own += max(waited_for, children_seconds)
+        others = max(0.0, passed("user", "nice", "system", "irq", "softirq") - own) / there
         steal = max(0.0, passed("steal")) / there
         # Not by the load average at the start, which still contains programs that have ended, such as the last
         # benchmark.
@@ -116,6 +115,12 @@ def _psutil() -> Any:
         return import_module("psutil")
     except ImportError:
         raise MissingExtraError("psutil", "bench", "watching the load of the machine") from None
+
+
+def _own_seconds() -> tuple[float, float]:
+    """Returns the processor time of this process, and that of those of its children for which it has waited."""
+    own = os.times()
+    return own.user + own.system, own.children_user + own.children_system
 
 
 def _cpuinfo() -> dict[str, str]:

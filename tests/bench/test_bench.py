@@ -209,7 +209,11 @@ def test_company_is_noticed(
     monkeypatch: pytest.MonkeyPatch, load: float, busy: float, own: float, steal: float, words: list[str]
 ) -> None:
     # Ten seconds of two processors.
-    fake, clock, spent = _FakePsutil(load, busy, steal), iter((100.0, 110.0)), iter((1.0, 1.0 + own))
+    fake, clock, spent = (
+        _FakePsutil(load, busy, steal),
+        iter((100.0, 110.0)),
+        iter(((1.0, 0.0), (1.0 + own / 2, own / 2))),
+    )
     monkeypatch.setattr(machine, "_psutil", lambda: fake)
     monkeypatch.setattr(machine, "_own_seconds", lambda: next(spent))
     monkeypatch.setattr(machine, "os", SimpleNamespace(cpu_count=lambda: 2))
@@ -222,9 +226,18 @@ def test_company_is_noticed(
 
 
 def test_the_time_of_workers_is_our_own() -> None:
-    before = machine._own_seconds()
+    _, before = machine._own_seconds()
     subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
-    assert machine._own_seconds() - before > 0.25
+    assert machine._own_seconds()[1] - before > 0.25
+
+
+def test_children_for_which_nobody_waited_are_our_own_where_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, clock = _FakePsutil(0.3, 10.0, 0.0), iter((100.0, 110.0))
+    monkeypatch.setattr(machine, "_psutil", lambda: fake)
+    monkeypatch.setattr(machine, "_own_seconds", lambda: (1.0, 2.0))
+    monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(machine, "os", SimpleNamespace(cpu_count=lambda: 2))
+    assert Watch().finish(children_seconds=9.9)["busy"] == []
 
 
 def test_peak_memory_is_that_of_the_process_alone() -> None:
@@ -807,7 +820,7 @@ def test_every_option_has_help() -> None:
     commands = [command, *command.commands.values()]  # type: ignore[attr-defined]
     assert {c.name for c in commands[1:]} == {
         "latency", "accuracy", "agreement", "end-to-end", "training", "serve", "http", "archive", "sites", "faithful",
-        "calibration", "web",
+        "calibration", "web", "web-agreement",
     }  # fmt: skip
     for each in commands:
         assert all(getattr(parameter, "help", None) for parameter in each.params), each.name
