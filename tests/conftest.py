@@ -34,10 +34,6 @@ from pneumo_edge.bundle import (
     write_description,
 )
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Each of the processes that share the tests has a core of its own. TensorFlow would take all of them in each.
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-
 # How long an example takes is the machine's affair.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")

@@ -24,7 +24,7 @@ FOLDERS = {
     "benchmarks": ("", "all"),
     "edge_runtime/pneumo_edge/serve": ("", "serve"),
     "edge_runtime/pneumo_edge/archive": ("", "archive"),
-    "edge_runtime": ("", "tflite", "dicom"),
+    "edge_runtime": ("", "onnx", "tflite", "dicom"),
     "tests": ("", "all", "dev"),
 }
 """Folder -> extras whose packages may be imported there; a file belongs to the first folder that holds it."""
@@ -93,7 +93,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
 
 def test_what_is_imported_is_declared() -> None:
     # Tests import one another's helpers by their file's name.
-    helpers = {path.stem for path in (ROOT / "tests").glob("*.py")}
+    helpers = {path.stem.replace("_", "-") for path in (ROOT / "tests").glob("*.py")}
     missing = {}
     for folder, path in files():
         allowed = helpers.union(*map(declared, FOLDERS[folder]))
