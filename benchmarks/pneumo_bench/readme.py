@@ -145,18 +145,19 @@ def models(results: Path) -> str:
 
 
 def footprint(results: Path) -> str:
-    """Returns the table of what the first file of the benchmarks takes of a device."""
-    measured = read_result(results / "bench" / "end-to-end.json")
+    """Returns the table of what the model that comes with pneumo takes of a device, in the engine that comes first."""
+    measured = read_result(results / "engines" / "native" / "end-to-end.json")
     name = measured["results"][0]["name"]
     [cold] = [each for each in measured["results"] if each["name"] == name and each["mode"] == "cold"]
-    times = read_result(results / "bench" / "latency.json")["results"]
-    [time] = [each for each in times if each["name"] == name and each["threads"] == 1]
+    timed = read_result(results / "engines" / "native" / "latency.json")
+    [time] = [each for each in timed["results"] if each["name"] == name and each["threads"] == 1]
+    processor = timed["machine"]["processor"].replace("(R)", "").removesuffix(" Processor")
     install = measured["install"]
     largest = sorted(install.keys() - {"total"}, key=install.__getitem__, reverse=True)[:LARGEST]
     base = ", ".join(f"{package} {install[package] / 1e6:.0f}" for package in largest)
     rows = {
         "size of the file": f"{time['bytes'] / 1e6:.1f} MB",
-        "time for one film against ResNet50 in float32, one thread": _one_in(time["p50_ratio"]["median"]),
+        f"time for one film, one thread of an {processor}": f"{time['p50_ms']['median']:.1f} ms",
         "memory of `pneumo-infer film.png` at its peak": f"{cold['peak_rss']['median'] / 1e6:.0f} MB",
         f"base install on the disk ({base})": f"{install['total'] / 1e6:.0f} MB",
     }

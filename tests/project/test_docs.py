@@ -58,13 +58,19 @@ def results(tmp_path: Path) -> Path:
     publish(folder, {"unmeasured": {}, "one": {"test": measures(0.987, 1624)}})
     (folder / "one" / "parity.json").write_text(json.dumps({"files": {"model.int8.onnx": {"bytes": 3_940_000}}}))
     name = "net-gap-32/model.int8.onnx"
-    rows = [{"name": name, "threads": t, "bytes": 3_940_000, "p50_ratio": {"median": t / 16}} for t in (1, 2)]
+    rows = [
+        {"name": name, "threads": t, "bytes": 3_940_000, "p50_ratio": {"median": t / 16}, "p50_ms": {"median": 3.6 / t}}
+        for t in (1, 2)
+    ]
+    timed = json.dumps({"results": rows, "machine": {"processor": "Intel(R) Xeon(R) Processor"}})
     cold = {"name": name, "mode": "cold", "peak_rss": {"median": 85_200_000}}
     install = {"total": 170_400_000, "onnxruntime": 75_600_000, "numpy": 57_000_000, "pillow": 20_000_000}
-    (folder / "bench").mkdir()
-    (folder / "bench" / "latency.json").write_text(json.dumps({"results": rows}))
     end_to_end = {"results": [cold, cold | {"mode": "warm"}], "install": install}
-    (folder / "bench" / "end-to-end.json").write_text(json.dumps(end_to_end))
+    (folder / "bench").mkdir()
+    (folder / "bench" / "latency.json").write_text(timed)
+    (folder / "engines" / "native").mkdir(parents=True)
+    (folder / "engines" / "native" / "latency.json").write_text(timed)
+    (folder / "engines" / "native" / "end-to-end.json").write_text(json.dumps(end_to_end))
     return folder
 
 
@@ -80,7 +86,13 @@ def test_tables_are_made_from_the_files_and_the_rest_stays(results: Path) -> Non
     assert "[one](results/one/metrics.json) | net-gap-32 | 0.987" in filled
     assert "| 3.9 MB | 1/16.0 |" in filled
     assert "unmeasured" not in filled
-    for figure in ("| 3.9 MB |", "| 1/16.0 |", "| 85 MB |", "| 170 MB |", "(onnxruntime 76, numpy 57, pillow 20)"):
+    for figure in (
+        "| 3.9 MB |",
+        "Intel Xeon | 3.6 ms |",
+        "| 85 MB |",
+        "| 170 MB |",
+        "(onnxruntime 76, numpy 57, pillow 20)",
+    ):
         assert figure in filled
     assert fill(filled, results) == filled
     code = f"```html\n{page('accuracy')}```\n"
