@@ -70,6 +70,15 @@ def test_maps_are_enlarged_as_pillow_does_it(height: int, width: int, seed: int)
         assert large.max() <= small.max() + 1e-6
 
 
+def test_a_map_that_is_always_strongest_in_one_place_is_counted() -> None:
+    """Whatever the boxes: a network can gather what it knows of the whole film in a corner. Normals do not count."""
+    maps = np.stack([spot(9, 1)] * 15 + [spot(2, 5)] * 5 + [spot(0, 0)] * 30)
+    labels, patients = [1] * 20 + [0] * 30, [str(i) for i in range(50)]
+    assert pointing(maps, [[]] * 50, labels, [True] * 50, patients)["one_place"] == 0.75
+    # Too few to tell.
+    assert pointing(maps[1:], [[]] * 49, labels[1:], [True] * 49, patients[1:])["one_place"] is None
+
+
 def test_boxes_are_drawn_where_they_lie() -> None:
     masks = box_masks([[Box(0.25, 0.5, 0.75, 1.0)], [], [UPPER_LEFT, LOWER_RIGHT]])
     assert masks[0, GRID // 2 :, GRID // 4 : 3 * GRID // 4].all()

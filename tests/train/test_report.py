@@ -350,6 +350,7 @@ def two_sites(write_run: WriteRun) -> Path:
     folder = write_run(sites=2, head="local", tested=1)
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics[LEFT_OUT] = metrics[VALIDATION]
+    metrics[VALIDATION]["pointing"]["one_place"] = 0.97
     metrics[LEFT_OUT]["one_class"] = {
         "east": {"label": "NORMAL", "n": 40, "right": {"balanced": {"value": 0.75, "low": 0.7, "high": 0.8}}}
     }
@@ -424,6 +425,9 @@ def test_heatmaps_stand_in_the_report_beside_their_baseline(two_sites: Path) -> 
     assert cells(normals, "south")[1] == f"{100 * pointing['normals']['south']['with_region']['value']:.1f} %"
     page = page_of(two_sites)
     assert "reaches a local probability of 50 %" in page.text
+    assert (
+        "In 97 % of the validation films with pneumonia the strongest place of the heatmap is the same one" in page.text
+    )
     assert re.search(r"Points into a box, from the best overlap to the least: (\d+ of \d+|none)", page.text)
     assert re.search(r"Points elsewhere, the least overlap first: (\d+ of \d+|none)", page.text)
     with Image.open(two_sites / "overlays.png") as shown:

@@ -28,6 +28,11 @@ SIZES = {"small": (0.0, 0.1), "medium": (0.1, 0.2), "large": (0.2, 1.01)}
 """Films by the share of the picture that their boxes cover: from, below."""
 THRESHOLDS = np.round(np.arange(0.02, 0.99, 0.02), 2)
 """Local probabilities that are tried as the threshold of a region."""
+_FEW = 20
+"""Fewer films may have their strongest cell in one place by chance."""
+ONE_PLACE = 0.5
+"""Share of the films with pneumonia that have their strongest cell in one and the same place, above which a map says
+nothing of the single film: a network may gather what it knows of the whole film in a corner (docs/experiments.md)."""
 QUIET_SHARE = 0.95
 """Without boxes a threshold is set that no cell of this share of the normal films reaches."""
 
@@ -102,6 +107,12 @@ def points_into_a_box(maps: Floats, boxes: Boxes) -> Flags:
     )
 
 
+def share_at_one_place(maps: Floats) -> float:
+    """Returns the share of maps (N, h, w), N >= 1, whose strongest cell is the one that is so most often."""
+    strongest = maps.reshape(len(maps), -1).argmax(axis=1)
+    return float(np.bincount(strongest).max() / len(maps))
+
+
 def regions_of(mask: Flags) -> npt.NDArray[np.int64]:
     """Numbers the connected regions of one mask (side, side) from 1 on, 0 outside; corners alone do not connect."""
     labels = np.zeros(mask.shape, np.int64)
@@ -168,9 +179,10 @@ def measure_pointing(
         region_threshold: On the local probability; None for a map that is not one of local logits.
 
     Returns:
-        region_threshold; `boxed`: for all films with boxes, `sites`: for those of each site, each with `all` and by
-        size what `_against_boxes` gives; `normals`: site -> share of the normal films that get a region, regions in
-        such a film, and the share that would get one whatever they are called.
+        region_threshold; `one_place`: see `share_at_one_place`, of the films labelled 1, None for few; `boxed`: for all
+        films with boxes, `sites`: for those of each site, each with `all` and by size what `_each_film` gives; `normals`: site
+        -> share of the normal films that get a region, regions in such a film, and the share that would get one
+        whatever they are called.
     """
     boxed = np.array([bool(film) and label == 1 for film, label in zip(boxes, labels, strict=True)], bool)
     place = np.array(sites)
@@ -181,6 +193,7 @@ def measure_pointing(
 
     found: dict[str, Any] = {
         "region_threshold": region_threshold,
+        "one_place": share_at_one_place(maps[labels == 1]) if np.count_nonzero(labels == 1) >= _FEW else None,
         "boxed": judged(boxed) if boxed.any() else None,
         "sites": {
             site: judged(boxed & (place == site)) for site in dict.fromkeys(sites) if (boxed & (place == site)).any()

@@ -34,7 +34,7 @@ from pneumo_train.figures import (
     sites,
 )
 from pneumo_train.pictures import Gallery, Kind, augmented, encoded, img, kinds_section, kinds_sheet, sheet, write
-from pneumo_train.pointing import SIZES
+from pneumo_train.pointing import ONE_PLACE, SIZES
 from pneumo_train.run import Config, Run, RunFilms, read_rows
 from pneumo_train.split import LEFT_ASIDE, LEFT_OUT, TEST, TRAIN, UNREADABLE, VALIDATION
 
@@ -398,9 +398,16 @@ def _pointing(metrics: dict[str, Any], parts: list[Part], overlays: Sequence[Kin
         colours = "amber is the outline of the region" if threshold is not None else "colours are evidence"
         examples = f"<p>Validation films, good and bad: {colours}, blue are the boxes.</p>"
         examples += kinds_section(overlays, "what the model saw and the boxes of radiologists")
+    share = (metrics[VALIDATION].get("pointing") or {}).get("one_place") or 0.0
+    stuck = (
+        f"<p><strong>In {percent(share, 0)} of the validation films with pneumonia the strongest place of the heatmap "
+        "is the same one: it does not point at the disease. Train with another seed.</strong></p>"
+        if share > ONE_PLACE
+        else ""
+    )
     return (
-        "<section><h2>Does it point at the disease?</h2><p>Heatmaps against boxes that radiologists drew around "
-        f"opacities. {region}Small figures after M are those of one fixed map, the mean of all: opacities "
+        f"<section><h2>Does it point at the disease?</h2>{stuck}<p>Heatmaps against boxes that radiologists drew "
+        f"around opacities. {region}Small figures after M are those of one fixed map, the mean of all: opacities "
         "like the lower lungs, so that a map which never looks at the film does quite well. Boxes found: a region "
         "lies in the box with a quarter of its own bounding box or more. Evidence outside is the share of the positive "
         f"part of the map outside all boxes.</p>{''.join(tables)}{examples}</section>"

@@ -24,7 +24,7 @@ from pneumo_train.backbones import build_model, check_architecture, find_backbon
 from pneumo_train.films import FilmFile, index_hash, prepare
 from pneumo_train.perturb import perturb_all
 from pneumo_train.phantom import draw_phantoms
-from pneumo_train.pointing import choose_region_threshold, measure_pointing
+from pneumo_train.pointing import ONE_PLACE, choose_region_threshold, measure_pointing
 from pneumo_train.pretrained import check_weights, load_weights
 from pneumo_train.run import FORMAT_VERSION, Config, Films, Run, write_config, write_remarks
 from pneumo_train.sites import SHARES, describe_sites, measure_mean_of_sites, measure_sites, probe_sites, site_weights
@@ -366,6 +366,12 @@ def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
         validation.patients,
         lambda: _features(model, validation.pixels),
     )
+    measured = _judge(validation, clean, maps, calibration, thresholds, region)
+    if (share := measured["pointing"]["one_place"]) is not None and share > ONE_PLACE:
+        say(
+            f"warning: in {share:.0%} of the validation films with pneumonia the strongest place of the heatmap is the "
+            "same one: it does not point at the disease; train with another --seed"
+        )
     run.write_measures(
         rows,
         {
@@ -379,7 +385,7 @@ def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
                 }
                 for name, threshold in thresholds.items()
             },
-            "validation": _judge(validation, clean, maps, calibration, thresholds, region) | {"site_probe": probe},
+            "validation": measured | {"site_probe": probe},
             "validation_perturbed": _judge(validation, disturbed, disturbed_maps, calibration, thresholds, region),
             "left_out": elsewhere,
             "test": None,
