@@ -180,9 +180,9 @@ def measure_pointing(
 
     Returns:
         region_threshold; `one_place`: see `share_at_one_place`, of the films labelled 1, None for few; `boxed`: for all
-        films with boxes, `sites`: for those of each site, each with `all` and by size what `_each_film` gives; `normals`: site
-        -> share of the normal films that get a region, regions in such a film, and the share that would get one
-        whatever they are called.
+        films with boxes, `sites`: for those of each site, each with `all` and by size what `_each_film` gives;
+        `normals`: site -> share of the normal films that get a region, regions in such a film, and the share that would
+        get one whatever they are called.
     """
     boxed = np.array([bool(film) and label == 1 for film, label in zip(boxes, labels, strict=True)], bool)
     place = np.array(sites)
