@@ -47,6 +47,26 @@ def quiet_libraries() -> None:
     sys.stderr = open(kept, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")  # noqa: PTH123, SIM115
 
 
+@contextmanager
+def libraries_quiet() -> Iterator[None]:
+    """Discards what C code, and anything else in this process, writes to stderr meanwhile: processes that begin later
+    have their stderr. With `PNEUMO_DEBUG=1` nothing is discarded."""
+    try:
+        kept = os.dup(2)
+    except OSError:
+        # The caller has closed it (`2>&-`).
+        yield
+        return
+    nowhere = kept if os.environ.get("PNEUMO_DEBUG") == "1" else os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        for each in {kept, nowhere}:
+            os.close(each)
+
+
 def run(app: typer.Typer, name: str) -> NoReturn:
     """Runs a command and exits: a `PneumoError` becomes one line and exit code 2 (1 if it may pass), Ctrl-C 130.
 

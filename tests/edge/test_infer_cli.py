@@ -693,3 +693,19 @@ print(sorted(heavy & set(sys.modules)))
     line = [sys.executable, "-W", "error", "-c", code, str(bundle), str(films / "a.png")]
     done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout.splitlines(), done.stderr) == (0, ["PNEUMONIA", "[]"], "")
+
+
+def test_what_libraries_write_meanwhile_is_not_shown() -> None:
+    code = """
+import os, subprocess
+from pneumo_edge.command_line import libraries_quiet
+with libraries_quiet():
+    os.write(2, b"how it computes\\n")
+subprocess.run(["sh", "-c", "echo after it >&2"], check=True)
+"""
+    said = {}
+    for debug in ("", "1"):
+        environment = os.environ | {"PNEUMO_DEBUG": debug}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        said[debug] = done.stderr.splitlines()
+    assert said == {"": ["after it"], "1": ["how it computes", "after it"]}

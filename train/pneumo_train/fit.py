@@ -38,6 +38,10 @@ GRADIENT_NORM = 5.0
 AVERAGED_SHARE = 1 / 6
 """The averaged weights reach back over this share of all steps, and at most over 200 steps."""
 WARMUP_STEPS = 200
+MAP_WEIGHT = 10.0
+"""Weight of the map's loss, cross-entropy in nats of a cell in the mean, where that of the film weighs 1. With equal
+weights a network may gather what it knows of the whole film in one cell in a corner, since among a hundred cells that
+costs next to nothing (docs/experiments.md)."""
 
 HISTORY = (
     "epoch", "loss", "map_loss", "accuracy", "val_loss", "val_accuracy", "val_auc", "perturbed_loss",
@@ -262,10 +266,9 @@ def _with_map(model: keras.Model) -> keras.Model:
 
 def _compile_learner(learner: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     if isinstance(learner.output, dict):
-        # Both losses are cross-entropies in nats, of the film and of a cell in the mean: they weigh the same. More for
-        # the map was not better (docs/experiments.md).
         losses = {name: _loss() for name in learner.output}
-        learner.compile(optimizer, losses, metrics={"logit": [accuracy]})
+        weights = {"logit": 1.0, LOCAL_LOGIT: MAP_WEIGHT}
+        learner.compile(optimizer, losses, loss_weights=weights, metrics={"logit": [accuracy]})
     else:
         learner.compile(optimizer, _loss(), metrics=[accuracy])
 

@@ -29,7 +29,7 @@ from pneumo_edge.archive.plan import DESCRIPTION, Description, Plan, read_descri
 from pneumo_edge.archive.work import Done, Job, bundle_sha256, check, do_part, judge, write_part
 from pneumo_edge.bundle import Reference
 from pneumo_edge.classifier import Classifier, Failure, usable_cores
-from pneumo_edge.command_line import NOT_A_DIAGNOSIS, progress, quiet_libraries, say
+from pneumo_edge.command_line import NOT_A_DIAGNOSIS, libraries_quiet, progress, quiet_libraries, say
 from pneumo_edge.errors import BundleError, DataError, MissingExtraError, PneumoError, UsageError, one_line
 from pneumo_edge.preprocess import VERSION as PREPROCESS_VERSION
 from pneumo_edge.watch import expected_share
@@ -131,7 +131,8 @@ def judge_archive(
     store = Store(output)
     with _usable(store):
         known = read_description(store)
-    with Classifier.load(model, threads=1) as classifier:
+    # LiteRT says on stderr how it computes.
+    with libraries_quiet(), Classifier.load(model, threads=1) as classifier:
         bundle, file, point = classifier.bundle, classifier.file, classifier.operating_point
     found = open_source(source, where)
     description = Description(
