@@ -144,7 +144,9 @@ def test_a_table_that_nobody_would_make_is_an_error(text: str, words: str, resul
         fill(text, results)
 
 
-@pytest.mark.parametrize("file", ["results.json", "one/metrics.json", "bench/latency.json", "bench/end-to-end.json"])
+@pytest.mark.parametrize(
+    "file", ["results.json", "one/metrics.json", "engines/native/latency.json", "engines/native/end-to-end.json"]
+)
 def test_results_that_are_missing_or_damaged_are_named(file: str, results: Path) -> None:
     names = ("accuracy", "footprint")
     for content in ('{"results": [], "runs": {"none": {}}}', "{}", "[", None):
