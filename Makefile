@@ -101,6 +101,7 @@ tables: $(VENV)/installed
 # docs/results/engines, on a quiet x86-64 machine: the model that comes with pneumo in every engine, on this processor
 # and as if it were an older one. Needs a C compiler.
 results-engines: $(VENV)/installed
+	mkdir -p runs
 	cc -O1 -shared -fPIC -o runs/as_older_processor.so benchmarks/as_older_processor.c
 	for as in avx2 avx_vnni ''; do \
 	    if [ -n "$$as" ]; then export PNEUMO_BENCH_AS=$$as LD_PRELOAD=$(CURDIR)/runs/as_older_processor.so; \

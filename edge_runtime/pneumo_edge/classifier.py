@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 ENGINE_ORDER = ("tflite", "onnx")
 """Engines in the order in which `auto` takes what is installed. The order is fixed, so that two devices with the same
-packages give the same answer. On x86-64 both take about the same time for a film, and LiteRT starts in three quarters
-of the time and holds three quarters of the memory (docs/results/engines); its kernels for Arm are older and better
-tuned."""
+packages give the same answer. On x86-64 neither is ahead for a single film: they differ by up to a quarter, in both
+directions. LiteRT starts in about three quarters of the time and holds three quarters of the memory
+(docs/results/engines). On Arm neither was timed."""
 
 REGIONS = ("positive", "all")
 """Films in which regions are outlined: those that are called PNEUMONIA, or all."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
-MOST_LEVELS = 1 << 16
+_MOST_LEVELS = 1 << 16
 """Most whole numbers, from the smallest to the largest, that are counted or looked up one by one."""
 
 _AT_A_TIME = 1 << 16
@@ -78,7 +78,7 @@ def _counted_tails(values: npt.NDArray[Any], tail: int) -> tuple[Doubles, Double
     if values.dtype.kind not in "iu":
         return None
     lowest, highest = int(values.min()), int(values.max())
-    if highest - lowest >= MOST_LEVELS:
+    if highest - lowest >= _MOST_LEVELS:
         return None
     counts = np.zeros(highest - lowest + 1, np.int64)
     flat = values.reshape(-1)
@@ -92,7 +92,7 @@ def _counted_tails(values: npt.NDArray[Any], tail: int) -> tuple[Doubles, Double
     return (darkest + lowest).astype(np.float64), (lightest + lowest).astype(np.float64)
 
 
-def look_up(table: npt.NDArray[Any], values: npt.NDArray[np.integer[Any]], lowest: int = 0) -> npt.NDArray[Any]:
+def look_up(table: npt.NDArray[Any], values: npt.NDArray[np.integer[Any]], lowest: int) -> npt.NDArray[Any]:
     """Returns `table[values - lowest]`.
 
     Args:

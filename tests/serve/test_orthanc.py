@@ -300,13 +300,19 @@ def test_a_corrected_film_is_answered_again_under_the_right_patient(
     assert not [line for line in service.said if "WRONG" in line or "RIGHT" in line or "THIRD" in line]
 
 
+def answered(service: Service, pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], folder: Path) -> tuple[bytes, str]:
+    """Sends a film, also kept as film.dcm, waits for its answer, and returns the film and its study."""
+    film = dicom_film(phantoms[0], 1)
+    study: str = pydicom.dcmread(pydicom.filebase.DicomBytesIO(film)).StudyInstanceUID
+    assert storescu(service, write(folder / "film.dcm", film)).returncode == 0
+    wait_for_study(pacs, study)
+    return film, study
+
+
 def test_a_film_that_comes_in_two_ways_is_answered_once(
     service: Service, pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
 ) -> None:
-    film = dicom_film(phantoms[0], 1)
-    study = pydicom.dcmread(pydicom.filebase.DicomBytesIO(film)).StudyInstanceUID
-    assert storescu(service, write(tmp_path / "film.dcm", film)).returncode == 0
-    wait_for_study(pacs, study)
+    film, study = answered(service, pacs, phantoms, tmp_path)
     # As an archive has it that packs its films, as storescu converts it, and as a file.
     packed = pydicom.dcmread(tmp_path / "film.dcm")
     packed.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
@@ -325,10 +331,7 @@ def test_a_film_that_comes_in_two_ways_is_answered_once(
 def test_its_own_answer_that_comes_back_is_no_film(
     service: Service, pacs: Orthanc, phantoms: list[npt.NDArray[np.uint8]], tmp_path: Path
 ) -> None:
-    film = dicom_film(phantoms[0], 1)
-    study = pydicom.dcmread(pydicom.filebase.DicomBytesIO(film)).StudyInstanceUID
-    assert storescu(service, write(tmp_path / "film.dcm", film)).returncode == 0
-    wait_for_study(pacs, study)
+    _, study = answered(service, pacs, phantoms, tmp_path)
     (picture,) = series_of(pacs, study)["OT"]["Instances"]
     assert storescu(service, write(tmp_path / "picture.dcm", pacs.file(picture))).returncode == 0
     assert any("an answer of pneumo came back as a film: dropped" in line for line in service.said)
