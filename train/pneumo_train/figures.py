@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -81,17 +80,15 @@ def draw_panels(panels: Sequence[Panel]) -> list[Image.Image]:
     drawn = []
     for panel in panels:
         figure = matplotlib_figure.Figure(figsize=(3.9, 3.5), layout="constrained", dpi=190)
-        FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(figure)
         axis = figure.add_subplot()
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
         axis.set_axisbelow(True)
         panel.draw(axis)
         axis.title.set_fontsize(11)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        with Image.open(buffer) as png:
-            drawn.append(png.convert("RGB"))
+        canvas.draw()  # `savefig` would draw twice
+        drawn.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
     return drawn
 
 
