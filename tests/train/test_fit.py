@@ -401,10 +401,19 @@ def test_boxes_teach_the_map(
         sides.append((found[0].shape[1], found[1]["local_logit"].shape[1]))
         return found
 
+    weights = []
+    compile_learner = fit._compile_learner
+
+    def compiled(learner: keras.Model, optimizer: Any, map_weight: float) -> None:
+        weights.append(map_weight)
+        compile_learner(learner, optimizer, map_weight)
+
     monkeypatch.setattr(batches.Batches, "make", make)
+    monkeypatch.setattr(fit, "_compile_learner", compiled)
     settings = replace(settings, epochs=12, learning_rate=0.02)
     history = fit.fit(tmp_path, settings, boxed, lambda: local(frozen), resume=False)
     assert set(sides) == {(96, 6), (128, 8)}  # small films first, and a map that is as small
+    assert tuple(weights) == fit.MAP_WEIGHTS
     assert history[-1]["map_loss"] < 0.7 * history[0]["map_loss"]
     assert pointing(maps_of(tmp_path, boxed.films), boxed) > 0.85
     rows = (tmp_path / "history.csv").read_text().splitlines()
@@ -418,9 +427,9 @@ def test_without_any_box_the_map_is_taught_by_the_film_alone(
     outputs = []
     real = fit._compile_learner
 
-    def compiled(learner: keras.Model, optimizer: Any) -> None:
+    def compiled(learner: keras.Model, *arguments: Any) -> None:
         outputs.append(learner.output)
-        real(learner, optimizer)
+        real(learner, *arguments)
 
     monkeypatch.setattr(fit, "_compile_learner", compiled)
     plain = replace(boxed, files=[replace(film, boxes=()) for film in boxed.files])

