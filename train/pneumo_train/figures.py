@@ -87,8 +87,8 @@ def draw_panels(panels: Sequence[Panel]) -> list[Image.Image]:
         axis.set_axisbelow(True)
         panel.draw(axis)
         axis.title.set_fontsize(11)
-        canvas.draw()  # `savefig` would draw twice
-        drawn.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
+        canvas.draw()  # type: ignore[no-untyped-call] # `savefig` would draw twice
+        drawn.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
     return drawn
 
 
