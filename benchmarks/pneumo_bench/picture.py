@@ -41,7 +41,7 @@ def draw_picture(path: Path, bundle: Path | None = None) -> None:
     small = sheet.resize((WIDTH, round(sheet.height * WIDTH / sheet.width)), Image.Resampling.LANCZOS)
     with replacing_file(path) as temporary:
         # A palette makes a quarter of the size, and hardly anybody sees the difference.
-        small.quantize(128, dither=Image.Dither.NONE).save(temporary, optimize=True)
+        small.quantize(96, dither=Image.Dither.NONE).save(temporary, optimize=True)
 
 
 def find_phantom(folder: Path, classifier: Classifier) -> Prediction:
