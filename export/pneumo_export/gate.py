@@ -252,8 +252,8 @@ def novelty_limit(novelty: Floats) -> float:
     Args:
         novelty: (2 N,), of the validation films, clean and perturbed.
 
-    The 99th percentile, and a twentieth above it for what a few hundred films have not shown. The perturbed films stand for
-    other sites: a limit from clean films alone would call another scanner's exposure another kind of picture.
+    The 99th percentile, and a twentieth above it for what a few hundred films have not shown. The perturbed films stand
+    for other sites: a limit from clean films alone would call another scanner's exposure another kind of picture.
     """
     return float(np.quantile(novelty, 0.99)) * 1.05
 
