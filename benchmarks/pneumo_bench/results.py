@@ -96,7 +96,7 @@ def summarise(results: Path, first: Sequence[str] = ()) -> None:
     seeds = {names[0]: _over_seeds(names, runs) for names in recipes.values() if len(names) > 1}
     bench = sorted(f"{folder}/{path.name}" for folder in (BENCH, SITES) for path in (results / folder).glob("*.md"))
     write_json(results / "results.json", {"runs": runs, "seeds": seeds, "bench": bench})
-    write_text(results / "results.md", _markdown(runs, seeds, bench))
+    write_text(results / "results.md", _markdown(results, runs, seeds, bench))
 
 
 def _in_short(measures: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -130,12 +130,16 @@ def _over_seeds(names: Sequence[str], runs: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _markdown(runs: Mapping[str, Any], seeds: Mapping[str, Any], bench: Sequence[str]) -> str:
+def _markdown(results: Path, runs: Mapping[str, Any], seeds: Mapping[str, Any], bench: Sequence[str]) -> str:
+    made_by, page = 'make results RUNS="..." DATA=...', "../benchmarks.md"
+    if results.parent.name == "results":
+        # Runs of a recipe that was given up stand in a folder of their own: docs/results/NAME.
+        made_by, page = f"python -m pneumo_bench.results docs/results/{results.name} RUN...", "../../benchmarks.md"
     columns = ("AUC", "accuracy", "sensitivity", "specificity", "ECE")
     lines = [
         "# Results",
         "",
-        'Made by `make results RUNS="..." DATA=...`; [what each figure means](../benchmarks.md). Keras models at the '
+        f"Made by `{made_by}`; [what each figure means]({page}). Keras models at the "
         "operating point `balanced`; in brackets the 95 % interval, bootstrapped by patient. Epoch, threshold and "
         "calibration were chosen on the validation films, which flatters these; the test films decided nothing.",
         "",
@@ -155,7 +159,7 @@ def _markdown(runs: Mapping[str, Any], seeds: Mapping[str, Any], bench: Sequence
                 lines.append(
                     row(("", "", f"{m['n']} {_split(split)}: {site}", *(short_text(m[key]) for key in MEASURES)))
                 )
-    lines += _pointing(runs)
+    lines += _pointing(runs, page)
     if seeds:
         lines += ["", "Runs that differ by their seed alone, mean ± standard deviation:", ""]
         lines += _heading("runs", "films", *columns)
@@ -170,8 +174,8 @@ def _markdown(runs: Mapping[str, Any], seeds: Mapping[str, Any], bench: Sequence
     return "\n".join([*lines, "", NOT_A_DIAGNOSIS, ""])
 
 
-def _pointing(runs: Mapping[str, Any]) -> list[str]:
-    """Returns the lines of the table of heatmaps against boxes; none where no run had any."""
+def _pointing(runs: Mapping[str, Any], page: str) -> list[str]:
+    """Returns the lines of the table of heatmaps against boxes, with a link to a page; none where no run had any."""
     lines = []
     for name, run in runs.items():
         for split in SPLITS:
@@ -188,7 +192,7 @@ def _pointing(runs: Mapping[str, Any]) -> list[str]:
     heading = [row(columns), row((*["---"] * 2, *["---:"] * len(POINTING)))]
     return [
         "",
-        "Heatmaps against the boxes of radiologists ([what is measured](../benchmarks.md#heatmaps)):",
+        f"Heatmaps against the boxes of radiologists ([what is measured]({page}#heatmaps)):",
         "",
         *heading,
         *lines,

@@ -685,6 +685,15 @@ def test_what_is_collected_names_no_folder_and_holds_no_film(finished: Path, tmp
     assert "(bench/latency.md)" in markdown
 
 
+def test_results_of_an_earlier_recipe_stand_apart_and_link_to_the_same_page(finished: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs" / "results"
+    for folder, up in ((docs, "../"), (docs / "earlier", "../../")):
+        results.main([str(folder), str(finished)])
+        markdown = (folder / "results.md").read_text(encoding="utf-8")
+        assert f"]({up}benchmarks.md)" in markdown
+    assert "Made by `python -m pneumo_bench.results docs/results/earlier RUN...`" in markdown
+
+
 def test_runs_of_one_recipe_are_averaged_and_those_of_before_stay(finished: Path, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     results.main([str(docs), str(finished)])

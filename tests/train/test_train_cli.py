@@ -316,7 +316,7 @@ def test_a_student_of_another_size_learns_from_what_its_teachers_say(
     environment: dict[str, str], data: Path, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     student = tmp_path / "student"
-    arguments = (*settings(data, student), "--teacher", finished[0], "--balance", "sampling", "--size", 32)
+    arguments = (*settings(data, student), "--teacher", finished[0], "--balance", "sampling", "--size", 96)
     done = command(environment, *arguments)
     assert done.returncode == 0, done.stderr
     config = json.loads((student / "config.json").read_text())

@@ -113,17 +113,18 @@ def fit(
     batches = Batches(
         data, batch_size=settings.batch_size, seed=settings.seed, balance=settings.balance, teachers=teachers
     )
-    compiled_for = (0, 0.0)
+    compiled_for: tuple[int, float | None] | None = None
     while len(history) < settings.epochs and not _exhausted(history, settings.patience):
         epoch, start = len(history), time.monotonic()
-        side, map_weight = sizes[epoch], MAP_WEIGHTS[epoch >= settings.epochs // 2]
+        side = sizes[epoch]
+        map_weight = None if taught is model else MAP_WEIGHTS[epoch >= settings.epochs // 2]
         if (side, map_weight) != compiled_for:
             # One optimiser for both: their weights that learn are the same, and the whole model is checkpointed.
-            # Compiled for each size, since a graph for any size is slower.
+            # Compiled for each size, since a graph for any size is slower, and for each weight, which is part of it.
             _compile_learner(learner, model.optimizer, map_weight)
             compiled_for = (side, map_weight)
         _seed_dropout(model, settings.seed, epoch)
-        map_side = None if taught is model else _map_side(model, side)
+        map_side = None if map_weight is None else _map_side(model, side)
         with progress(f"epoch {epoch + 1} of {settings.epochs}", batches.steps) as show:
             found = learner.fit(
                 batches.of_epoch(epoch, side, map_side),
@@ -265,8 +266,9 @@ def _with_map(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, outputs, name=model.name)
 
 
-def _compile_learner(learner: keras.Model, optimizer: keras.optimizers.Optimizer, map_weight: float) -> None:
-    if isinstance(learner.output, dict):
+def _compile_learner(learner: keras.Model, optimizer: keras.optimizers.Optimizer, map_weight: float | None) -> None:
+    """Compiles what learns; `map_weight` is that of its map of local evidence, None where no box teaches it."""
+    if map_weight is not None:
         losses = {name: _loss() for name in learner.output}
         weights = {"logit": 1.0, LOCAL_LOGIT: map_weight}
         learner.compile(optimizer, losses, loss_weights=weights, metrics={"logit": [accuracy]})
