@@ -99,7 +99,6 @@ def export_run(
     _ = run.model_path
     load_keras()
     from pneumo_export.graph import quantisable_blocks
-    from pneumo_train.explain import explained
     from pneumo_train.inference import outputs_of
 
     say("reading the films")
@@ -114,9 +113,9 @@ def export_run(
         say(f"warning: only {len(chosen)} training films, half of each class, set the int8 ranges")
 
     say("building the graph")
-    reference, model = _build(run, train)
+    model = _build(run, train)
     perturbed = perturb_all(validation.pixels, validation.paths)
-    answers = outputs_of(explained(reference), np.concatenate([validation.pixels, perturbed]), "judging Keras")
+    answers = outputs_of(run.explained_model, np.concatenate([validation.pixels, perturbed]), "judging Keras")
     gate = Gate(
         validation,
         perturbed,
@@ -175,8 +174,8 @@ def _describe_data(run: Run) -> str:
     return f"{name}, films of {width} x {height} pixels in the median"
 
 
-def _build(run: Run, train: Films) -> tuple[Any, Any]:
-    """Returns the Keras model as trained, and the same as it will run on devices."""
+def _build(run: Run, train: Films) -> Any:
+    """Returns the Keras model as it will run on devices."""
     from pneumo_export.graph import deployed, feature_model, fit_novelty, fold
     from pneumo_train.inference import outputs_of
 
@@ -194,7 +193,7 @@ def _build(run: Run, train: Films) -> tuple[Any, Any]:
         # Another scanner's exposure is no other kind of picture: perturbed films belong to what is known.
         films = np.concatenate([films, perturb_all(films, [train.paths[i] for i in some])])
         novelty.append(fit_novelty(outputs_of(features, films, "running Keras")["features"]))
-    return reference, deployed(plain, config.backbone, novelty)
+    return deployed(plain, config.backbone, novelty)
 
 
 def _kinds(sites: Sequence[str]) -> list[npt.NDArray[np.int64]]:

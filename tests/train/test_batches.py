@@ -272,13 +272,21 @@ def test_boxes_teach_only_where_a_training_film_has_one(module: Any, boxed: FitD
 # --------------------------------------------------------------------------------------------------------- teachers
 
 
-def test_logits_do_not_depend_on_batches() -> None:
+def test_logits_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     from pneumo_train import inference
 
     model = net()
+    answer, sizes = model.predict_on_batch, []
+
+    def recorded(films: npt.NDArray[np.float32]) -> Any:
+        sizes.append(len(films))
+        return answer(films)
+
+    monkeypatch.setattr(model, "predict_on_batch", recorded)
     pixels = np.random.default_rng(1).integers(0, 256, (inference.PREDICT_BATCH + 3, SIZE, SIZE)).astype(np.uint8)
-    expected = model.predict_on_batch(pixels[..., None].astype(np.float32))[:, 0]
+    expected = answer(pixels[..., None].astype(np.float32))[:, 0]
     assert inference.logits(model, pixels) == pytest.approx(expected, abs=1e-5)
+    assert sizes == [inference.PREDICT_BATCH] * 2  # none that is traced for itself
 
 
 def test_targets_are_what_the_teachers_say_of_the_same_view(module: Any, data: FitData) -> None:

@@ -6,6 +6,7 @@ threads add can differ, 1e-7 in nine steps of 69 weights. What is asserted of le
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import subprocess
@@ -74,6 +75,23 @@ def data(fit: Any) -> FitData:
 def settings(fit: Any) -> FitSettings:
     made: FitSettings = fit.FitSettings(epochs=3, batch_size=8, learning_rate=0.05, seed=5, patience=99)
     return made
+
+
+@pytest.fixture
+def traced(fit: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Grows with each call of the measure of a step: is it in a graph that TensorFlow traces?"""
+    calls: list[bool] = []
+    accuracy = fit.accuracy
+
+    @functools.wraps(accuracy)
+    def recorded(target: Any, logit: Any) -> Any:
+        import tensorflow as tf
+
+        calls.append(tf.inside_function())
+        return accuracy(target, logit)
+
+    monkeypatch.setattr(fit, "accuracy", recorded)
+    return calls
 
 
 def build(norm: bool = False) -> keras.Model:
@@ -179,9 +197,12 @@ def whole(fit: Any, data: FitData, tmp_path_factory: pytest.TempPathFactory) -> 
 # ------------------------------------------------------------------------------------------------------- learning
 
 
-def test_an_easy_problem_is_learned(fit: Any, data: FitData, settings: FitSettings, tmp_path: Path) -> None:
+def test_an_easy_problem_is_learned(
+    fit: Any, data: FitData, settings: FitSettings, tmp_path: Path, traced: list[bool]
+) -> None:
     settings = replace(settings, epochs=12)
     history = fit.fit(tmp_path, settings, data, build, resume=False)
+    assert sum(traced) == 1
     assert [record["epoch"] for record in history] == list(range(1, 13))
     losses = [record["loss"] for record in history]
     assert np.mean(losses[-4:]) < 0.93 * np.mean(losses[:4])
@@ -389,7 +410,13 @@ def pointing(maps: npt.NDArray[np.float64], data: FitData) -> float:
 @pytest.mark.usefixtures("tiny_backbone")
 @pytest.mark.parametrize("frozen", [False, True], ids=["all layers learn", "the first layer is frozen"])
 def test_boxes_teach_the_map(
-    fit: Any, boxed: FitData, settings: FitSettings, tmp_path: Path, frozen: bool, monkeypatch: pytest.MonkeyPatch
+    fit: Any,
+    boxed: FitData,
+    settings: FitSettings,
+    tmp_path: Path,
+    frozen: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    traced: list[bool],
 ) -> None:
     from pneumo_train import batches
 
@@ -414,6 +441,7 @@ def test_boxes_teach_the_map(
     history = fit.fit(tmp_path, settings, boxed, lambda: local(frozen), resume=False)
     assert set(sides) == {(96, 6), (128, 8)}  # small films first, and a map that is as small
     assert tuple(weights) == fit.MAP_WEIGHTS
+    assert sum(traced) == 2  # once for each weight
     assert history[-1]["map_loss"] < 0.7 * history[0]["map_loss"]
     assert pointing(maps_of(tmp_path, boxed.films), boxed) > 0.85
     rows = (tmp_path / "history.csv").read_text().splitlines()

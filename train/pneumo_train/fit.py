@@ -113,6 +113,7 @@ def fit(
     batches = Batches(
         data, batch_size=settings.batch_size, seed=settings.seed, balance=settings.balance, teachers=teachers
     )
+    kept = _to_keep(model)
     compiled_for: tuple[int, float | None] | None = None
     while len(history) < settings.epochs and not _exhausted(history, settings.patience):
         epoch, start = len(history), time.monotonic()
@@ -152,8 +153,9 @@ def fit(
             }
             history.append(record)
             if _best_epoch(history) == epoch + 1:
+                kept.set_weights(model.get_weights())
                 with replacing_file(checkpoint / _best_name(history)) as temporary:
-                    _to_keep(model).save(temporary)
+                    kept.save(temporary)
         _write_checkpoint(checkpoint, model, history)
         write_rows(run / "history.csv", HISTORY, history)
         left = (settings.epochs - epoch - 1) * (time.monotonic() - start)
@@ -163,8 +165,8 @@ def fit(
             f"{record['films_per_second']:.1f} films/s, about {left / 60:.0f} min left"
         )
     write_rows(run / "history.csv", HISTORY, history)
-    with replacing_file(run / "model.keras") as kept:
-        shutil.copyfile(checkpoint / _best_name(history), kept)
+    with replacing_file(run / "model.keras") as temporary:
+        shutil.copyfile(checkpoint / _best_name(history), temporary)
     return history
 
 
@@ -197,7 +199,8 @@ def _write_checkpoint(checkpoint: Path, model: keras.Model, history: list[dict[s
 
 
 def _to_keep(model: keras.Model) -> keras.Model:
-    """Returns the model uncompiled, since what is kept needs no optimiser, and in float32, since it must not round."""
+    """Returns a copy without its weights: uncompiled, since what is kept needs no optimiser, and in float32, since it
+    must not round."""
     uncompiled = keras.Model(model.input, model.output, name=model.name)
 
     def in_float32(layer: keras.layers.Layer | keras.Operation) -> keras.layers.Layer | keras.Operation:
@@ -205,9 +208,7 @@ def _to_keep(model: keras.Model) -> keras.Model:
         precision = {"dtype": "float32"} if isinstance(layer, keras.layers.Layer) else {}
         return layer.__class__.from_config(layer.get_config() | precision)
 
-    copy = keras.models.clone_model(uncompiled, clone_function=in_float32)
-    copy.set_weights(model.get_weights())
-    return copy
+    return keras.models.clone_model(uncompiled, clone_function=in_float32)
 
 
 def _state_name(history: list[dict[str, Any]]) -> str:
@@ -267,13 +268,23 @@ def _with_map(model: keras.Model) -> keras.Model:
 
 
 def _compile_learner(learner: keras.Model, optimizer: keras.optimizers.Optimizer, map_weight: float | None) -> None:
-    """Compiles what learns; `map_weight` is that of its map of local evidence, None where no box teaches it."""
+    """Compiles what learns; `map_weight` is that of its map of local evidence, None where no box teaches it.
+
+    The variables of optimiser, losses and measures are made here. Keras would make them in the first step, and
+    TensorFlow traces a step that has made variables a second time, which takes many seconds for a real network.
+    """
     if map_weight is not None:
         losses = {name: _loss() for name in learner.output}
         weights = {"logit": 1.0, LOCAL_LOGIT: map_weight}
         learner.compile(optimizer, losses, loss_weights=weights, metrics={"logit": [accuracy]})
     else:
         learner.compile(optimizer, _loss(), metrics=[accuracy])
+    optimizer.build(learner.trainable_variables)
+    nothing = keras.tree.map_structure(
+        lambda output: keras.ops.zeros([size or 1 for size in output.shape]), learner.output
+    )
+    learner.compute_loss(y=nothing, y_pred=nothing)
+    learner.compute_metrics(None, nothing, nothing)
 
 
 def _loss() -> keras.losses.Loss:

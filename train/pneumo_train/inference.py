@@ -28,11 +28,14 @@ def outputs_of(model: keras.Model, films: Pixels, what: str | None = None) -> di
     parts: dict[str, list[Floats]] = defaultdict(list)
     with progress(what, len(films)) if what else nullcontext(lambda _: None) as show:
         for start in range(0, len(films), PREDICT_BATCH):
-            batch = films[start : start + PREDICT_BATCH]
+            # The last batch is as large as the others, with films that were answered before: for one of another size
+            # Keras would trace the network once more, which takes longer than to answer them.
+            first = max(0, min(start, len(films) - PREDICT_BATCH))
+            batch = films[first : first + PREDICT_BATCH]
             found = model.predict_on_batch(batch[..., np.newaxis].astype(np.float32))
             for name, value in (found if isinstance(found, dict) else {"logit": found}).items():
-                parts[name].append(np.asarray(value, np.float32))
-            show(start + len(batch))
+                parts[name].append(np.asarray(value, np.float32)[start - first :])
+            show(first + len(batch))
     return {name: np.concatenate(part) for name, part in parts.items()}
 
 

@@ -48,7 +48,6 @@ def write_report(run: Run) -> None:
     Raises:
         RunError: The run is not finished, or its films are gone.
     """
-    from pneumo_train.explain import explained
     from pneumo_train.inference import outputs_of
 
     folder, metrics = run.folder, run.metrics
@@ -61,7 +60,7 @@ def write_report(run: Run) -> None:
         write(folder / f"{figure.name}.png", encoded(side_by_side(drawn)))
         diagrams.append(_section(figure, drawn))
     validation = run.films.part(VALIDATION)
-    maps = outputs_of(explained(run.model), validation.pixels)["heatmap"]
+    maps = outputs_of(run.explained_model, validation.pixels)["heatmap"]
     threshold = metrics["operating_points"]["balanced"]["threshold"]
     region = (metrics[VALIDATION].get("pointing") or {}).get("region_threshold")
     gallery = Gallery(validation, parts[0], maps, threshold, region)

@@ -325,6 +325,17 @@ class Run:
         """
         return load_model(self.model_path)
 
+    @cached_property
+    def explained_model(self) -> keras.Model:
+        """The best model with its heatmap, from `pneumo_train.explain`.
+
+        Raises:
+            RunError: There is none yet, or its file cannot be read.
+        """
+        from pneumo_train.explain import explained
+
+        return explained(self.model)
+
     def _read_json(self, name: str) -> dict[str, Any]:
         if not self.folder.is_dir():
             raise RunError(f"{self.folder} is no folder: give the run that pneumo-train wrote")

@@ -237,7 +237,7 @@ def _measure_test(run: Run) -> None:
         raise RunError(
             f"{run.folder} was judged by an earlier pneumo: delete its metrics.json and judge it anew with --resume"
         )
-    scores, maps = _logits_and_maps(run.model, test.pixels)
+    scores, maps = _logits_and_maps(run, test.pixels)
     calibration = Calibration(**metrics["calibration"])
     thresholds = {name: point["threshold"] for name, point in metrics["operating_points"].items()}
     region = metrics["validation"]["pointing"]["region_threshold"]
@@ -335,9 +335,9 @@ def _train(run: Run, build: Callable[[], keras.Model], *, resume: bool) -> None:
 
 def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
     """Calibrates, chooses the operating points, and measures; writes predictions.csv and metrics.json."""
-    films, model = run.films, run.model
-    clean, maps = _logits_and_maps(model, validation.pixels)
-    disturbed, disturbed_maps = _logits_and_maps(model, perturbed)
+    films = run.films
+    clean, maps = _logits_and_maps(run, validation.pixels)
+    disturbed, disturbed_maps = _logits_and_maps(run, perturbed)
     labels = np.concatenate([validation.labels] * 2)
     pooled = np.concatenate([clean, disturbed])
     # Each site has the same say, however many films it has.
@@ -356,7 +356,7 @@ def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
     ]
     left_out, elsewhere = films.part(LEFT_OUT), None
     if left_out.files:
-        scores, left_out_maps = _logits_and_maps(model, left_out.pixels)
+        scores, left_out_maps = _logits_and_maps(run, left_out.pixels)
         rows += _prediction_rows(LEFT_OUT, left_out, scores, probabilities(scores, calibration))
         elsewhere = _judge(left_out, scores, left_out_maps, calibration, thresholds, region)
     probe = probe_sites(
@@ -364,7 +364,7 @@ def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
         validation.files,
         validation.labels,
         validation.patients,
-        lambda: _features(model, validation.pixels),
+        lambda: _features(run.model, validation.pixels),
     )
     measured = _judge(validation, clean, maps, calibration, thresholds, region)
     if (share := measured["pointing"]["one_place"]) is not None and share > ONE_PLACE:
@@ -393,12 +393,11 @@ def _evaluate(run: Run, validation: Films, perturbed: Pixels) -> None:
     )
 
 
-def _logits_and_maps(model: keras.Model, pixels: Pixels) -> tuple[Floats, Floats]:
+def _logits_and_maps(run: Run, pixels: Pixels) -> tuple[Floats, Floats]:
     """Returns logits (N,) and heatmaps (N, h, w) of films uint8 (N, S, S)."""
-    from pneumo_train.explain import explained
     from pneumo_train.inference import outputs_of
 
-    found = outputs_of(explained(model), pixels)
+    found = outputs_of(run.explained_model, pixels)
     return found["logit"][:, 0], found["heatmap"]
 
 
