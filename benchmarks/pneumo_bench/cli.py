@@ -304,6 +304,23 @@ def end_to_end(
 
 
 @app.command()
+def layers(
+    model: Models = None,
+    films: Annotated[int, typer.Option(min=1, help="How often a film is judged, one at a time.")] = 200,
+    output: Output = None,
+) -> None:
+    """Times the operations of every ONNX file: where the time for one film goes."""
+    from pneumo_bench.inputs import open_bundles
+    from pneumo_bench.layers import layers_table, profile_all
+    from pneumo_bench.output import make_folder
+
+    if output is not None:
+        make_folder(output)
+    record = profile_all(open_bundles(model or []), films=films)
+    _publish(output, "layers", record, [layers_table(record)])
+
+
+@app.command()
 def training(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with train/NORMAL and train/PNEUMONIA.")

@@ -828,8 +828,8 @@ def test_every_option_has_help() -> None:
     command = typer.main.get_command(app)
     commands = [command, *command.commands.values()]  # type: ignore[attr-defined]
     assert {c.name for c in commands[1:]} == {
-        "latency", "accuracy", "agreement", "end-to-end", "training", "serve", "http", "archive", "sites", "faithful",
-        "calibration", "web", "web-agreement",
+        "latency", "layers", "accuracy", "agreement", "end-to-end", "training", "serve", "http", "archive", "sites",
+        "faithful", "calibration", "web", "web-agreement",
     }  # fmt: skip
     for each in commands:
         assert all(getattr(parameter, "help", None) for parameter in each.params), each.name
