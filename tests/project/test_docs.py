@@ -280,7 +280,7 @@ def test_a_renamed_option_is_noticed() -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
     ("target", "count"),
-    [("demo", 5), ("results RUNS='runs/a runs/b' DATA=films BASELINE=x BASELINE_BARE=y", 6)],
+    [("demo", 5), ("results RUNS='runs/a runs/b' DATA=films BASELINE=x BASELINE_BARE=y", 7)],
 )
 def test_make_calls_commands_that_we_have(target: str, count: int) -> None:
     said = subprocess.run(
