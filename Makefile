@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 # Versions with which everything was green, as a newcomer and CI install them. `make test CONSTRAINTS=`: the newest.
 CONSTRAINTS ?= constraints.txt
-# Processes that share the tests, file by file: what the tests of a file have in common is made once. 0 for one alone.
-WORKERS ?= 2
+# Processes that share the tests, file by file: what the tests of a file have in common is made once. One more than cores,
+# of the usual two, since some tests wait for other programs. 0 for one alone.
+WORKERS ?= 3
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Bytecode is kept, also where the environment says otherwise: the tests start hundreds of processes.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
