@@ -85,7 +85,7 @@ results: $(VENV)/installed
 	@# What is timed comes first: from accuracy on, the machine may do something else as well.
 	$(BENCH) latency $(MODELS) --run $(FIRST) --queries 100 --rounds 3 \
 	    $(if $(BASELINE),--baseline $(BASELINE)) --output $(RESULTS)/bench
-	$(BENCH) layers --output $(RESULTS)/bench
+	$(BENCH) layers --model $(FIRST)/bundle --output $(RESULTS)/bench
 	$(BENCH) end-to-end $(MODELS) --rounds 10 $(if $(BASELINE_BARE),--baseline $(BASELINE_BARE)) --output $(RESULTS)/bench
 	$(BENCH) training --data $(DATA) --films $(TRAINING_FILMS) --output $(RESULTS)/bench
 	$(BENCH) accuracy $(MODELS) --data $(DATA) --latency $(RESULTS)/bench/latency.json --output $(RESULTS)/bench

@@ -50,7 +50,7 @@ def profile_all(bundles: Mapping[str, Bundle], *, films: int) -> dict[str, Any]:
         if Path(file).suffix == ".onnx"
     ]
     if not results:
-        raise UsageError("no model has an ONNX file to profile: give one that was exported with --format onnx")
+        raise UsageError("no model has an ONNX file to profile: give one that was exported with --formats onnx")
     return header("layers", describe_machine(), watch.finish()) | {"settings": {"films": films}, "results": results}
 
 
@@ -70,10 +70,10 @@ def _profile(model: bytes, size: int, films: int, name: str) -> dict[str, Any]:
         options.profile_file_prefix = str(Path(scratch) / "profile")
         try:
             session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            for _ in range(WARM_UP + films):
+                session.run(None, {"image": film})
         except Exception as error:
             raise BundleError(f"{name} is no model that ONNX Runtime accepts ({one_line(error)})") from error
-        for _ in range(WARM_UP + films):
-            session.run(None, {"image": film})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     timed: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
